@@ -1,0 +1,440 @@
+"""What the agent sees and does: the prompt, the actions, the trajectory record (ReAct, paper §2).
+
+A task runs in steps. In each the model is asked for an inner monologue, then for Python code, and gets to see what the code
+printed; `complete_task(report, answer)` in the code ends the task. The prompt only grows at its end, token by token, so a KV
+cache carries on, and a whole trajectory is trained on in one pass.
+
+Nothing here knows how a model computes or how it is trained.
+"""
+
+import fcntl
+import functools
+import json
+import os
+import re
+import select
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from zlib import crc32
+
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from tools.sandbox import World
+
+ROOT = Path(__file__).resolve().parent
+
+# The fixed wording of the prompt. A model trained on it (the starter) has it in its vocabulary: changing it means training again.
+PROTOCOL = """You solve a task step by step. In each step you reason, then write Python code that calls tools; what it prints comes
+back as an observation, and its variables last. Call complete_task(report, answer) in your code when you have the answer."""
+THINK = ": reason about what to do next, in <inner_monologue> and </inner_monologue>."
+CODE = ": write the Python code that does it, in <python> and </python>."
+TAGS = ("hints", "task_description", "hint", "inner_monologue", "python", "observation")
+RESPONSES = (("monologue", "inner_monologue", THINK), ("code", "python", CODE))     # of each step, in this order
+
+_TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAGS)})>)")
+_SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
+
+
+class Chat:
+    """A model's tokenizer and chat template: messages → token ids.
+
+    Text that comes from outside (questions, hints, observations) is encoded apart from the template's own, as plain text:
+    neither a control token nor one of our tags in it has any power."""
+
+    def __init__(self, path):
+        """`path`: a directory with tokenizer.json and tokenizer_config.json. Raises ValueError, naming the file."""
+        path = Path(path)
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            if not (path / name).exists():
+                raise ValueError(f"{path / name}: no such file; a model directory needs its tokenizer and chat template")
+        self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        config = json.loads((path / "tokenizer_config.json").read_text())
+        template = config.get("chat_template")
+        if (path / "chat_template.jinja").exists():
+            template = (path / "chat_template.jinja").read_text()
+        if isinstance(template, list):                                    # several, by name
+            template = {t["name"]: t["template"] for t in template}.get("default")
+        if not template:
+            raise ValueError(f"{path / 'tokenizer_config.json'}: no chat_template; use an instruction-tuned model's tokenizer")
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
+        environment.globals["raise_exception"] = _template_error
+        environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False)
+        self.template = environment.from_string(template)
+        self.names = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
+        self.encode_template = functools.lru_cache(4096)(self._encode_template)
+        self.encode_text = functools.lru_cache(4096)(self._encode_text)
+
+    def _encode_template(self, text):
+        self.tokenizer.encode_special_tokens = False
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
+
+    def _encode_text(self, text):
+        self.tokenizer.encode_special_tokens = True
+        return self.tokenizer.encode(_TAG.sub("&lt;", text), add_special_tokens=False).ids
+
+    def decode(self, ids):
+        return self.tokenizer.decode(ids, skip_special_tokens=False)
+
+    def closes(self, tag):
+        """A function of the ids sampled so far: has the tag been closed, or the turn been ended?"""
+        closing, end = f"</{tag}>", self.tokenizer.token_to_id(self.names.get("eos_token", ""))
+        one = self.tokenizer.token_to_id(closing)
+        if one is not None:
+            return lambda ids: ids[-1] in (one, end)
+        return lambda ids: ids[-1] == end or closing in self.decode(ids[-2 * len(closing):])
+
+    def encode(self, messages, slots, open_with=None):
+        """messages: [{"role", "content"}], with slot marks for `slots` (text, or a list of ids) → ids and each slot's (start, end).
+
+        With `open_with` the assistant's next response is started with that text."""
+        text = self.template.render(messages=messages, add_generation_prompt=open_with is not None, **self.names)
+        ids, spans = [], {}
+        for i, part in enumerate(_SLOT.split(text + (open_with or ""))):
+            if i % 2:
+                slot = slots[int(part)]
+                start = len(ids)
+                ids += self.encode_text(slot) if isinstance(slot, str) else slot
+                spans[int(part)] = (start, len(ids))
+            elif part:
+                ids += self.encode_template(part)
+        return ids, spans
+
+    def prompt(self, question, hints, steps, ask=None):
+        """What the model sees of a trajectory (DESIGN: the task, the hints, then step by step monologue, code, observation).
+
+        hints: texts of the sections. steps: as in the record; of the last one the fields up to the one asked for. ask:
+        "monologue" or "code" of the last step, or None for the whole of a finished trajectory.
+        → ids, and without `ask` {(step, "monologue" | "code"): (start, end)}, where in ids the sampled tokens are."""
+        slots, sampled = [], {}
+
+        def slot(content):
+            slots.append(content)
+            return f"\ue000{len(slots) - 1}\ue001"
+
+        content = PROTOCOL + "\n\n"
+        if hints:
+            content += f"<hints>\n{slot(chr(10).join(hints))}\n</hints>\n"
+        content += f"<task_description>\n{slot(question)}\n</task_description>\n"
+        messages = []
+        for n, step in enumerate(steps):
+            if step.get("hint"):
+                content += f"<hint>\n{slot(step['hint']['text'])}\n</hint>\n"
+            for name, tag, request in RESPONSES:
+                messages.append({"role": "user", "content": f"{content}Step {n + 1}{request}"})
+                if ask == name and n == len(steps) - 1:
+                    return self.encode(messages, slots, f"<{tag}>\n")[0], {}
+                mark = slot(step["token_ids"][name])
+                sampled[n, name] = len(slots) - 1
+                messages.append({"role": "assistant", "content": f"<{tag}>\n{mark}"})
+                content = ""
+            content = f"<observation>\n{slot(step['observation'])}\n</observation>\n"
+        ids, spans = self.encode(messages, slots)
+        return ids, {key: spans[index] for key, index in sampled.items()}
+
+
+def _template_error(message):
+    raise ValueError(f"the model's chat template: {message}")
+
+
+# ---------------------------------------------------------------------------------------------------- the agent
+
+UNPLAYED = {"report": "", "answer": "", "success": False, "stop": ""}
+NOTHING_USED = {"input_tokens": 0, "output_tokens": 0, "seconds": 0.0}
+
+
+@dataclass
+class Generate:
+    """What an agent yields to get text: `prompt` ids to go on from until `tag` is closed. It receives (ids, "stop" | "length")."""
+    prompt: list[int]
+    tag: str
+    seed: str
+
+
+@dataclass
+class Execute:
+    """What an agent yields to have `code` run. It receives the sandbox's Observation."""
+    code: str
+
+
+def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
+    """The agent: a generator that carries `trajectory` (a record, changed in place) on to its end, or with `only_next` by one step.
+
+    It yields Generate and Execute requests and receives their results, so that one loop can serve many agents at a time.
+    Steps that are there already are executed again first, which rebuilds the interpreter's variables."""
+    usage, steps = trajectory["usage"], trajectory["steps"]
+    for step in steps:
+        if step["observation"] is None:                               # a state to go on from: its next step is open
+            break
+        yield Execute(step["code"])
+    begin = next((n for n, step in enumerate(steps) if step["observation"] is None), len(steps))
+    for n in range(begin, max_steps):
+        if n == len(steps):
+            steps.append({"monologue": "", "code": "", "observation": None, "hint": None, "token_ids": {}})
+        step = steps[n]
+        for i, (name, tag, _) in enumerate(RESPONSES):
+            prompt, _ = chat.prompt(trajectory["task"]["question"], [h["text"] for h in trajectory["hints"]], steps, ask=name)
+            ids, end = yield Generate(prompt, tag, seed=f"{trajectory['seed']}/{n}/{i}")
+            usage["input_tokens"] += len(prompt)
+            usage["output_tokens"] += len(ids)
+            text, closed, _ = chat.decode(ids).partition(f"</{tag}>")
+            step["token_ids"][name] = list(ids)
+            step[name] = plain_code(text) if name == "code" else text.strip()
+            if not closed:
+                step["observation"] = ""
+                trajectory["stop"] = "length" if end == "length" else "invalid"
+                return
+        observation = yield Execute(step["code"])
+        step["observation"] = observation.text
+        if observation.completed is not None:
+            trajectory["report"], trajectory["answer"] = observation.completed
+            trajectory["success"] = is_right(trajectory["answer"], trajectory["task"]["answer"])
+            trajectory["stop"] = "complete"
+            return
+        if only_next:
+            return
+    trajectory["stop"] = "max_steps"
+
+
+def plain_code(text):
+    """The code of a response, without the fence that some models put around it."""
+    text = text.strip("\n")
+    if text.strip().startswith("```"):
+        text = re.sub(r"^\s*```(?:python)?\n?|\n?```\s*$", "", text)
+    return text
+
+
+def is_right(answer, expected):
+    """Exact string match (paper §5.1); `expected` may list several right answers."""
+    return answer in ([expected] if isinstance(expected, str) else expected)
+
+
+def serve(trajectories, agent, chat, sampler, request, world, batch):
+    """Plays many agents at a time: yields each trajectory when it has ended.
+
+    trajectories: records to play; agent(trajectory) → its generator (see `play`); request(key, prompt, stop=…, seed=…) → what the
+    sampler takes; batch: agents at a time. Code runs in the sandbox's processes while the model goes on with the others."""
+    active, running = {}, {}                                          # id → (trajectory, generator, box); box with code in it → id
+    trajectories = iter(trajectories)
+
+    def advance(key, result):
+        """Hands an agent its result → [the trajectory] if that ended it."""
+        trajectory, generator, box = active[key]
+        try:
+            wish = generator.send(result)
+        except StopIteration:
+            box.close()
+            del active[key]
+            return [trajectory]
+        if isinstance(wish, Generate):
+            sampler.add(request(key, wish.prompt, stop=chat.closes(wish.tag), seed=wish.seed))
+        else:
+            box.send(wish.code)
+            running[box] = key
+        return []
+
+    clock, more = time.perf_counter(), True
+    while active or more:
+        ended = []
+        while more and len(active) < batch:
+            trajectory = next(trajectories, None)
+            if more := trajectory is not None:
+                active[trajectory["id"]] = trajectory, agent(trajectory), world.start()
+                ended += advance(trajectory["id"], None)
+        for request_ in sampler.step():
+            ended += advance(request_.key, (request_.new_ids, request_.ended))
+        if running:
+            for box in select.select(running, [], [], 1.0 if sampler.idle and not ended else 0.0)[0]:
+                ended += advance(running.pop(box), box.receive())
+        now = time.perf_counter()
+        playing = [t for t, _, _ in active.values()] + ended
+        for trajectory in playing:                                    # those who play at the same time share the seconds
+            trajectory["usage"]["seconds"] += (now - clock) / len(playing)
+        clock = now
+        yield from ended
+
+
+def trials(tasks, args):
+    """The empty trajectories of all tasks and trials, in order, with the hints that --hints and --kinds choose."""
+    sections = load_hints(args.hint_dir) if args.hints != "none" else []
+    for task in tasks:
+        hints = hints_for(task, sections, args.hints, args.kinds)
+        for trial in range(args.trials):
+            key = f"{task['id']}#{trial}"
+            yield {"id": key, "task": task, "model": args.model, "adapters": args.adapter, "seed": crc32(f"{args.seed}/{key}".encode()),
+                   "hints": hints, "steps": [], **UNPLAYED, "usage": dict(NOTHING_USED)}
+
+
+def play_all(trajectories, total, args, output, chat, sampler, request, only_next=False):
+    """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar."""
+    agent = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
+    todo = (t for t in trajectories if t["id"] not in output.done)
+    successes = 0
+    with World(args.tools, args.data) as world, tqdm(total=total, initial=len(output.done), unit="trajectory") as progress:
+        if world.missing:
+            print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
+        for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
+            output.write(trajectory)
+            successes += trajectory["success"]
+            progress.update()
+            progress.set_postfix(success=f"{successes / (progress.n - progress.initial):.0%}")
+
+
+def add_arguments(parser):
+    """The options that collect.py and evaluate.py share."""
+    add = parser.add_argument
+    add("--model", help="directory or hub id in Hugging Face format")
+    add("--adapter", action="append", default=[], metavar="DIR", help="repeats, in order")
+    add("--tasks", metavar="FILE", help="JSONL of tasks")
+    add("--hints", choices=("none", "task", "combined"), default="none", help="which hints stand in the prompt")
+    add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
+    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
+    add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")
+    add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
+    add("--trials", type=int, default=3, help="times each task is played")
+    add("--temperature", type=float, default=0.7, help="0 is greedy")
+    add("--top-p", type=float, default=1.0)
+    add("--seed", type=int, default=0)
+    add("--max-steps", type=int, default=8)
+    add("--max-new-tokens", type=int, default=512, help="of one monologue, or of one step's code")
+    add("--max-length", type=int, default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
+    add("--batch", type=int, default=32, help="agents at a time")
+    add("--out", metavar="FILE")
+
+
+# ---------------------------------------------------------------------------------------------------- hints
+
+SECTION = re.compile(r"^## (tools|practice|example): *(.+)$", re.M)
+
+
+def load_hints(directory):
+    """Round 1's hints, <directory>/<group>.md and common.md → sections [{"name", "kind", "text", "group", "templates"}].
+
+    A section starts at `## <kind>: <title>`; `for: a, b` as its first line names the templates it is for (None: all of the group's)."""
+    files = sorted(Path(directory).glob("*.md"))
+    if not files:
+        raise ValueError(f"{directory}: no *.md file with hints there; name the folder with --hint-dir")
+    sections = []
+    for file in files:
+        text = file.read_text()
+        heads = list(SECTION.finditer(text))
+        before = text[:heads[0].start() if heads else None]
+        if before.strip():
+            line = before[:len(before) - len(before.lstrip())].count("\n") + 1
+            raise ValueError(f"{file}, line {line}: text outside a section; start one with '## tools: …', '## practice: …' or '## example: …'")
+        for head, after in zip(heads, [*heads[1:], None]):
+            body = text[head.end():after.start() if after else None].strip()
+            templates = None
+            if body.startswith("for:"):
+                first, _, body = body.partition("\n")
+                templates = [t.strip() for t in first[4:].split(",")]
+            sections.append({"name": f"{file.stem}/{head[2].strip()}", "kind": head[1], "text": f"{head[0].strip()}\n{body}",
+                             "group": file.stem, "templates": templates})
+    return sections
+
+
+def hints_for(task, sections, which, kinds=None):
+    """The sections in a task's prompt, as the record keeps them. which: "none", "task" (those for its type of task: common.md's and its
+    group's, without those for other templates) or "combined" (all of every group); `kinds` keeps only these."""
+    if which == "none":
+        return []
+    chosen = [s for s in sections if which == "combined" or s["group"] in ("common", task["group"])
+              and (s["templates"] is None or task["template"] in s["templates"])]
+    return [{k: s[k] for k in ("name", "kind", "text")} for s in chosen if not kinds or s["kind"] in kinds]
+
+
+# ---------------------------------------------------------------------------------------------------- files
+
+TASK_FIELDS = {"id": str, "group": str, "template": str, "question": str, "answer": (str, list)}
+TRAJECTORY_FIELDS = {"id": str, "task": dict, "seed": int, "hints": list, "steps": list, "answer": str, "success": bool, "stop": str, "usage": dict}
+
+
+def read_records(file, fields):
+    """The lines of a JSONL file as dicts. Raises ValueError naming file, line and field of what is wrong; ids must be unique."""
+    if not Path(file).exists():
+        raise ValueError(f"{file}: no such file")
+    records, ids = [], {}
+    with open(file, encoding="utf-8") as lines:
+        for n, line in enumerate(lines, 1):
+            if not line.strip():
+                continue
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+            if not isinstance(record, dict):
+                raise ValueError(f"{file}, line {n}: not an object but {type(record).__name__}")
+            for name, kind in fields.items():
+                if not isinstance(record.get(name), kind):
+                    expected = "or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+                    raise ValueError(f"{file}, line {n}, field {name!r}: {'missing' if name not in record else 'not a ' + expected}")
+            if record["id"] in ids:
+                raise ValueError(f"{file}, line {n}, field 'id': {record['id']!r} is on line {ids[record['id']]} already")
+            ids[record["id"]] = n
+            records.append(record)
+    if not records:
+        raise ValueError(f"{file}: empty; it should hold one JSON object a line")
+    return records
+
+
+def read_tasks(file):
+    """A file of tasks; see DESIGN for the fields."""
+    return read_records(file, TASK_FIELDS)
+
+
+def read_trajectories(file):
+    """A file of trajectories, flagged states or corrected actions."""
+    return read_records(file, TRAJECTORY_FIELDS)
+
+
+class Output:
+    """A JSONL file that a stage appends to, one whole line a finished unit. Opened again with the same arguments it goes on:
+    `done` holds the ids that are there; a half-written last line is dropped. Beside it, <file>.args holds the arguments.
+
+    Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
+
+    def __init__(self, file, arguments):
+        self.path = Path(file)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.path, "a+b")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
+        self.file.seek(0)
+        content = self.file.read()
+        note, arguments = self.path.with_name(self.path.name + ".args"), {k: v for k, v in sorted(arguments.items())}
+        made_with = json.loads(note.read_text()) if content and note.exists() else None
+        if content and made_with != json.loads(json.dumps(arguments, default=str)):
+            changed = [k for k in arguments if (made_with or {}).get(k) != json.loads(json.dumps(arguments[k], default=str))] if made_with else ["?"]
+            raise ValueError(f"{file}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
+        note.write_text(json.dumps(arguments, default=str))
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            self.file.truncate(end)
+        self.done = {json.loads(line)["id"] for line in content[:end].splitlines() if line.strip()}
+
+    def write(self, record):
+        self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self.file.flush()
+        self.done.add(record["id"])
+
+
+def run_stage(main):
+    """Calls a stage's main: bad input ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        if isinstance(error, UnicodeError) or not str(error) or __debug__ and os.environ.get("DEBUG"):
+            raise
+        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {error}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("\nstopped; what is finished is in the output file, the same command goes on from there", 130))
+
+
+def _fail(message, status):
+    print(message, file=sys.stderr)
+    return status

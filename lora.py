@@ -1,0 +1,306 @@
+"""Low-rank adapters on a Llama, in PEFT's format: add one, stack several, save, load, export.
+
+    python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked      one exact PEFT adapter of several
+    python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
+
+Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whatever its precision; adapters are float32. All loaded
+adapters are frozen and act as one, their ranks side by side; at most one more, the newest, is being trained.
+"""
+
+import argparse
+import json
+import math
+import re
+import shutil
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from model import local_folder, weight_files
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with frozen adapters (`frozen_A` (R, in), `frozen_B` (out, R), scales folded into B) and the newest one
+    (`lora_A` (r, in), `lora_B` (out, r)), either of which may be absent."""
+
+    def __init__(self, base):
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.weight, self.bias = base.weight, base.bias         # the same parameters, also where they are tied
+        self.weight.requires_grad_(False)
+        for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
+            self.register_parameter(name, None)
+        self.scale, self.dropout, self.use_newest, self.use_frozen = 1.0, 0.0, True, True
+        self.train(base.training)
+
+    def forward(self, x):
+        y = F.linear(x, self.weight, self.bias)
+        if self.frozen_A is not None and self.use_frozen:
+            y = y + F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B).to(y.dtype)
+        if self.lora_A is not None and self.use_newest:
+            z = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training and torch.is_grad_enabled())
+            y = y + (F.linear(F.linear(z, self.lora_A), self.lora_B) * self.scale).to(y.dtype)
+        return y
+
+    def freeze(self, A, B, scale):
+        """One more frozen adapter, A (r, in) and B (out, r)."""
+        A, B = A.detach().float(), B.detach().float() * scale
+        if self.frozen_A is not None:
+            A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
+        self.frozen_A = nn.Parameter(A.to(self.weight.device), requires_grad=False)
+        self.frozen_B = nn.Parameter(B.to(self.weight.device), requires_grad=False)
+
+
+def layers(model):
+    """{name: layer} of the layers that have adapters."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
+
+
+def adapted(model, name):
+    """The layer of that name, made a LoraLinear if it is none yet."""
+    layer = model.get_submodule(name)
+    if not isinstance(layer, LoraLinear):
+        layer = LoraLinear(layer)
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, layer)
+    return layer
+
+
+def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
+    """A new trainable adapter on top of those that are there, which are frozen from now on. It computes nothing until it is
+    trained: A is Kaiming-uniform, B is zero. The adapted layers are put into training mode; dropout acts where gradients are
+    computed as well, so a teacher's pass under no_grad has none. Returns the new adapter's parameters."""
+    unknown = set(targets) - set(TARGETS)
+    if unknown:
+        raise ValueError(f"adapter targets {', '.join(sorted(unknown))}: unknown; there are {', '.join(TARGETS)}")
+    model.requires_grad_(False)
+    for layer in layers(model).values():
+        if layer.lora_A is not None:
+            layer.freeze(layer.lora_A, layer.lora_B, layer.scale)
+            layer.lora_A = layer.lora_B = None
+    names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name.split(".")[-1] in targets]
+    for name in names:
+        layer = adapted(model, name)
+        A = torch.empty(rank, layer.in_features, dtype=torch.float32, device=layer.weight.device)
+        nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+        layer.lora_A = nn.Parameter(A)
+        layer.lora_B = nn.Parameter(A.new_zeros(layer.out_features, rank))
+        layer.scale, layer.dropout = alpha / rank, dropout
+        layer.train()
+    return trainable(model)
+
+
+def trainable(model):
+    """The newest adapter's parameters, in a fixed order."""
+    return [p for layer in layers(model).values() if layer.lora_A is not None for p in (layer.lora_A, layer.lora_B)]
+
+
+@contextmanager
+def adapters(model, frozen=True, newest=True):
+    """Which adapters act inside: `with adapters(model, newest=False):` is the teacher of the newest one."""
+    before = [(layer, layer.use_frozen, layer.use_newest) for layer in layers(model).values()]
+    try:
+        for layer, _, _ in before:
+            layer.use_frozen, layer.use_newest = frozen, newest
+        yield
+    finally:
+        for layer, layer.use_frozen, layer.use_newest in before:
+            pass
+
+
+# ---- PEFT's files --------------------------------------------------------------------------------------------------
+
+def save_adapter(model, path, base_model=""):
+    """Writes the newest adapter to the directory `path`. Whole files appear or none does."""
+    tensors, alpha, rank = {}, 0, 0
+    for name, layer in layers(model).items():
+        if layer.lora_A is not None:
+            tensors[name] = layer.lora_A.detach().cpu(), layer.lora_B.detach().cpu()
+            rank = len(layer.lora_A)
+            alpha, dropout = layer.scale * rank, layer.dropout
+    if not tensors:
+        raise ValueError(f"{path}: this model has no trainable adapter to save")
+    write_adapter(path, tensors, rank, alpha, dropout, base_model)
+
+
+def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
+    """tensors: {layer name: (A, B)}."""
+    path = Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "r": rank,
+              "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": dropout,
+              "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
+    flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
+            for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
+    save_file(flat, path / "adapter_model.safetensors.part", metadata={"format": "pt"})
+    (path / "adapter_model.safetensors.part").replace(path / "adapter_model.safetensors")
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+
+
+def hf_name(name):
+    return name if name == "lm_head" else f"model.{name}"
+
+
+def read_adapter(path):
+    """PEFT's files in the directory `path` → config, {layer name: (A, B, scale)}."""
+    path = Path(path)
+    config_file, file = path / "adapter_config.json", path / "adapter_model.safetensors"
+    try:
+        config, tensors = json.loads(config_file.read_text()), load_file(file)
+    except json.JSONDecodeError as e:
+        raise ValueError(f"{config_file}, line {e.lineno}: not JSON ({e.msg})") from None
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path}: cannot be read as an adapter ({e}); it needs adapter_config.json and adapter_model.safetensors") from None
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
+    for field, plain in {"bias": "none", "use_dora": False, "modules_to_save": None, "fan_in_fan_out": False}.items():
+        if config.get(field, plain) not in (plain, None, []):
+            raise ValueError(f"{config_file}: {field} is {config[field]!r}, which is not supported; {plain!r} is")
+
+    def scale(name, rank):
+        patterns = (config.get("alpha_pattern") or {}).items()
+        alpha = next((a for pattern, a in patterns if re.match(rf"(.*\.)?({pattern})$", name)), config.get("lora_alpha", 8))
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+    adapter = {}
+    for key, A in tensors.items():
+        match = re.fullmatch(r"base_model\.model\.(?:model\.)?(.+)\.lora_A\.weight", key)
+        if match:
+            B = tensors.get(key.replace("lora_A", "lora_B"))
+            if B is None:
+                raise ValueError(f"{file}: no tensor {key.replace('lora_A', 'lora_B')}")
+            adapter[match[1]] = A, B, scale(hf_name(match[1]), len(A))
+    if not adapter:
+        raise ValueError(f"{file}: no tensor named like base_model.model.….lora_A.weight")
+    return config, adapter
+
+
+def load_adapter(model, path, trainable=False):
+    """One more adapter on top of those that are there: frozen, or (`trainable`) as the newest one, to be trained further.
+
+    Raises ValueError, naming the file and the tensor, when it is another model's."""
+    config, adapter = read_adapter(path)
+    file = Path(path) / "adapter_model.safetensors"
+    for name, (A, B, scale) in adapter.items():
+        try:
+            base = model.get_submodule(name)
+        except AttributeError:
+            raise ValueError(f"{file}: {hf_name(name)}: this model has no such layer; the adapter is another model's") from None
+        if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features) or A.shape[0] != B.shape[1]:
+            raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit this model's "
+                             f"{[base.out_features, base.in_features]} weight; the adapter is another model's")
+    if trainable:
+        add_adapter(model, 1, 1, config.get("lora_dropout", 0.0), targets=())
+    for name, (A, B, scale) in adapter.items():
+        layer = adapted(model, name)
+        if trainable:
+            layer.lora_A = nn.Parameter(A.float().to(layer.weight.device))
+            layer.lora_B = nn.Parameter(B.float().to(layer.weight.device))
+            layer.scale, layer.dropout = scale, config.get("lora_dropout", 0.0)
+            layer.train()
+        else:
+            layer.freeze(A, B, scale)
+
+
+# ---- several adapters as one ---------------------------------------------------------------------------------------
+
+def stack(paths, out):
+    """One adapter that computes exactly the sum of several: ranks side by side, scales folded in where they differ."""
+    adapters = [read_adapter(path) for path in paths]
+    names = list(dict.fromkeys(name for _, adapter in adapters for name in adapter))
+    scales = {scale for _, adapter in adapters for _, _, scale in adapter.values()}
+    shared = scales.pop() if len(scales) == 1 else None
+    ranks = [max(len(A) for A, _, _ in adapter.values()) for _, adapter in adapters]
+    tensors = {}
+    for name in names:
+        shape = next(adapter[name][1].shape[0] for _, adapter in adapters if name in adapter), \
+            next(adapter[name][0].shape[1] for _, adapter in adapters if name in adapter)
+        parts = []
+        for (path, (_, adapter), rank) in zip(paths, adapters, ranks):
+            A, B, scale = adapter.get(name, (torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 1.0))
+            if (B.shape[0], A.shape[1]) != shape:
+                raise ValueError(f"{Path(path) / 'adapter_model.safetensors'}: {hf_name(name)} is {B.shape[0]} × {A.shape[1]}, "
+                                 f"in {paths[0]} it is {shape[0]} × {shape[1]}: these adapters are of different models")
+            A, B = A.float(), B.float() * (1 if shared else scale)
+            parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))    # PEFT knows one rank
+        tensors[name] = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
+    rank = sum(ranks)
+    write_adapter(out, tensors, rank, shared * rank if shared else rank, base_model=adapters[0][0].get("base_model_name_or_path", ""))
+    print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
+
+
+def merge(model_path, paths, out):
+    """A checkpoint with the adapters added to its weights. The sum is computed in float32 and rounded once, to the checkpoint's own
+    precision; what that rounding takes from the update is reported."""
+    folder, out = local_folder(model_path), Path(out)
+    adapters = [read_adapter(path)[1] for path in paths]
+    out.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.json"):
+        shutil.copy(file, out)
+    config = json.loads((folder / "config.json").read_text())
+    shards = weight_files(folder)
+    untie = config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters)
+    if untie:                                                   # the output layer changes, the embedding must not
+        shards["lm_head.weight"] = shards["model.embed_tokens.weight"]
+        (out / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n")
+    update = {f"{hf_name(name)}.weight": [] for adapter in adapters for name in adapter}
+    for path, adapter in zip(paths, adapters):
+        for name, (A, B, scale) in adapter.items():
+            update[f"{hf_name(name)}.weight"].append((path, A, B, scale))
+    missing = [name for name in update if name not in shards]
+    if missing:
+        raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; it is another model's adapter")
+    asked = lost = 0.0
+    for file in sorted(set(shards.values())):
+        tensors = {}
+        with safe_open(file, "pt") as f:
+            for name in (name for name, place in shards.items() if place == file):
+                stored = name if name in f.keys() else "model.embed_tokens.weight"
+                weight = tensors[name] = f.get_tensor(stored)
+                if name in update:
+                    delta = torch.zeros(weight.shape)
+                    for path, A, B, scale in update[name]:
+                        if (B.shape[0], A.shape[1]) != weight.shape:
+                            raise ValueError(f"{path}: {name}: the adapter is {B.shape[0]} × {A.shape[1]}, "
+                                             f"the weight {list(weight.shape)}; it is another model's adapter")
+                        delta += scale * (B.float() @ A.float())
+                    exact = weight.float() + delta
+                    tensors[name] = exact.to(weight.dtype)
+                    asked += delta.double().pow(2).sum().item()
+                    lost += (tensors[name].float() - exact).double().pow(2).sum().item()
+        save_file(tensors, out / file.name, metadata={"format": "pt"})
+    index = out / "model.safetensors.index.json"
+    if index.exists():
+        index.write_text(json.dumps({"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}, indent=2) + "\n")
+    print(f"{out}: {len(update)} weights changed; rounding to {str(weight.dtype).removeprefix('torch.')} lost "
+          f"{math.sqrt(lost / asked) if asked else 0:.2%} of the update (norm of the error over norm of the update)")
+
+
+def main():
+    parser = argparse.ArgumentParser(description="Exports adapters.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
+    command.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    command.add_argument("--out", required=True)
+    command = commands.add_parser("merge", help="adapters into a copy of the weights")
+    command.add_argument("--model", required=True)
+    command.add_argument("--adapter", action="append", required=True, help="repeats, in order")
+    command.add_argument("--out", required=True)
+    args = parser.parse_args()
+    stack(args.adapters, args.out) if args.command == "stack" else merge(args.model, args.adapter, args.out)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ValueError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)

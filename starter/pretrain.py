@@ -1,0 +1,477 @@
+"""Makes the starter: a tiny Llama that knows no tool, no fact and no English, and can do one thing: follow hints in its prompt.
+
+    python starter/pretrain.py --print 5                    samples as the model sees them
+    python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
+
+Every sample is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
+actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, and none that occurs in the
+tools or hints of the worlds that are evaluated (--exclude) is ever drawn. The checkpoint is saved all the time; run again, it goes on.
+"""
+
+import argparse
+import functools
+import json
+import multiprocessing
+import random
+import re
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from agent import Chat
+from model import Config, Llama
+
+CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
+              num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
+              max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.70, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rates of Muon and AdamW; updates; last part, to zero
+
+
+# ---------------------------------------------------------------------------------------------------- made-up worlds
+
+def excluded_words(paths):
+    """Every run of three letters or more, in lower case, in the files below `paths`: words that are never drawn."""
+    files = [f for p in map(Path, paths) for f in ([p] if p.is_file() else p.rglob("*")) if f.suffix in (".py", ".md", ".jsonl", ".txt")]
+    return {w for f in files for w in re.findall("[a-z]{3,}", f.read_text().lower())}
+
+
+class World:
+    """One made-up world: its words, tools and recipes. Everything is drawn from `rng`."""
+
+    def __init__(self, rng, pieces, excluded):
+        self.rng, self.pieces, self.excluded = rng, pieces, excluded
+        self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
+        self.finish = self.name(2)
+        self.keys = [self.name(rng.choice((1, 1, 2))) for _ in range(rng.randint(3, 7))]
+        self.keys = [rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))(k) for k in self.keys]
+
+    def word(self):
+        while True:
+            w = "".join(self.rng.choices(self.pieces, k=self.rng.choice((1, 2, 2, 2, 3, 3, 4)))).lower()
+            if 2 <= len(w) <= 11 and w not in self.excluded:
+                return w
+
+    def words(self, low, high):
+        return " ".join(self.word() for _ in range(self.rng.randint(low, high)))
+
+    def name(self, parts):
+        return "_".join(self.word() for _ in range(parts))
+
+    def variable(self):
+        return self.word() if self.rng.random() < 0.75 else self.rng.choice("abcdghijklmnpqrstuvxyz")
+
+    # values of questions and observations
+
+    def number(self):
+        r = self.rng
+        return r.choice((str(r.randint(0, 99)), str(r.randint(100, 99999)), f"{r.randint(0, 999)}.{r.randint(0, 99)}", f"{r.random():.3f}",
+                         str(-r.randint(1, 60))))
+
+    def capitals(self, n):
+        return "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
+
+    def names(self, low, high):
+        r = self.rng
+        words = [self.word().capitalize() for _ in range(r.randint(low, high))]
+        if len(words) > 1 and r.random() < 0.1:
+            words[0] = words[0][0] + "."
+        return r.choice((" ",) * 12 + ("-", " & ")).join(words)
+
+    def value(self):
+        """(text, in quotes in a question)"""
+        r = self.rng
+        kind = r.random()
+        if kind < 0.2:
+            sep = r.choice("--/")
+            return f"{r.randint(1950, 2030)}{sep}{r.randint(1, 12):02d}{sep}{r.randint(1, 31):02d}", False
+        if kind < 0.27:
+            return f"{r.randint(0, 23):02d}:{r.randint(0, 59):02d}", False
+        if kind < 0.37:
+            return self.number(), False
+        if kind < 0.47:
+            return self.capitals(r.randint(1, 3)) + r.choice(("", "-")) + str(r.randint(1, 9999)), False
+        if kind < 0.56:
+            return self.capitals(r.randint(2, 4)), False
+        if kind < 0.8:
+            return self.names(1, 4), False
+        words = [self.word() for _ in range(r.randint(1, 7))]
+        words = [w.capitalize() if r.random() < 0.5 else w for w in words]
+        if len(words) > 2 and r.random() < 0.3:
+            words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", " of", "-", " " + str(r.randint(1, 99))))
+        return " ".join(words), True
+
+    def text(self, slots, cued, phrase="", end="?"):
+        """Prose that holds the slots' values in order, or behind their names as cues, in any order; `phrase` somewhere in it."""
+        r = self.rng
+        chunks = []
+        for name, (value, quoted) in slots:
+            chunks.append((name + " " if cued else "") + (f'"{value}"' if quoted else value))
+        if cued:
+            r.shuffle(chunks)
+        out = []
+        for chunk in chunks:
+            out += [self.words(1, 3) if r.random() < 0.8 else "", chunk]
+        out.append(self.words(1, 4) if r.random() < 0.5 or not chunks else "")
+        if phrase:
+            out.insert(2 * r.randint(0, len(chunks)), phrase)
+        s = " ".join(c for c in out if c)
+        return (s[0].upper() + s[1:] if r.random() < 0.9 else s) + end
+
+    # code
+
+    def constant(self):
+        r = self.rng
+        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"', str(r.randint(0, 100)), f'"{self.word().capitalize()}"'))
+
+    def condition(self, x):
+        r = self.rng
+        return f'{x}["{r.choice(self.keys)}"] {r.choice(("==", ">", "<", ">=", "!="))} {r.choice((self.constant(), str(r.randint(0, 50))))}'
+
+    def argument(self, env):
+        r = self.rng
+        v = r.choice(env) if env else self.constant()
+        return r.choice((v, v, v, self.constant(), f'"{r.choice(self.keys)}"', f'"{r.choice(self.keys)}=" + {v}',
+                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"', f'"{r.choice(self.keys)}=" + {v} + ", {r.choice(self.keys)}=" + {r.choice(env) if env else v}'))
+
+    def call(self, env):
+        return f"{self.rng.choice(self.tools)}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
+
+    def expression(self, env, depth=0):
+        r, k = self.rng, self.rng.choice(self.keys)
+        if not env or r.random() < 0.4:
+            return self.call(env)
+        v, w = r.choice(env), r.choice(env)
+        x = r.choice("xyzcpe")
+        inner = self.expression(env, depth + 1) if depth == 0 and r.random() < 0.35 else v
+        return r.choice((
+            lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
+            lambda: f"round({inner}, {r.randint(0, 4)})",
+            lambda: f'{v}["{k}"]', lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]', lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
+            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}", lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
+            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})", lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
+            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}", lambda: f"sum({v}) / len({v})",
+            lambda: f'[{x}["{k}"] for {x} in {inner}]', lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]", lambda: f'sum(float({x}["{k}"]) for {x} in {v})',
+            lambda: f"[float({x}) for {x} in {v}]", lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
+            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])", lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
+            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}', lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
+            lambda: f"{v} if {w} else {self.constant()}"))()
+
+    def statements(self, env, n):
+        """n lines of code that use and extend the variables in env."""
+        r, lines = self.rng, []
+        for _ in range(n):
+            if env and r.random() < 0.08:
+                x, v = r.choice("xyzc"), r.choice(env)
+                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})", f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
+                lines.append(f"for {x} in {v}:\n    {body}" if r.random() < 0.7 else f"if {self.condition(v)}:\n    {body}")
+            elif r.random() < 0.06:
+                lines.append(f"print({self.expression(env, 1)})")
+            else:
+                name = r.choice(env) if env and r.random() < 0.1 else self.variable()
+                lines.append(f"{name} = {self.expression(env)}")
+                env.append(name)
+        return lines
+
+    # recipes and what follows from them
+
+    def step(self, env, first, last, size):
+        """{"thought", "slots": names, "cued", "code": lines after the slots}; `env` grows."""
+        r = self.rng
+        slots = []
+        while len(slots) < (r.choice((1, 1, 1, 2, 2, 3, 4)) if first else r.choice((0, 1, 1, 1, 2))):
+            slots.append(next(v for v in iter(self.variable, None) if v not in slots))
+        env += slots
+        lines = self.statements(env, r.randint(1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
+        if last:
+            value = r.choice((env[-1], env[-1], f"str({env[-1]})", self.expression(env, 1)))
+            lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
+        else:
+            lines += [f"print({self.expression(env, 1) if r.random() < 0.5 else r.choice(env)})" for _ in range(r.choice((1, 1, 1, 2)))]
+        return {"thought": self.words(2, 8), "slots": slots, "cued": bool(slots) and r.random() < 0.35, "code": lines}
+
+    def recipe(self, size):
+        env, n = [], self.rng.choice((1, 2, 2, 2, 2, 3, 3))
+        return [self.step(env, i == 0, i == n - 1, size) for i in range(n)]
+
+    @staticmethod
+    def write_step(i, step):
+        lines = [f"Step {i + 1}: {step['thought']}", *(f'{name} = "..."' for name in step["slots"]), *step["code"]]
+        return "\n".join(lines)
+
+    def practice(self, title, recipe):
+        return f"## practice: {title}\n" + "\n".join(self.write_step(i, s) for i, s in enumerate(recipe))
+
+    def documentation(self):
+        r = self.rng
+        lines = [f"## tools: {self.words(1, 3)}"]
+        for tool in r.sample(self.tools, len(self.tools)):
+            lines.append(f"{tool}({', '.join(self.word() for _ in range(r.randint(1, 3)))}): {self.words(2, 8)}")
+        if r.random() < 0.6:
+            lines.append(f"{self.words(1, 2)}: {', '.join(self.keys)}")
+        return "\n".join(lines)
+
+    def changed(self, step):
+        """A step like `step` but for a name, a constant, a line or all of it: what a corrective hint brings."""
+        r, lines = self.rng, list(step["code"])
+        if r.random() < 0.3:
+            return step | {"thought": self.words(2, 8), "code": self.statements([*step["slots"], self.variable()], r.randint(1, 4)) + lines[-1:]}
+        for _ in range(r.choice((1, 1, 2))):
+            i = r.randrange(len(lines))
+            action = r.random()
+            if action < 0.3:
+                lines.insert(i, self.statements(step["slots"] + ["r"], 1)[0])
+            elif action < 0.45 and len(lines) > 1:
+                del lines[i]
+            else:
+                words = re.findall("[A-Za-z]{2,}", lines[i])
+                if words:
+                    lines[i] = lines[i].replace(r.choice(words), self.word(), 1)
+        return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
+
+    def trajectory(self, recipe, phrase, corrective):
+        """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
+
+        corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints)."""
+        r, steps = self.rng, []
+        for i, step in enumerate(recipe):
+            hint = None
+            if corrective == "all" or corrective == "some" and r.random() < 0.6:
+                step = self.changed(step) if corrective == "some" else step
+                hint = {"name": "", "text": self.write_step(i, step)}
+            slots = [(name, self.value() if i == 0 or step["cued"] else self.observed()) for name in step["slots"]]
+            if i == 0:
+                question = self.text(slots, step["cued"], phrase)
+            elif slots:
+                lines = [value for _, (value, _) in slots] + [self.number() for _ in range(r.choice((0, 0, 0, 1)))]
+                steps[-1]["observation"] = self.text(slots, True, end=r.choice((".", ""))) if step["cued"] else "\n".join(lines)
+            else:
+                steps[-1]["observation"] = r.choice((self.number(), self.observed()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
+            code = [f'{name} = "{value}"' for name, (value, _) in slots] + step["code"]
+            steps.append({"monologue": step["thought"], "code": "\n".join(code), "observation": "", "hint": hint})
+        return question, steps
+
+    def observed(self):
+        return (self.words(1, 4), False) if self.rng.random() < 0.15 else self.value()
+
+
+def sample(world, chat, length):
+    """One row: a hint block and tasks that follow it, until `length` tokens are full → ids (length,), and which are actions."""
+    r = world.rng
+    size = {128: 2, 256: 3}.get(length, 6)
+    corrective = r.choices(("none", "some", "all"), (0.75, 0.12, 0.13))[0]
+    n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
+    recipes = [(world.words(1, 3), world.recipe(size)) for _ in range(n)]
+    hints = [] if corrective == "all" else [world.practice(title, recipe) for title, recipe in recipes]
+    if length > 256 and hints and r.random() < 0.75:
+        hints.insert(0, world.documentation())
+    ids, mask = [], []
+    while len(ids) < length:
+        title, recipe = r.choice(recipes)
+        question, steps = world.trajectory(recipe, title if n > 1 or r.random() < 0.4 else "", corrective)
+        for step in steps:
+            step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
+                                 for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
+        new, spans = chat.prompt(question, hints if not ids else [], steps)
+        action = np.zeros(len(new), dtype=bool)
+        for start, end in spans.values():
+            action[start:end] = True
+        ids += new
+        mask += action.tolist()
+    return ids[:length], mask[:length]
+
+
+def repeated(rng, vocabulary, length):
+    """Random tokens in which stretches come again: what copying is learned on first."""
+    ids, mask = [rng.randrange(vocabulary) for _ in range(length // 4)], [False] * (length // 4)
+    while len(ids) < length:
+        start, n = rng.randrange(len(ids) - 8), rng.randint(8, 40)
+        ids += (new := ids[start:start + n])
+        mask += [False, False] + [True] * (len(new) - 2)
+    return ids[:length], mask[:length]
+
+
+@functools.cache
+def vocabulary_pieces(chat):
+    return sorted(t for t in chat.tokenizer.get_vocab() if re.fullmatch("[A-Za-z]{1,8}", t))
+
+
+def schedule(total):
+    """(length, rows, tokens before) of each update of a training on `total` tokens."""
+    done, updates = 0, []
+    while done < total:
+        _, length, rows = next(phase for phase in PHASES if done < phase[0] * total)
+        updates.append((length, rows, done))
+        done += length * rows
+    return updates
+
+
+def batch(chat, seed, length, n, excluded):
+    """n rows of `length` tokens, drawn from `seed` → ids, targets (rows, length) int64; -100 is no target."""
+    rng, rows = random.Random(seed), []
+    for _ in range(n):
+        if rng.random() < (0.5 if length == 128 else 0.03):
+            rows.append(repeated(rng, chat.tokenizer.get_vocab_size(), length))
+        else:
+            rows.append(sample(World(rng, vocabulary_pieces(chat), excluded), chat, length))
+    ids = np.array([ids for ids, _ in rows])
+    targets = np.where([mask for _, mask in rows], ids, -100)
+    return ids, np.pad(targets[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
+
+
+# ---------------------------------------------------------------------------------------------------- training
+
+def orthogonalized(g, iterations=5):
+    """g (N, R, C) with each matrix's singular values brought near 1 by Newton and Schulz's iteration, as in Muon (K. Jordan, 2024)."""
+    x = g.bfloat16()
+    if wide := x.shape[1] > x.shape[2]:
+        x = x.mT
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).contiguous()
+    for _ in range(iterations):
+        a = torch.bmm(x, x.mT)
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return (x.mT if wide else x).float()
+
+
+class Muon:
+    """Momentum, orthogonalized, for the weight matrices of the blocks."""
+
+    def __init__(self, parameters, momentum=0.95):
+        self.groups = {}
+        for p in parameters:
+            self.groups.setdefault(p.shape, []).append(p)
+        self.momentum = momentum
+        self.state = {shape: torch.zeros(len(ps), *shape) for shape, ps in self.groups.items()}
+
+    @torch.no_grad()
+    def step(self, lr):
+        for shape, parameters in self.groups.items():
+            g, m = torch.stack([p.grad for p in parameters]), self.state[shape]
+            m.lerp_(g, 1 - self.momentum)
+            update = orthogonalized(g.lerp(m, self.momentum)) * max(1, shape[0] / shape[1]) ** 0.5
+            for p, u in zip(parameters, update):
+                p.mul_(1 - 0.01 * lr).sub_(u, alpha=lr)
+
+
+def produce(queue, seed, start, updates, excluded):
+    torch.set_num_threads(1)
+    chat = Chat(ROOT / "starter")
+    for index in range(start, len(updates)):
+        queue.put(batch(chat, f"{seed} {index}", *updates[index][:2], excluded))
+
+
+def loss_of(model, ids, targets):
+    """Mean cross-entropy at the targets; also how many tokens were right."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.hidden(ids)
+        keep = (targets != -100).flatten().nonzero().squeeze(1)
+        logits = model.lm_head(hidden.flatten(0, 1)[keep]).float()
+    return F.cross_entropy(logits, targets.flatten()[keep]), logits, keep
+
+
+@torch.no_grad()
+def check(model, batches):
+    """Token accuracy, and the part of rows in which every action token is the likeliest."""
+    tokens = right = rows = whole = 0
+    for ids, targets in batches:
+        ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
+        _, logits, keep = loss_of(model, ids, targets)
+        ok = logits.argmax(-1) == targets.flatten()[keep]
+        wrong = torch.zeros(targets.numel(), dtype=torch.bool)
+        wrong[keep] = ~ok
+        whole += (~wrong.view(targets.shape).any(1)).sum().item()
+        tokens, right, rows = tokens + len(ok), right + ok.sum().item(), rows + len(ids)
+    return right / tokens, whole / rows
+
+
+def save(model, config, out):
+    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
+               if not (k.startswith("lm_head") and config["tie_word_embeddings"])}
+    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
+    p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--exclude", nargs="*", default=[str(ROOT / "tools"), str(ROOT / "hints")], help="files or folders whose words are never drawn")
+    p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
+    p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
+    p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
+    args = p.parse_args()
+    chat, excluded = Chat(ROOT / "starter"), excluded_words(args.exclude)
+    if args.print:
+        for i in range(args.print):
+            rng = random.Random(f"{args.seed} print {i}")
+            ids, _ = sample(World(rng, vocabulary_pieces(chat), excluded), chat, 512)
+            print(f"--- sample {i}\n{chat.decode(ids)}\n")
+        return
+
+    torch.manual_seed(args.seed)
+    config = CONFIG | {"vocab_size": chat.tokenizer.get_vocab_size(), "eos_token_id": chat.tokenizer.token_to_id("<|end|>")}
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    model = Llama(Config.from_json(args.out / "config.json"))
+    matrices = [p for p in model.layers.parameters() if p.ndim == 2]
+    rest = [p for p in model.parameters() if not any(p is m for m in matrices)]
+    for p in matrices:
+        torch.nn.init.normal_(p, std=p.shape[1] ** -0.5)
+    for block in model.layers:
+        torch.nn.init.zeros_(block.self_attn.o_proj.weight)
+        torch.nn.init.zeros_(block.mlp.down_proj.weight)
+    torch.nn.init.normal_(model.embed_tokens.weight, std=0.05)
+    muon, adam = Muon(matrices), torch.optim.AdamW(rest, lr=1, betas=(0.9, 0.95), weight_decay=0.0)
+    updates, start = schedule(args.tokens), 0
+    file = args.checkpoint or args.out / "checkpoint.pt"
+    if file.exists():
+        state = torch.load(file)
+        start = state["update"]
+        model.load_state_dict(state["model"])
+        muon.state = state["muon"]
+        adam.load_state_dict(state["adam"])
+    file = args.out / "checkpoint.pt"
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(excluded)} words excluded")
+    hidden = model.hidden
+    if args.compile:
+        model.hidden = torch.compile(hidden, dynamic=False)
+    queue = multiprocessing.get_context("spawn").Queue(8)
+    producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, excluded), daemon=True)
+    producer.start()
+    held_out = [batch(chat, f"held out {i}", 512, 16, excluded) for i in range(6)]
+    began, losses = time.time(), []
+    for update, (length, rows, done) in list(enumerate(updates))[start:]:
+        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY)
+        ids, targets = (torch.from_numpy(x) for x in queue.get())
+        loss, _, _ = loss_of(model, ids, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(rest, 1.0)
+        muon.step(MATRIX_LR * scale)
+        adam.param_groups[0]["lr"] = EMBEDDING_LR * scale
+        adam.step()
+        model.zero_grad(set_to_none=True)
+        losses.append(loss.item())
+        if (update + 1) % 50 == 0:
+            rate = (done - updates[start][2]) / (time.time() - began)
+            line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
+            losses = []
+            if (update + 1) % 200 == 0 or update + 1 == len(updates):
+                accuracy, whole = check(model, held_out)
+                line += f"  held out: {accuracy:.4f} of tokens, {whole:.3f} of rows"
+                torch.save({"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}, file)
+                save(model, config, args.out)
+            print(line, flush=True)
+    save(model, config, args.out)
+    print(f"wrote {args.out}/model.safetensors")
+
+
+if __name__ == "__main__":
+    main()

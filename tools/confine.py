@@ -1,0 +1,201 @@
+"""What the kernel enforces on the process that runs an agent's code (tools/sandbox.py). Knows nothing of agents.
+
+Linux only, no packages, no root: system calls through ctypes. Whatever this machine lacks is skipped without a word;
+the sandbox then tries what a hostile program would try, and says what was not refused.
+
+    isolate()          namespaces: no network, and mounts of our own, for a process and all it will start
+    private_tmpfs()    a scratch directory in memory, of limited size, gone with its last process
+    confine()          for good, in the child: limits, Landlock (files), no capabilities, seccomp (system calls)
+"""
+import ctypes
+import errno
+import os
+import resource
+import signal
+import struct
+import sys
+
+LINUX = sys.platform == "linux"
+libc = ctypes.CDLL(None, use_errno=True)
+
+NEWNS, NEWIPC, NEWUSER, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000                      # <linux/sched.h>
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18                   # <linux/mount.h>
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38            # <linux/prctl.h>
+
+
+def call(function, *arguments):
+    """A libc function's result; OSError when it is -1. Integers go as the kernel's 64-bit words."""
+    result = function(*(ctypes.c_long(a) if isinstance(a, int) else a for a in arguments))
+    if result == -1:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code))
+    return result
+
+
+def isolate():
+    """Leaves the network, System V memory and the mounts of others behind. The process must have one thread."""
+    if not LINUX:
+        return False
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        call(libc.unshare, NEWUSER | NEWNET | NEWIPC | NEWNS)
+        for file, line in ("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1"):
+            with open(f"/proc/self/{file}", "w") as f:
+                f.write(line)
+    except OSError:
+        try:
+            call(libc.unshare, NEWNET | NEWIPC | NEWNS)             # user namespaces are off, but we may be root
+        except OSError:
+            return False
+    return True
+
+
+def private_tmpfs(directory, size):
+    """Mounts an empty file system of at most `size` bytes that only this process and its children see."""
+    if not LINUX:
+        return False
+    try:
+        call(libc.unshare, NEWNS)
+        call(libc.mount, b"none", b"/", None, MS_REC | MS_PRIVATE, None)
+        call(libc.mount, b"scratch", os.fsencode(directory), b"tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC,
+             f"size={size},nr_inodes=1000,mode=700".encode())
+    except OSError:
+        return False
+    return True
+
+
+def limit(kind, soft, hard=None):
+    """Sets a resource limit of this process, never above the one it was started with."""
+    allowed = resource.getrlimit(kind)[1]
+    allowed = sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
+    resource.setrlimit(kind, (min(soft, allowed), min(hard or soft, allowed)))
+
+
+def confine(readable, writable, memory, cpu, file_size, open_files):
+    """Gives up, for good, all that the agent's code does not need. `readable` and `writable` are paths; memory is in
+    bytes on top of what the process has now, cpu in seconds, file_size in bytes."""
+    limit(resource.RLIMIT_CORE, 0)
+    limit(resource.RLIMIT_CPU, cpu, cpu + 1)                                 # SIGXCPU, then SIGKILL
+    limit(resource.RLIMIT_FSIZE, file_size)
+    limit(resource.RLIMIT_NOFILE, open_files)
+    if not LINUX:
+        return
+    with open("/proc/self/statm") as f:
+        limit(resource.RLIMIT_AS, memory + int(f.read().split()[0]) * resource.getpagesize())
+    with open("/proc/self/oom_score_adj", "w") as f:
+        f.write("1000")                                     # when the machine runs out of memory, this one goes first
+    call(libc.capset, struct.pack("Ii", 0x20080522, 0), bytes(24))           # version 3; no capability in any set
+    call(libc.prctl, PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    call(libc.prctl, PR_SET_DUMPABLE, 0, 0, 0, 0)                            # no ptrace, no /proc/<pid>/mem
+    call(libc.prctl, PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+    restrict_files(readable, writable)
+    restrict_system_calls()
+
+
+# Landlock: <linux/landlock.h>. Its system calls have the same numbers on all machines.
+CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
+WRITE_FILE, READ_FILE, READ_DIR, TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 14
+SPECIAL_FILES = 1 << 0 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11                 # execute; devices, sockets, pipes
+RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 4: (1 << 15) - 1, 5: (1 << 16) - 1}   # of each version
+
+
+def restrict_files(readable, writable):
+    """Landlock: everything is refused but reading beneath `readable` and writing beneath `writable`; also TCP, and
+    signals and abstract sockets to processes outside, where the kernel is new enough."""
+    try:
+        version = call(libc.syscall, CREATE_RULESET, None, 0, 1)
+    except OSError:
+        return
+    all_rights = RIGHTS[min(version, 5)]
+    tcp, scopes = 0b11 * (version >= 4), 0b11 * (version >= 6)
+    ruleset = call(libc.syscall, CREATE_RULESET, struct.pack("QQQ", all_rights, tcp, scopes), 24, 0)
+    grants = [(path, READ_FILE | READ_DIR) for path in readable]
+    grants += [(path, all_rights & ~SPECIAL_FILES) for path in writable]
+    grants.append(("/dev/null", READ_FILE | WRITE_FILE | TRUNCATE & all_rights))
+    for path, rights in grants:
+        try:
+            fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except FileNotFoundError:
+            continue
+        if not os.path.isdir(path):
+            rights &= READ_FILE | WRITE_FILE | TRUNCATE
+        call(libc.syscall, ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, fd), 0)
+        os.close(fd)
+    call(libc.syscall, RESTRICT_SELF, ruleset, 1 if version >= 7 else 0)     # 1: no line in the audit log per refusal
+    os.close(ruleset)
+
+
+# Seccomp. System calls that are refused: name: (number on x86_64, number on aarch64).
+REFUSED = {
+    # channels to others, and memory that no limit counts
+    "socket": (41, 198), "socketpair": (53, 199), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
+    "mq_open": (240, 180), "memfd_create": (319, 279),
+    # processes
+    "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
+    "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272), "tkill": (200, 130),
+    "rt_sigqueueinfo": (129, 138), "rt_tgsigqueueinfo": (297, 240), "prctl": (157, 167), "seccomp": (317, 277),
+    "setpriority": (141, 140), "ioprio_set": (251, 30), "sched_setaffinity": (203, 122),
+    "sched_setscheduler": (144, 119), "sched_setparam": (142, 118), "sched_setattr": (314, 274),
+    "migrate_pages": (256, 238), "move_pages": (279, 239), "personality": (135, 92), "unshare": (272, 97),
+    "setns": (308, 268),
+    # what Landlock does not look at: modes, owners, times and attributes of any file, watching files
+    "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "chown": (92, None), "fchown": (93, 55),
+    "lchown": (94, None), "fchownat": (260, 54), "utime": (132, None), "utimes": (235, None),
+    "futimesat": (261, None), "utimensat": (280, 88), "setxattr": (188, 5), "lsetxattr": (189, 6),
+    "fsetxattr": (190, 7), "removexattr": (197, 14), "lremovexattr": (198, 15), "fremovexattr": (199, 16),
+    "truncate": (76, 45), "chroot": (161, 51), "mount": (165, 40), "umount2": (166, 39), "pivot_root": (155, 41),
+    "swapon": (167, 224), "swapoff": (168, 225), "quotactl": (179, 60), "acct": (163, 89),
+    "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
+    "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    # the kernel itself
+    "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
+    "add_key": (248, 217), "request_key": (249, 218), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
+    "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),
+    "syslog": (103, 116), "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170),
+    "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266), "io_setup": (206, 0),
+    "capset": (126, 91), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "vhangup": (153, 58),
+    "lookup_dcookie": (212, 18),
+}
+CLONE_THREAD, O_TRUNC, F_SETOWN, F_SETOWN_EX, SELF = 0x10000, 0o1000, 8, 15, "the process's own id"
+CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, value, whether it is allowed (else refused) when equal
+    ((56, 220), 0, CLONE_THREAD, CLONE_THREAD, True),       # clone: threads, but no processes
+    ((62, 129), 0, 0xFFFFFFFF, SELF, True),                 # kill, tgkill: itself
+    ((234, 131), 0, 0xFFFFFFFF, SELF, True),
+    ((302, 261), 0, 0xFFFFFFFF, 0, True),                   # prlimit64: its own limits
+    ((2, None), 1, O_TRUNC | os.O_ACCMODE, O_TRUNC, False),     # open, openat: reading that truncates, which the
+    ((257, 56), 2, O_TRUNC | os.O_ACCMODE, O_TRUNC, False),     # first two versions of Landlock let pass
+    ((72, 25), 1, 0xFFFFFFFF, F_SETOWN, False),             # fcntl: signals to others when a file is ready
+    ((72, 25), 1, 0xFFFFFFFF, F_SETOWN_EX, False),
+]
+NEW_CALLS = 424     # from here on, the same numbers on all machines: answered as by a kernel that is too old for them
+
+
+def restrict_system_calls():
+    """Seccomp: REFUSED and CONDITIONS as a BPF program, which the kernel runs before every system call."""
+    machines = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}       # column of the tables, AUDIT_ARCH
+    machine = os.uname().machine
+    if machine not in machines or sys.maxsize < 2**32:
+        return
+    column, architecture = machines[machine]
+    load, mask, equal, at_least, ret = 0x20, 0x54, 0x15, 0x35, 0x06          # BPF's LD, AND, JEQ, JGE and RET
+    allow, refuse, unknown, kill = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
+    number, argument = 0, [16 + 8 * i for i in range(6)]                     # byte offsets in struct seccomp_data
+    code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (ret, 0, 0, kill),
+            (load, 0, 0, number), (at_least, 0, 1, NEW_CALLS), (ret, 0, 0, unknown)]
+    for numbers in REFUSED.values():
+        if numbers[column] is not None:
+            code += [(equal, 0, 1, numbers[column]), (ret, 0, 0, refuse)]
+    for numbers, index, bits, value, allowed in CONDITIONS:
+        if numbers[column] is not None:
+            value = os.getpid() if value is SELF else value
+            code += [(load, 0, 0, number), (equal, 0, 4, numbers[column]), (load, 0, 0, argument[index]),
+                     (mask, 0, 0, bits), (equal, int(allowed), int(not allowed), value), (ret, 0, 0, refuse)]
+    code.append((ret, 0, 0, allow))
+    program = b"".join(struct.pack("HBBI", *line) for line in code)
+    buffer = ctypes.create_string_buffer(program, len(program))
+    header = struct.pack("HxxxxxxQ", len(code), ctypes.addressof(buffer))    # struct sock_fprog
+    try:
+        call(libc.prctl, PR_SET_SECCOMP, 2, header, 0, 0)
+    except OSError as error:
+        if error.errno != errno.EINVAL:                                      # EINVAL: a kernel without seccomp
+            raise
