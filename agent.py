@@ -23,7 +23,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from tools.sandbox import World
+from tools.sandbox import SandboxError, World
 
 ROOT = Path(__file__).resolve().parent
 
@@ -427,8 +427,8 @@ def run_stage(main):
     """Calls a stage's main: bad input ends in one line and exit status 2, Ctrl-C in one line and 130."""
     try:
         main()
-    except (ValueError, OSError) as error:
-        if isinstance(error, UnicodeError) or not str(error) or __debug__ and os.environ.get("DEBUG"):
+    except (ValueError, OSError, SandboxError) as error:
+        if os.environ.get("DEBUG"):
             raise
         sys.exit(_fail(f"{Path(sys.argv[0]).name}: {error}", 2))
     except KeyboardInterrupt:

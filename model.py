@@ -104,7 +104,7 @@ def causal_attention(q, k, v):
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     if q.device.type == "cuda":
         mask = {"is_causal": True} if S == T else {"attn_mask": causal_lower_right(T, S)}
-        return F.scaled_dot_product_attention(q, k.contiguous(), v, enable_gqa=True, **mask)
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
     # On the CPU plain matrix products over blocks of queries train 1.5 times faster than the fused kernel at small head sizes.
     q = q.reshape(B, G, H // G, T, D) * D ** -0.5
     k, v = k.unsqueeze(2), v.unsqueeze(2)
@@ -115,6 +115,18 @@ def causal_attention(q, k, v):
         future = torch.ones(end - start, before + end, dtype=torch.bool, device=q.device).triu(before + start + 1)
         out.append(scores.masked_fill(future, float("-inf")).softmax(-1).type_as(v) @ v[..., :before + end, :])
     return torch.cat(out, dim=3).view(B, H, T, D)
+
+
+def decode_attention(q, k, v, common_k, common_v, hide):
+    """Attention of one position of each sequence, q (B, G, R, D) with R = H/G, on what all sequences have in common, common_k and
+    common_v (G, P, D), which is read only once, and then on its own k, v (B, G, S, D). `hide` (B, 1, 1, P + S) is added to the scores."""
+    (B, G, R, D), P = q.shape, common_k.shape[1]
+    q = q * D ** -0.5
+    common = (q.transpose(0, 1).reshape(G, B * R, D) @ common_k.transpose(-1, -2)).view(G, B, R, P).transpose(0, 1)
+    own = (k @ q.transpose(-1, -2)).transpose(-1, -2)
+    weights = (torch.cat((common, own), dim=-1).float() + hide).softmax(-1).type_as(v)
+    common = (weights[..., :P].transpose(0, 1).reshape(G, B * R, P) @ common_v).view(G, B, R, D).transpose(0, 1)
+    return common + weights[..., P:] @ v
 
 
 def packed_attention(lengths):
@@ -321,10 +333,9 @@ class Sampler:
     def __init__(self, model, batch=32, max_length=4096):
         c, weight = model.config, model.embed_tokens.weight
         self.model, self.batch, self.max_length = model, batch, max_length
-        shape = (c.num_hidden_layers, batch, c.num_key_value_heads)
-        self.keys = torch.empty(*shape, c.head_dim, max_length, dtype=weight.dtype, device=weight.device)     # (L, slots, G, D, S)
-        self.values = torch.empty(*shape, max_length, c.head_dim, dtype=weight.dtype, device=weight.device)   # (L, slots, G, S, D)
-        self.written = 0                                        # the cache is zeros or better below this position
+        self.cache = torch.empty(2, c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim,
+                                 dtype=weight.dtype, device=weight.device)      # keys and values: (2, L, slots, G, S, D)
+        self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …
         self.cached = np.zeros(batch, dtype=np.int64)           # … and how many of them have their keys and values
@@ -403,8 +414,7 @@ class Sampler:
             slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, -self.used[s]))
             source, kept = ready.argmax(), min(ready.max(), n - 1)                               # one token is left to compute
             if source != slot:
-                self.keys[:, slot, ..., :kept] = self.keys[:, source, ..., :kept]
-                self.values[:, slot, :, :kept] = self.values[:, source, :, :kept]
+                self.cache[:, :, slot, :, :kept] = self.cache[:, :, source, :, :kept]
             self.ids[slot, :n], self.length[slot], self.cached[slot] = prompt, n, kept
             self.requests[slot] = request
             free.remove(slot)
@@ -414,27 +424,24 @@ class Sampler:
         return ended
 
     def _logits(self, slots):
-        """Computes the tokens of the slots that have no keys yet, all in one row; logits (N, V) after the last token of each."""
-        counts = self.length[slots] - self.cached[slots]
+        """Runs the tokens of these slots that have no keys yet, all in one row, decoding slots (one token) before others; returns
+        the logits (N, V) after the last token of each."""
+        counts, reach = self.length[slots] - self.cached[slots], int(self.length[slots].max())
         ends = counts.cumsum()
-        row = np.repeat(slots, counts)                                                          # the slot of each token …
-        column = np.arange(len(row)) + np.repeat(self.length[slots] - ends, counts)             # … and its position there
-        table = np.stack((self.ids[row, column], row, column))
-        tokens, row, column = send(torch.from_numpy(table), self.keys.device)
-        longest = int(self.length[slots].max())
-        if longest > self.written:                              # what is masked must still be a number
-            self.keys[..., self.written:longest] = 0
-            self.values[..., self.written:longest, :] = 0
-            self.written = longest
-
-        N = int((counts == 1).sum())                            # the first N slots decode: batched products for all of them …
-        chunks = [(slot, end - count, end, self.length[slot]) for slot, count, end in zip(slots[N:], counts[N:], ends[N:])]
+        row = np.repeat(slots, counts)                                                  # the slot of each token …
+        column = np.arange(len(row)) + np.repeat(self.length[slots] - ends, counts)     # … and its position there
+        N = int((counts == 1).sum())
+        prefills = [(slot, end - count, end, self.length[slot]) for slot, count, end in zip(slots[N:], counts[N:], ends[N:])]
+        table = torch.from_numpy(np.stack((self.ids[row, column], row, column)))
+        tokens, row, column = send(table, self.cache.device)
+        if reach > self.cleared:
+            self.cache[..., self.cleared:reach, :] = 0
+            self.cleared = reach
         if N:
             decoding, reach = slots[:N], int(self.length[slots[:N]].max())
-            same = (self.ids[decoding, :reach] == self.ids[decoding[0], :reach]).all(0)
-            shared = min(int(same.argmin()) if not same.all() else reach, int(self.cached[decoding].min()))
-            shared = shared if N > 1 and shared >= 64 else 0    # first tokens that all have in common: read once, not N times
-            low, high = decoding.min(), decoding.max() + 1
+            lead, low, high = decoding[0], decoding.min(), decoding.max() + 1
+            differ = (self.ids[decoding, :reach] != self.ids[lead, :reach]).any(0)
+            shared = min(differ.argmax() if differ.any() else reach, self.cached[decoding].min()) if N > 1 else 0
             if high - low < 4 * N:                              # over a range of slots; those without a query ride along
                 width, span, place = high - low, slice(low, high), row[:N] - int(low)
             else:                                               # over a copy of few scattered ones
@@ -443,27 +450,17 @@ class Sampler:
             hide[place, 0, 0] = (torch.arange(reach, device=row.device) > column[:N, None]) * -1e30
 
         def attend(layer, q, k, v):                             # q (1, H, tokens, D); k, v (1, G, tokens, D)
-            keys, values = self.keys[layer], self.values[layer]
-            keys[row, :, :, column] = k[0].transpose(0, 1)
-            values[row, :, column] = v[0].transpose(0, 1)
+            keys, values = self.cache[:, layer]
+            keys[row, :, column], values[row, :, column] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             out = []
-            if N:
-                H, G, D = q.shape[1], k.shape[1], q.shape[-1]
-                queries = q.new_zeros(width, G, H // G, D)
-                queries[place] = (q[0, :, :N].transpose(0, 1) * D ** -0.5).unflatten(1, (G, H // G))
-                scores = queries @ keys[span, :, :, shared:reach]                               # (width, G, H/G, own)
-                if shared:
-                    common = queries.transpose(0, 1).flatten(1, 2) @ keys[decoding[0], :, :, :shared]
-                    scores = torch.cat((common.unflatten(1, (width, -1)).transpose(0, 1), scores), dim=-1)
-                weights = (scores.float() + hide).softmax(-1).type_as(v)
-                y = weights[..., shared:] @ values[span, :, shared:reach]                       # (width, G, H/G, D)
-                if shared:
-                    common = weights[..., :shared].transpose(0, 1).flatten(1, 2) @ values[decoding[0], :, :shared]
-                    y += common.unflatten(1, (width, -1)).transpose(0, 1)
+            if N:                                               # one batched product for all that decode …
+                queries = q.new_zeros(width, k.shape[1], q.shape[1] // k.shape[1], q.shape[-1])
+                queries[place] = q[0, :, :N].transpose(0, 1).unflatten(1, queries.shape[1:3])
+                y = decode_attention(queries, keys[span, :, shared:reach], values[span, :, shared:reach],
+                                     keys[lead, :, :shared], values[lead, :, :shared], hide)
                 out.append(y[place].flatten(1, 2).transpose(0, 1)[None])
-            for slot, start, end, length in chunks:             # … and the others one by one
-                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :, :length].transpose(-1, -2),
-                                            values[None, slot, :, :length]))
+            for slot, start, end, length in prefills:           # … the others one by one
+                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length]))
             return torch.cat(out, dim=2)
 
         x = self.model.hidden(tokens[None], column[None], attend)[0]

@@ -31,7 +31,8 @@ from model import Config, Llama
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
               num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
-PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.70, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.75, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rates of Muon and AdamW; updates; last part, to zero
 
 
@@ -55,8 +56,8 @@ class World:
 
     def word(self):
         while True:
-            w = "".join(self.rng.choices(self.pieces, k=self.rng.choice((1, 2, 2, 2, 3, 3, 4)))).lower()
-            if 2 <= len(w) <= 11 and w not in self.excluded:
+            w = "".join(self.rng.choices(self.pieces, k=self.rng.choice((1, 1, 2, 2, 2, 3)))).lower()
+            if 2 <= len(w) <= 10 and w not in self.excluded:
                 return w
 
     def words(self, low, high):
@@ -117,8 +118,8 @@ class World:
         if cued:
             r.shuffle(chunks)
         out = []
-        for chunk in chunks:
-            out += [self.words(1, 3) if r.random() < 0.8 else "", chunk]
+        for i, chunk in enumerate(chunks):
+            out += [self.words(1, 4) if i or r.random() < 0.8 else "", chunk]
         out.append(self.words(1, 4) if r.random() < 0.5 or not chunks else "")
         if phrase:
             out.insert(2 * r.randint(0, len(chunks)), phrase)
@@ -186,19 +187,19 @@ class World:
         """{"thought", "slots": names, "cued", "code": lines after the slots}; `env` grows."""
         r = self.rng
         slots = []
-        while len(slots) < (r.choice((1, 1, 1, 2, 2, 3, 4)) if first else r.choice((0, 1, 1, 1, 2))):
+        while len(slots) < (r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4)) if first else r.choice((0, 1, 1, 1, 2))):
             slots.append(next(v for v in iter(self.variable, None) if v not in slots))
         env += slots
-        lines = self.statements(env, r.randint(1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
+        lines = self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
         if last:
             value = r.choice((env[-1], env[-1], f"str({env[-1]})", self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
         else:
             lines += [f"print({self.expression(env, 1) if r.random() < 0.5 else r.choice(env)})" for _ in range(r.choice((1, 1, 1, 2)))]
-        return {"thought": self.words(2, 8), "slots": slots, "cued": bool(slots) and r.random() < 0.35, "code": lines}
+        return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "cued": bool(slots) and r.random() < 0.35, "code": lines}
 
     def recipe(self, size):
-        env, n = [], self.rng.choice((1, 2, 2, 2, 2, 3, 3))
+        env, n = [], self.rng.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
         return [self.step(env, i == 0, i == n - 1, size) for i in range(n)]
 
     @staticmethod
@@ -264,14 +265,23 @@ class World:
 
 def sample(world, chat, length):
     """One row: a hint block and tasks that follow it, until `length` tokens are full → ids (length,), and which are actions."""
-    r = world.rng
-    size = {128: 2, 256: 3}.get(length, 6)
+    r, (size, room) = world.rng, RECIPES[length]
     corrective = r.choices(("none", "some", "all"), (0.75, 0.12, 0.13))[0]
     n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
-    recipes = [(world.words(1, 3), world.recipe(size)) for _ in range(n)]
-    hints = [] if corrective == "all" else [world.practice(title, recipe) for title, recipe in recipes]
-    if length > 256 and hints and r.random() < 0.75:
-        hints.insert(0, world.documentation())
+    while True:
+        recipes = [(world.words(1, 3), world.recipe(size)) for _ in range(n)]
+        hints = [world.practice(title, recipe) for title, recipe in recipes]
+        tokens = sum(len(chat.encode_text(h)) for h in hints)
+        if tokens <= room:
+            break
+        size, n = max(1, size - 1), max(1, n - 1)
+    if corrective == "all":
+        hints = []
+    elif length > 256 and r.random() < 0.6:
+        lines = world.documentation().split("\n")
+        while tokens + len(chat.encode_text("\n".join(lines))) > room + 100:
+            lines.pop()
+        hints.insert(0, "\n".join(lines))
     ids, mask = [], []
     while len(ids) < length:
         title, recipe = r.choice(recipes)

@@ -128,7 +128,8 @@ def test_a_syntax_error_is_shown_with_its_line(box):
 
 def test_complete_task_ends_the_step_with_strings(box):
     assert box.run("print(1); complete_task('found', 42.5); print(2)") == ("1\n", ("found", "42.5"), False)
-    assert box.run("try: complete_task('found', None)\nexcept BaseException: pass\nprint(2)").completed == ("found", "None")
+    caught = box.run("try: complete_task('found', None)\nexcept BaseException: pass\nprint(2)")
+    assert caught == ("", ("found", "None"), False)
 
 
 def test_the_result_can_be_waited_for_with_select(world):
@@ -226,12 +227,13 @@ ATTACKS = {
     "raised limits": ("import resource; resource.setrlimit(resource.RLIMIT_AS, (-1, -1))",
                       "ValueError|PermissionError"),
     "a huge power": ("import sys; sys.set_int_max_str_digits(0); print(len(str(7 ** 10 ** 5)))", "84510"),
-    "a huge exception": ("raise ValueError('x' * 10**8)", "characters left out"),
+    "a huge exception": ("raise ValueError('x' * 10**6)", "characters left out"),
+    "an exception that fills the memory": ("raise ValueError('x' * 10**8)", "ValueError, with a text that cannot"),
     "deep recursion": ("def f(n): return f(n + 1)\nf(0)", "RecursionError"),
     "deep recursion without a limit": ("import sys; sys.setrecursionlimit(10**9)\ndef f(n): return f(n + 1)\nf(0)",
                                        "Error|lost"),
     "deep recursion in C": ("import sys; sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
-                            "killed by SIG|MemoryError|RecursionError"),
+                            "killed by|MemoryError|RecursionError"),
     "deep nesting": ("eval('(' * 10**5 + ')' * 10**5)", "MemoryError|SyntaxError|RecursionError|killed"),
     "a thread bomb": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
                       "can't start new thread|MemoryError"),
@@ -260,9 +262,10 @@ ATTACKS = {
     "killing through a pidfd": ("import os, signal; signal.pidfd_send_signal(os.pidfd_open(STAGE), 9)", REFUSED),
     "killing by a file's owner": ("import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, STAGE)", REFUSED),
     "queueing a signal": (LIBC + "tried(libc.sigqueue(STAGE, 9, None))", REFUSED),
-    "killing itself": ("import os; os.kill(os.getpid(), 9)", "killed by SIGKILL"),
-    "crashing": ("import ctypes; ctypes.string_at(0)", "killed by SIGSEGV"),
-    "aborting": ("import os; os.abort()", "killed by SIGABRT"),
+    "killing itself": ("import os; os.kill(os.getpid(), 9)", "killed by signal 9 "),
+    "a real-time signal": ("import os; os.kill(os.getpid(), 40)", "killed by signal 40 "),
+    "crashing": ("import ctypes; ctypes.string_at(0)", "killed by signal 11 "),
+    "aborting": ("import os; os.abort()", "killed by signal 6 "),
     "slowing the stage": ("import os; os.setpriority(os.PRIO_PROCESS, STAGE, 19)", REFUSED),
     "moving the stage to one core": ("import os; os.sched_setaffinity(STAGE, [0])", REFUSED),
     "limiting the stage": ("import resource; resource.prlimit(STAGE, resource.RLIMIT_CPU, (1, 1))", REFUSED),
@@ -272,10 +275,14 @@ ATTACKS = {
     # descriptors and the result channel
     "closing all descriptors": ("import os; os.closerange(0, 256)", "its variables are lost"),
     "closing stdout": ("import os, sys; sys.stdout.close(); os.close(1); os.close(2)", "^$|lost"),
+    "closing the reply channel": ("import os, sys; os.close(sys._getframe().f_back.f_locals['replies'])",
+                                  "its variables are lost"),
     "replacing stdout": ("import sys; sys.stdout = sys.stderr = None", "^$"),
-    "garbage on all descriptors": ("import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'\\xff\\x00{\\n[' * 99)\n"
+    "garbage on all descriptors": ("import os\nfor fd in range(3, 64):\n"
+                                   "    try: os.write(fd, b'\\xff\\x00{\\n[' * 99)\n"
                                    "    except OSError: pass\nprint('done')", "done"),
-    "a forged reply": ("import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'[\"00\", \"FORGED\", \"FORGED\"]\\n')\n"
+    "a forged reply": ("import os\nfor fd in range(3, 64):\n"
+                       "    try: os.write(fd, b'[\"00\", \"forged\", \"forged\"]\\n')\n"
                        "    except OSError: pass\nprint('done')", "done"),
     "an endless reply": ("import os\nwhile True:\n  for fd in range(3, 64):\n    try: os.write(fd, b'x' * 4096)\n"
                          "    except OSError: pass", "its variables are lost"),
@@ -296,7 +303,7 @@ ATTACKS = {
     "the tasks by moving them": ("import os; os.rename('PLACE/tasks.jsonl', 'x'); print(open('x').read())", REFUSED),
     "the tasks through a directory": ("import os; fd = os.open('PLACE', os.O_PATH)\n"
                                       "print(os.read(os.open('tasks.jsonl', 0, dir_fd=fd), 99))", REFUSED),
-    "the tasks through sqlite": ("import sqlite3; print(sqlite3.connect('PLACE/tasks.jsonl').execute('select 1 from x'))",
+    "the tasks through sqlite": ("import sqlite3; sqlite3.connect('PLACE/tasks.jsonl').execute('select 1 from x')",
                                  REFUSED),
     "the tasks through libc": (LIBC + "tried(libc.open(b'PLACE/tasks.jsonl', 0))", "EACCES"),
     "the tasks as a memory map": ("import numpy; print(numpy.memmap('PLACE/tasks.jsonl'))",
@@ -318,7 +325,8 @@ ATTACKS = {
     "watching files": (LIBC + "tried(libc.inotify_init1(0))", REFUSED),
     "raw disks": ("import glob\nfor disk in ['/dev/sda', '/dev/vda', '/dev/nvme0n1', '/dev/mem', '/dev/kmsg']:\n"
                   "    try: open(disk, 'rb'); print('WORKED')\n    except OSError: print('no')", "^(no\n)+$"),
-    "what other trajectories left": ("import gc\nprint(chr(39).join(['the other one', 's secret']) in str(gc.get_objects()))",
+    "what other trajectories left": ("import gc\n"
+                                     "print(chr(39).join(['the other one', 's secret']) in str(gc.get_objects()))",
                                      "False"),
     # writing
     "writing the tasks": ("open('PLACE/tasks.jsonl', 'a').write('x')", REFUSED),
@@ -333,7 +341,8 @@ ATTACKS = {
     "changing it through the tools' connection": ("price.__globals__['connection'].execute('delete from prices')",
                                                   "readonly"),
     "attaching a new database": ("price.__globals__['connection'].execute(\"attach 'PLACE/new.db' as n\")\n"
-                                 "price.__globals__['connection'].execute('create table n.x (y)')", "unable to open|readonly"),
+                                 "price.__globals__['connection'].execute('create table n.x (y)')",
+                                 "unable to open|readonly"),
     "a mode": ("import os; os.chmod('PLACE/tasks.jsonl', 0)", REFUSED),
     "an owner": ("import os; os.chown('PLACE/tasks.jsonl', os.getuid(), os.getgid())", REFUSED),
     "a time": ("import os; os.utime('PLACE/tasks.jsonl')", REFUSED),
@@ -375,7 +384,8 @@ ATTACKS = {
     "false builtins": ("import builtins\nbuiltins.open = builtins.len = builtins.str = builtins.isinstance = None", ""),
     "no modules": ("import sys; sys.modules.clear(); import os", ""),
     "false tools": ("price.__globals__.clear(); price = complete_task = None", "^$"),
-    "a trace function": ("import sys\ndef trace(*_): raise ValueError('traced')\nsys.settrace(trace)\ndef f(): pass\nf()",
+    "a trace function": ("import sys\ndef trace(*_): raise ValueError('traced')\n"
+                         "sys.settrace(trace)\ndef f(): pass\nf()",
                          "traced"),
     "all objects": ("import gc\nfor x in gc.get_objects():\n    if isinstance(x, dict) and x is not globals():\n"
                     "        try: x.clear()\n        except Exception: pass", ""),
@@ -389,13 +399,14 @@ ENDLESS = {
     "a regular expression": "import re; re.match('(a+)+$', 'a' * 50 + 'b')",
     "sleep": "import time; time.sleep(10**6)",
     "a deadlock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
-    "ignoring signals": "import signal\nfor s in set(signal.Signals) - {9, 19}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
+    "ignoring signals": "import signal\n"
+                        "for s in set(signal.Signals) - {9, 19}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass",
     "blocking signals": "import signal; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65))\nwhile True: pass",
     "catching everything": "while True:\n    try:\n        while True: pass\n    except BaseException: pass",
     "stopping itself": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
     "reading the requests": "import os\nfor fd in range(3, 64):\n    try: os.read(fd, 1)\n    except OSError: pass",
-    "catching completion": "while True:\n    try: complete_task.__closure__[0].cell_contents\n    except ValueError: pass",
-    "joining a thread": "import threading\ndef f():\n    while True: pass\nt = threading.Thread(target=f); t.start(); t.join()",
+    "joining a thread": "import threading\ndef f():\n    while True: pass\n"
+                        "t = threading.Thread(target=f); t.start(); t.join()",
     "an exception's text": "class E(Exception):\n    def __str__(self):\n        while True: pass\nraise E",
     "false json": "import json; json.dumps = lambda *_: 'forged'",
     "silent replies": "import os\nwhile True:\n    for fd in range(3, 64):\n        try: os.write(fd, b'\\n')\n"
@@ -407,7 +418,7 @@ ENDLESS = {
 def attacked(place):
     """Runs an attack; returns its observation after checking that nobody else felt it."""
     os.environ["MY_API_KEY"] = SECRET
-    limits = Limits(seconds=5, memory=128 << 20)
+    limits = Limits(seconds=30, memory=128 << 20)
     with World(place / "mytools.py", place / "data", limits) as world, world.start() as other:
         if world.missing:
             pytest.skip(f"this system does not keep the code from: {', '.join(world.missing)}")
@@ -419,7 +430,6 @@ def attacked(place):
                 code = code.replace(token, str(value))
             with world.start() as target:
                 observation = target.run(code)
-                assert isinstance(target.run("1 + 1").text, str)
             assert other.run("print(x, price('tea'))").text == "the other one 3\n"
             assert before == {path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()}
             return observation
@@ -448,7 +458,7 @@ def test_endless_code_is_ended_whatever_it_does(place):
             box.send(ENDLESS[name])
         for name, box in boxes.items():
             observation = box.receive()
-            assert observation.died and re.search("TimeoutError|OutputError|lost", observation.text), (name, observation)
+            assert observation.died and observation.text.endswith("lost\n"), (name, observation)
             assert observation.completed is None
         for name, box in boxes.items():
             assert box.run("print(price('tea'))").text == "3\n", name
@@ -523,7 +533,8 @@ def test_when_the_stage_ends_nothing_of_the_world_remains(place, ending):
         boxes[1].send("while True: pass")
         print("ready", flush=True)
         time.sleep(600 * {ending == "SIGKILL"})"""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(stage)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(stage)], stdout=subprocess.PIPE, text=True,
+                               cwd=ROOT)
     scratch = process.stdout.readline().strip()
     assert process.stdout.readline() == "ready\n"
     below = descendants(process.pid)
@@ -578,9 +589,10 @@ def test_a_module_that_is_not_python_and_a_missing_world_are_named(tmp_path, pla
         World(place / "mytools.py", tmp_path / "nowhere")
 
 
-def test_protections_are_tried_not_assumed(world):
+def test_protections_are_tried_not_assumed(world, tmp_path):
     """Run without the sandbox, the program that tries to escape succeeds in what any process may do."""
-    free = subprocess.run([sys.executable, "-c", ESCAPES], capture_output=True, text=True, cwd="/tmp").stdout.splitlines()
+    unconfined = subprocess.run([sys.executable, "-c", ESCAPES], capture_output=True, text=True, cwd=tmp_path)
+    free = unconfined.stdout.splitlines()
     kept = protections()
     assert {"reading your files", "the network", "starting processes"} <= set(free) <= set(kept)
     assert [what for what in kept if not kept[what]] == world.missing
@@ -588,7 +600,8 @@ def test_protections_are_tried_not_assumed(world):
 
 def test_refused_system_calls_have_the_numbers_of_the_kernels_headers():
     from tools.confine import REFUSED as table
-    for column, header in enumerate(["/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h"]):
+    headers = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h"
+    for column, header in enumerate(headers):
         if not os.path.exists(header):
             continue
         numbers = {name: int(number) for name, number in re.findall(

@@ -81,9 +81,10 @@ class World:
             if path is not None and not os.path.exists(path):
                 raise SandboxError(f"{path}: no such file or directory; give {flag} one that exists")
         self.tools, self.limits, self.boxes = tools, limits, set()
+        self.scratch = tempfile.mkdtemp(prefix="sandbox-")
         self.control, control = socket.socketpair()
         paths = [None if path is None else os.path.abspath(path) for path in (tools, data)]
-        arguments = json.dumps([control.fileno(), *paths, astuple(limits)])
+        arguments = json.dumps([control.fileno(), self.scratch, *paths, astuple(limits)])
         start = "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import serve; serve(sys.argv[2])"
         # A fixed hash seed: the order of a printed set must not differ from run to run.
         environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -117,6 +118,7 @@ class World:
             box.close()
         self.control.close()
         self.server.wait()
+        shutil.rmtree(self.scratch, ignore_errors=True)
 
     def __enter__(self):
         return self
@@ -205,10 +207,9 @@ def read_line(sock, seconds):
 
 def serve(arguments):
     """Loads the world, answers "" or what went wrong, then forks a warden for every socket it is sent."""
-    control, tools, data, limits = json.loads(arguments)
+    control, scratch, tools, data, limits = json.loads(arguments)
     control, limits = socket.socket(fileno=control), Limits(*limits)
     confine.isolate()
-    scratch = tempfile.mkdtemp(prefix="sandbox-")
     os.chdir(scratch)
     try:
         try:
@@ -241,7 +242,7 @@ def serve(arguments):
                     os._exit(0)
             os.close(sockets[0])
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(scratch, ignore_errors=True)       # for a stage that cannot do it any more
 
 
 def load(tools, data):
@@ -349,10 +350,12 @@ class Interpreter:
             if len(printed) > self.limits.printed:
                 return self.died(printed, f"OutputError: the code printed more than {self.limits.printed:,} bytes")
             if self.replies in ready:
-                self.unread += os.read(self.replies, 1 << 16)
-                *lines, self.unread = self.unread.split(b"\n")
+                chunk = os.read(self.replies, 1 << 16)
+                if not chunk:
+                    return self.died(printed)
+                *lines, self.unread = (self.unread + chunk).split(b"\n")
                 for reply in filter(None, (self.check(line, nonce) for line in lines)):
-                    os.kill(self.pid, signal.SIGSTOP)    # whatever it has left running costs nothing until the next step
+                    os.kill(self.pid, signal.SIGSTOP)    # threads it has left behind wait for the next step
                     self.read(printed)
                     return Observation(self.text(printed), reply[1:] or None)
                 if len(self.unread) > 1 << 20:
@@ -392,7 +395,7 @@ class Interpreter:
         if reason is None and status == -signal.SIGXCPU:
             reason = f"TimeoutError: the code used more than {self.limits.cpu} s of CPU time"
         elif reason is None and status < 0:
-            reason = f"the interpreter was killed by {signal.Signals(-status).name}"
+            reason = f"the interpreter was killed by signal {-status} ({signal.strsignal(-status)})"
         elif reason is None:
             reason = f"the interpreter exited with status {status}"
         text = self.text(printed)
@@ -456,7 +459,10 @@ def interpret(requests, replies, output, functions, limit):
         except Completed:
             pass
         except BaseException as error:
-            console.write(cut(explain(error), limit))
+            try:
+                console.write(cut(explain(error), limit))
+            except BaseException:                        # say its text does not fit into memory
+                console.write(f"{type(error).__name__}, with a text that cannot be shown\n")
         console.flush()
         reply()
 
@@ -487,7 +493,7 @@ def write_outside():
 attempts = {
     "reading your files": lambda: os.listdir("/"),
     "writing your files": write_outside,
-    "changing the modes of your files": lambda: os.chmod(".", 0o700),
+    "changing the modes of your files": lambda: os.chmod(".", os.stat(".").st_mode & 0o7777),
     "the network": socket.socket,
     "starting processes": start_a_process,
     "signals to your processes": lambda: os.kill(os.getppid(), 0),

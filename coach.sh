@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The coaching loop (Algorithm 1 of the paper) on the built-in starter. Run again after an interruption, it goes on where it stopped.
+# For your own agent copy this file and change the settings; README, "Bring your own", says how.
+set -euo pipefail
+cd "$(dirname "$0")"
+
+python=${PYTHON:-python}                       # make coach sets the virtual environment's
+run=${RUN:-runs/demo}                          # everything is written below
+tasks=data/starter
+agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.3 --batch 64 --max-new-tokens 256"
+learn="--model starter --rank 16 --alpha 32 --lora-dropout 0 --batch 64 --hint-dropout 0.9 --decay"
+
+[ -f $tasks/test.jsonl ] || $python tools/starter_world.py --out $tasks
+
+evaluate() {                                   # evaluate NAME [ADAPTERS AND HINTS …]: on tasks that no stage has trained on
+    name=$1; shift
+    $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 "$@" --out "$run/test/$name.jsonl"
+}
+
+# Before coaching: the agent without hints, with those for its type of task, with everybody's hints at once.
+evaluate 0-none       --hints none
+evaluate 1-task       --hints task
+evaluate 2-combined   --hints combined
+
+# Round 1: what the hints make the agent do goes into the weights.
+$python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 3 --out $run/hinted1.jsonl
+$python distill.py $learn --data $run/hinted1.jsonl --lr 4e-3 --epochs 8 --out $run/round1
+adapters="--adapter $run/round1"
+evaluate 3-round1 $adapters
+
+# Rounds 2 and 3: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
+for round in 2 3; do
+    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --trials 3 --seed $round --out $run/seen$round.jsonl
+    $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --out $run/flagged$round.jsonl
+    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --out $run/corrected$round.jsonl
+    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints task --trials 1 --seed $round --out $run/candidates$round.jsonl
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
+    adapters="$adapters --adapter $run/round$round"
+    evaluate $((round + 2))-round$round $adapters
+done
+
+$python evaluate.py --table $run/test/*.jsonl

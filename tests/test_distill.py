@@ -1,0 +1,151 @@
+"""The loss against a plain float64 implementation, one action at a time; what is learned from; the balancing."""
+import copy
+import json
+import random
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import agent
+import distill
+from lora import adapters, add_adapter, read_adapter
+from model import Config, Llama
+
+ROOT = Path(__file__).resolve().parent.parent
+T = 2.0
+
+
+@pytest.fixture(scope="module")
+def chat():
+    return agent.Chat(ROOT / "starter")
+
+
+def record(chat, number, steps=3, targets=None, corrective=()):
+    def ids(text, tag):
+        return chat.encode_text(text + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
+    r = {"id": f"t{number}#0", "task": {"id": f"t{number}", "group": "g", "template": "p", "question": f"What is {number}?", "answer": "1"}, "success": True,
+         "hints": [{"name": "a", "kind": "tools", "text": "## tools: a\nlook(x): looks"}, {"name": "b", "kind": "practice", "text": f"## practice: b\nprint(look({number}))"}],
+         "steps": [{"monologue": "", "code": "", "observation": f"seen {number + n}", "hint": {"name": "c", "text": f"Mind {n}."} if n in corrective else None,
+                    "token_ids": {"monologue": ids(f"look at {number} {n}", "inner_monologue"), "code": ids("x = look(3)\nprint(x)" * (n + 1), "python")}} for n in range(steps)]}
+    return r | ({"targets": targets} if targets else {})
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    c = Config(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    m = Llama(c)
+    for p in m.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    add_adapter(m, 4, 8)
+    for p in add_adapter(m, 4, 8):                                     # one frozen adapter below the newest, both not zero
+        torch.nn.init.normal_(p, std=0.4)
+    return m.train()
+
+
+def plain_loss(model, teacher, chat, records, dropped):
+    """KL at temperature 2 (paper §3.1), the mean over an action's tokens, then over actions; full logits of one action at a time."""
+    losses = []
+    for r in records:
+        for n in r.get("targets", range(len(r["steps"]))):
+            seen = [r["steps"][:n + 1], [s | {"hint": None} for s in r["steps"][:n + 1]] if dropped else r["steps"][:n + 1]]
+            rows = [chat.prompt(r["task"]["question"], [] if dropped and student else [h["text"] for h in r["hints"]], seen[student]) for student in (0, 1)]
+            logits = []
+            for (ids, spans), m in zip(rows, (teacher, model)):
+                out = m(torch.tensor([ids]))[0]
+                logits.append(torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])]) / T)
+            p, q = (x.log_softmax(-1) for x in logits)
+            losses.append((p.exp() * (p - q)).sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("dropped", [0.0, 1.0])
+def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, monkeypatch):
+    records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
+    monkeypatch.setattr(distill, "CHUNK", 7)
+    rows = [distill.example(chat, r, dropped) for r in records]
+    with torch.no_grad(), adapters(model, newest=False):
+        hidden = distill.hidden_at(model, [distill.example(chat, r) for r in records])
+    loss = distill.loss_of(model, rows, hidden, T)
+    loss.backward()
+    reference = copy.deepcopy(model).double()
+    reference.zero_grad()
+    teacher = copy.deepcopy(reference)
+
+    def frozen_only(tokens):
+        with torch.no_grad(), adapters(teacher, newest=False):
+            return teacher(tokens)
+
+    expected = plain_loss(reference, frozen_only, chat, records, dropped)
+    expected.backward()
+    assert abs(loss.item() - expected.item()) <= 1e-5 * abs(expected.item())
+    assert loss.item() > 1e-3
+    pairs = [(p.grad, q.grad) for p, q in zip(model.parameters(), reference.parameters()) if p.requires_grad]
+    assert len(pairs) == 2 * (7 * 2 + 1)
+    for ours, theirs in pairs:
+        assert (ours.double() - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_cross_entropy_is_that_of_the_sampled_tokens(chat, model):
+    r = record(chat, 5)
+    loss = distill.loss_of(model, [distill.example(chat, r)])
+    ids, spans = chat.prompt(r["task"]["question"], [h["text"] for h in r["hints"]], r["steps"])
+    logp = model(torch.tensor([ids]))[0].log_softmax(-1)
+    actions = [torch.stack([-logp[i - 1, ids[i]] for name in ("monologue", "code") for i in range(*spans[n, name])]).mean() for n in range(3)]
+    assert torch.allclose(loss, torch.stack(actions).mean(), rtol=1e-5)
+
+
+def test_hint_sections_are_left_out_one_by_one_with_the_given_probability(chat):
+    r, rng, lengths = record(chat, 1, corrective=[0]), random.Random(0), Counter()
+    for _ in range(1000):
+        ids, *rest = distill.example(chat, r, 0.9, rng)
+        lengths[len(ids)] += 1
+        assert rest[1:] == list(distill.example(chat, r)[2:])
+    assert len(lengths) == 8                                           # 2 × 2 × 2 combinations
+    assert abs(max(lengths.values()) / 1000 - 0.9 ** 3) < 0.05
+
+
+def test_only_target_steps_are_learned_and_later_steps_are_not_seen(chat):
+    r = record(chat, 1, steps=4, targets=[1])
+    ids, at, targets, weights = distill.example(chat, r)
+    assert targets == r["steps"][1]["token_ids"]["monologue"] + r["steps"][1]["token_ids"]["code"]
+    assert [ids[i + 1] for i in at] == targets and abs(sum(weights) - 1) < 1e-9
+    assert at[-1] < len(ids) and len(ids) < len(distill.example(chat, record(chat, 1, steps=4))[0])
+
+
+def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned():
+    def t(n, group, template):
+        return {"id": f"{n}", "task": {"id": f"{group}{template}{n}", "group": group, "template": template}}
+    corrected = [t(f"c{i}", "a", "a1") for i in range(9)] + [t("c9", "a", "a2"), t("c10", "b", "b1"), t("c11", "b", "b1")]
+    candidates = [t(i, g, x) for g, x in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1")) for i in range(20)]
+    chosen = distill.balance(corrected, candidates, random.Random(0))
+    assert len({id(c) for c in chosen}) == len(chosen)
+    templates, groups = Counter(c["task"]["template"] for c in chosen), Counter(c["task"]["group"] for c in chosen)
+    assert templates["a2"] >= 3 and templates["b1"] >= 2               # 1. up to the mean of 12 / 3
+    assert 13 <= groups["b"] + 2 and groups["c"] >= 12                 # 2. up to the largest group
+    assert templates["a3"] > 0                                         # 3. what no mistake was made in
+
+
+def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
+    """A teacher that always says one thing with its hint: the student says it without."""
+    config = dict(model_type="llama", vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((ROOT / "starter" / name).read_bytes())
+    torch.manual_seed(0)
+    m = Llama(Config(**{k: v for k, v in config.items() if k != "model_type"}))
+    save_file({("" if k.startswith("lm_head") else "model.") + k: v.detach().clone() for k, v in m.state_dict().items() if k != "lm_head.weight"}, tmp_path / "model.safetensors")
+    data = tmp_path / "d.jsonl"
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(8)))
+    run = subprocess.run([sys.executable, ROOT / "distill.py", "--model", tmp_path, "--data", data, "--loss", "ce", "--rank", "4", "--alpha", "8", "--lr", "1e-2", "--warmup", "2",
+                          "--epochs", "6", "--batch", "6", "--out", tmp_path / "adapter"], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    losses = [json.loads(line)["loss"] for line in open(tmp_path / "adapter" / "log.jsonl")]
+    assert losses[-1] < 0.7 * losses[0]
+    assert len(read_adapter(tmp_path / "adapter")[1]) == 2 * 7 + 1

@@ -1,0 +1,62 @@
+"""Mistakes, their detectors, and the states they flag."""
+import pytest
+
+import review
+
+STEP = {"monologue": "m", "observation": "o", "hint": None, "token_ids": {}}
+
+
+def trajectory(*codes, group="coffee", template="opening price"):
+    return {"id": "t#0", "task": {"id": "t", "group": group, "template": template}, "success": False,
+            "steps": [STEP | {"code": code} for code in codes]}
+
+
+def mistake(tmp_path, header, hint="Print what you looked up."):
+    file = tmp_path / "print-it.md"
+    file.write_text(f"+++\n{header}\n+++\n{hint}\n")
+    return review.Mistake(file)
+
+
+def test_a_regex_flags_the_first_step_whose_code_it_finds(tmp_path):
+    m = mistake(tmp_path, "regex = '^complete_task'")
+    assert m.first_step(trajectory("x = 1", "y = 2\ncomplete_task(1, 2)", "complete_task(1, 2)")) == 1
+    assert m.first_step(trajectory("x = 1")) is None
+
+
+def test_a_python_filter_sees_the_record_and_the_step(tmp_path):
+    m = mistake(tmp_path, "python = '''\nimport ast\ndef detect(trajectory, step):\n    return not trajectory['success'] and len(ast.parse(step['code']).body) == 2\n'''")
+    assert m.first_step(trajectory("x = 1", "y = 2; z = 3")) == 1
+    assert m.first_step(trajectory("y = 2; z = 3") | {"success": True}) is None
+
+
+def test_a_mistake_concerns_its_groups_and_templates_only(tmp_path):
+    m = mistake(tmp_path, "groups = ['flights']\nregex = 'x'")
+    assert m.first_step(trajectory("x")) is None and m.first_step(trajectory("x", group="flights")) == 0
+    m = mistake(tmp_path, "templates = ['opening price']\nregex = 'x'")
+    assert m.first_step(trajectory("x")) == 0 and m.first_step(trajectory("x", template="other")) is None
+
+
+def test_a_flagged_state_is_cut_before_the_bad_step(tmp_path):
+    state = review.flag(trajectory("a", "b", "c"), mistake(tmp_path, "regex = 'b'"), 1)
+    assert [s["code"] for s in state["steps"]] == ["a"]
+    assert state["mistake"] == {"name": "print-it", "step": 1, "rejected": {"monologue": "m", "code": "b", "observation": "o"}}
+    assert state["hint"] == {"name": "print-it", "text": "Print what you looked up."} and state["id"] == "t#0!print-it"
+
+
+@pytest.mark.parametrize("content, message", [
+    ("no header", "between two lines of"), ("+++\nregex = \n+++\nhint", "not TOML"), ("+++\nregex = 'x'\n+++\n", "no hint below"),
+    ("+++\n+++\nhint", "exactly one of regex"), ("+++\nregex = 'x'\npython = 'y'\n+++\nhint", "exactly one of regex"),
+    ("+++\nregex = '('\n+++\nhint", "field 'regex'"), ("+++\nregexp = 'x'\n+++\nhint", "field 'regexp': unknown"),
+    ("+++\npython = 'def detect(:'\n+++\nhint", "field 'python': SyntaxError"), ("+++\npython = 'x = 1'\n+++\nhint", "no function detect")])
+def test_a_broken_mistake_file_is_named(tmp_path, content, message):
+    file = tmp_path / "bad.md"
+    file.write_text(content)
+    with pytest.raises(ValueError) as error:
+        review.Mistake(file)
+    assert str(file) in str(error.value) and message in str(error.value)
+
+
+def test_a_detector_that_raises_is_named_with_the_step(tmp_path):
+    m = mistake(tmp_path, "python = 'def detect(trajectory, step): return step[\"nothing\"]'")
+    with pytest.raises(ValueError, match=r"print-it\.md, field 'python': on step 0 of t#0: KeyError"):
+        m.first_step(trajectory("x"))
