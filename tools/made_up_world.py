@@ -99,7 +99,7 @@ def look_up_by_two(one, rows, rng):
 
 
 def count_above(one, rows, rng):
-    """number above
+    """number of high {n}
     the number of {items} {A} and {N} // the count of {items} {N} and {A}
     Step: count the {items} with much {n} // which {items} exceed the {n}
     rows = find(a=A)
@@ -110,7 +110,7 @@ def count_above(one, rows, rng):
 
 
 def count_both(one, rows, rng):
-    """number
+    """number of both
     the number of {items} {A} and {B} // the count of {items} {B} and {A}
     Step: count by {a} and {b} // how often do {a} and {b} meet
     rows = find(a=A, b=B)
@@ -164,7 +164,7 @@ def difference(one, rows, rng):
     Step: compare the {n} of two {items} // take two {items} and subtract
     rows = find(k=K)
     other = find(k=L)
-    print(round(abs(rows[0].n - other[0].n), 2))"""
+    best = rows[0].n - other[0].n; print(round(abs(best), 2)) // best = rows[0].n; more = other[0].n; print(round(abs(best - more), 2))"""
     other = rng.choice(rows)
     if other.n != one.n:
         return {"K": one.k, "L": other.k}, round(abs(one.n - other.n), 2)
@@ -213,7 +213,7 @@ def two_cells(one, rows, rng):
     print(rows[0].n)
     print(rows[0].m)
     Step: add the two printed numbers // both lines make the sum
-    complete_task("{n} and {m}", str(round(number(P) + number(Q), 2)))"""
+    total = round(number(P) + number(Q), 2); complete_task("both", str(total)) // complete_task("sum", str(round(number(P) + number(Q), 2)))"""
     return {"K": one.k}, round(one.n + one.m, 2)
 
 
@@ -501,11 +501,14 @@ class Group:
         if self.find == "all":
             return [f"{name} = {tool}()", *tests]
         if self.find == "methods":
-            return [f"{name} = {tool}()" + "".join(f'.{names["keep"]}("{label}", {variable})' for label, variable in pairs)]
+            kept = [f'.{names["keep"]}("{label}", {variable})' for label, variable in pairs]
+            return [f"{name} = {tool}(){kept[0]}", *(f"{name} = {name}{more}" for more in kept[1:])]
         if self.find == "keywords":
             return [f"{name} = {tool}({', '.join(f'{label}={variable}' for label, variable in pairs)})"]
-        text = " + ".join(f'"{names["joins"] if i else ""}{label}{names["equals"]}" + {variable}' for i, (label, variable) in enumerate(pairs))
-        return [f"{name} = {tool}({text})"]
+        parts = [f'"{names["joins"] if i else ""}{label}{names["equals"]}" + {variable}' for i, (label, variable) in enumerate(pairs)]
+        if len(parts) == 1:
+            return [f"{name} = {tool}({parts[0]})"]
+        return [f"{name} = {parts[0]}", f"{name} = {tool}({name} + {' + '.join(parts[1:])})"]
 
     def write_cell(self, row, role):
         text = CELLS[self.cell][1].format(x=row, label=self.label(role), index=self.order.index(role), **self.names)
@@ -549,7 +552,7 @@ def make_template(kind, group):
     each, local = rng.choice(EACH), iter(rng.sample(LOCALS, len(LOCALS)))
     renamed = {"x": each, **{slot: cues[slot].split()[-1] if by_cue else free.pop() for slot in slots}, "P": free.pop(), "Q": free.pop(),
                **{cue.upper(): names[cue] for cue in "wuvt"},
-               **{name: next(local) for name in "rows other more best values names text some both result".split()}}
+               **{name: next(local) for name in "rows other more best values names text some total both result".split()}}
     steps, filled = [], []
     for line in lines:
         if line.startswith("Step: "):
@@ -576,7 +579,7 @@ def make_template(kind, group):
             steps.append((rng.choice(CLOSINGS).format(title), [f'{name} = "..."', f'complete_task("{report}", {name})']))
     for _, code in steps:
         join_lines(code, "\n".join(line for _, code in steps for line in code), rng)
-    fits = all(len(code) <= 8 and max(map(len, code)) <= 70 for _, code in steps)
+    fits = all(len(code) <= 8 and max(map(len, code)) <= 70 and 3 <= len(thought.split()) <= 8 for thought, code in steps)
     return (f"{title} of {group.name}", wordings, steps) if fits else None
 
 
@@ -611,32 +614,42 @@ def make_tasks(kind, group, title, wordings):
             return list(tasks.values())
 
 
+def make_group(rng, domain, extra, kinds):
+    """(group, hints as Markdown, [tasks of each template]); None if names or data do not fit one of the kinds."""
+    group, drawn = Group(rng, domain, extra), []
+    group.source, documentation = group.tools()
+    hints = f"## tools: {group.name}\n" + "\n".join(documentation) + "\n"
+    for kind in kinds:
+        for _ in range(40):
+            template = make_template(kind, group)
+            tasks = template and make_tasks(kind, group, *template[:2])
+            if tasks:
+                break
+        else:
+            return None
+        title, _, steps = template
+        hints += f"\n## practice: {title}\nfor: {title}\n"
+        for number, (thought, code) in enumerate(steps, 1):
+            hints += "\n".join([f"Step {number}: {thought}", *code, ""])
+        drawn.append(tasks)
+    return group, hints, drawn
+
+
 def make_world(seed):
     """All of one seed's world → {file name: text}."""
     rng = random.Random(f"made-up world {seed}")
-    table, files, train, test, data, source = rng.sample(TABLE, len(TABLE)), {}, [], [], {}, MODULE
-    for domain, extra, more in zip(rng.sample(DOMAINS.splitlines(), 3), rng.sample(["", "links", "notes"], 3), ("", "", "")):
-        group, made = Group(rng, domain, extra), 0
-        wanted = {"": [], "links": rng.sample(LINKS, 2), "notes": rng.sample(NOTES, 2)}[extra]
-        wanted += [table.pop() for _ in range(4 - len(wanted))]
-        code, lines = group.tools()
-        sections = [f"## tools: {group.name}\n" + "\n".join(lines) + "\n"]
-        for kind in rng.sample(wanted, 4):
-            for _ in range(60):
-                template = make_template(kind, group)
-                tasks = template and make_tasks(kind, group, *template[:2])
-                if tasks:
-                    break
-            else:
-                raise ValueError(f"seed {seed}: {kind.__name__} does not fit {group.name}; take another seed")
-            train, test = train + tasks[:TRAIN], test + tasks[TRAIN:]
-            title, _, steps = template
-            sections.append(f"## practice: {title}\nfor: {title}\n" + "".join(
-                f"Step {i}: {thought}\n" + "".join(line + "\n" for line in code_lines) for i, (thought, code_lines) in enumerate(steps, 1)))
-        files[f"hints/{group.name}.md"] = "\n".join(sections)
-        data[group.name], source = group.data(), source + code
+    table, files, data, splits, source = rng.sample(TABLE, 8), {}, {}, {"train": [], "test": []}, MODULE
+    for domain, extra in zip(rng.sample(DOMAINS.splitlines(), 3), rng.sample(["", "links", "notes"], 3)):
+        kinds = rng.sample({"": [], "links": LINKS, "notes": NOTES}[extra], 2 if extra else 0)
+        kinds += [table.pop() for _ in range(4 - len(kinds))]
+        group, hints, drawn = next(filter(None, (make_group(rng, domain, extra, kinds) for _ in range(1000))))
+        files[f"hints/{group.name}.md"] = hints
+        data[group.name], source = group.data(), source + group.source
+        for tasks in drawn:
+            splits["train"] += tasks[:TRAIN]
+            splits["test"] += tasks[TRAIN:]
     files |= {"tools.py": source, "world/data.json": json.dumps(data, indent=0)}
-    return files | {f"{name}.jsonl": "".join(json.dumps(task) + "\n" for task in tasks) for name, tasks in (("train", train), ("test", test))}
+    return files | {f"{name}.jsonl": "".join(json.dumps(task) + "\n" for task in tasks) for name, tasks in splits.items()}
 
 
 def main():
