@@ -392,30 +392,34 @@ class Sampler:
                 self.length[slot] += 1
         return ended
 
+    def _common(self, prompt):
+        """(slots,) how many tokens each slot's content and the prompt have in common at their beginnings."""
+        differ = self.ids[:, :len(prompt)] != np.array(prompt)
+        return np.minimum(np.where(differ.any(1), differ.argmax(1), len(prompt)), self.length)
+
     def _admit(self):
-        """Gives free slots to queued requests; returns those that cannot run at all."""
-        ended, later, pending = [], deque(), 0
-        free = [s for s in range(self.batch) if not self.requests[s]]
-        while self.queue and free and pending < 4096:           # more prompt tokens at once gain nothing
-            request = self.queue.popleft()
-            n = len(request.prompt)
-            if n > self.max_length or request.max_new_tokens < 1:
-                request.ended = "length"
-                ended.append(request)
-                continue
-            prompt = np.array(request.prompt)
-            differs = self.ids[:, :n] != prompt
-            common = np.minimum(np.where(differs.any(1), differs.argmax(1), n), self.length)    # (slots,) tokens in common …
-            ready = np.minimum(common, self.cached)                                              # … whose keys are there
-            if common.max() - ready.max() > 16:                 # another request computes this beginning in this very step:
-                later.append(request)                           # take it from there in the next
+        """Gives free slots to queued requests, first to those with the longest cached beginning; returns those that cannot run."""
+        free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
+        window = [self.queue.popleft() for _ in range(min(len(self.queue), self.batch) if free else 0)]
+        for request in [r for r in window if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
+            request.ended = "length"
+            ended.append(request)
+        window = [r for r in window if not r.ended]
+        if len(window) > 1:
+            window.sort(key=lambda r: -np.minimum(self._common(r.prompt), self.cached).max())
+        for request in window:
+            common = self._common(request.prompt)
+            ready = np.minimum(common, self.cached)             # the keys and values that are there
+            if not free or pending > 4096 or common.max() - ready.max() > 16:   # another computes this beginning in this very
+                later.append(request)                                           # step: take it from there in the next
                 continue
             # A slot whose whole content the prompt continues, or else the one that has waited longest.
             slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, -self.used[s]))
-            source, kept = ready.argmax(), min(ready.max(), n - 1)                               # one token is left to compute
+            source, n = ready.argmax(), len(request.prompt)
+            kept = min(int(ready.max()), n - 1)                 # one token is left to compute
             if source != slot:
                 self.cache[:, :, slot, :, :kept] = self.cache[:, :, source, :, :kept]
-            self.ids[slot, :n], self.length[slot], self.cached[slot] = prompt, n, kept
+            self.ids[slot, :n], self.length[slot], self.cached[slot] = request.prompt, n, kept
             self.requests[slot] = request
             free.remove(slot)
             pending += n - kept

@@ -39,9 +39,9 @@ MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rat
 # ---------------------------------------------------------------------------------------------------- made-up worlds
 
 def excluded_words(paths):
-    """Every run of three letters or more, in lower case, in the files below `paths`: words that are never drawn."""
+    """Every run of two letters or more, in lower case, in the files below `paths`: words that are never drawn."""
     files = [f for p in map(Path, paths) for f in ([p] if p.is_file() else p.rglob("*")) if f.suffix in (".py", ".md", ".jsonl", ".txt")]
-    return {w for f in files for w in re.findall("[a-z]{3,}", f.read_text().lower())}
+    return {w for f in files for w in re.findall("[a-z]{2,}", f.read_text().lower())}
 
 
 class World:
@@ -77,7 +77,8 @@ class World:
                          str(-r.randint(1, 60))))
 
     def capitals(self, n):
-        return "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
+        s = "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
+        return s if s.lower() not in self.excluded else self.capitals(n)
 
     def names(self, low, high):
         r = self.rng
@@ -110,19 +111,20 @@ class World:
         return " ".join(words), True
 
     def text(self, slots, cued, phrase="", end="?"):
-        """Prose that holds the slots' values in order, or behind their names as cues, in any order; `phrase` somewhere in it."""
+        """Prose that holds the slots' values in order, or behind their names as cues, in any order and among others; `phrase` somewhere in it."""
         r = self.rng
-        chunks = []
-        for name, (value, quoted) in slots:
-            chunks.append((name + " " if cued else "") + (f'"{value}"' if quoted else value))
         if cued:
-            r.shuffle(chunks)
+            slots = r.sample(slots, len(slots))
+            for _ in range(r.choice((0, 0, 1, 2))):
+                slots.insert(r.randint(0, len(slots)), (self.word(), self.value()))
         out = []
-        for i, chunk in enumerate(chunks):
-            out += [self.words(1, 4) if i or r.random() < 0.8 else "", chunk]
-        out.append(self.words(1, 4) if r.random() < 0.5 or not chunks else "")
+        for i, (name, (value, quoted)) in enumerate(slots):
+            filler = self.words(1, r.choice((2, 4, 6))) if i or r.random() < 0.8 else ""
+            value = f'"{value}"' if quoted else value
+            out += [filler, (name + " " if cued else "") + value + r.choice(("",) * 14 + (",", "'s"))]
+        out.append(self.words(1, 5) if r.random() < 0.5 or not slots else "")
         if phrase:
-            out.insert(2 * r.randint(0, len(chunks)), phrase)
+            out.insert(2 * r.randint(0, len(slots)), phrase)
         s = " ".join(c for c in out if c)
         return (s[0].upper() + s[1:] if r.random() < 0.9 else s) + end
 
@@ -163,7 +165,9 @@ class World:
             lambda: f"[float({x}) for {x} in {v}]", lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
             lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])", lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
             lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}', lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
-            lambda: f"{v} if {w} else {self.constant()}"))()
+            lambda: f"{v} if {w} else {self.constant()}", lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
+            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]", lambda: f"{{{self.constant()}: {v}}}",
+            lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}", lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
 
     def statements(self, env, n):
         """n lines of code that use and extend the variables in env."""
@@ -234,17 +238,18 @@ class World:
             else:
                 words = re.findall("[A-Za-z]{2,}", lines[i])
                 if words:
-                    lines[i] = lines[i].replace(r.choice(words), self.word(), 1)
+                    lines[i] = re.sub(f"(?<![A-Za-z]){r.choice(words)}(?![A-Za-z])", self.word(), lines[i], count=1)
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
     def trajectory(self, recipe, phrase, corrective):
         """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
 
-        corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints)."""
+        corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step
+        without one is there to be seen, not to be learned)."""
         r, steps = self.rng, []
         for i, step in enumerate(recipe):
             hint = None
-            if corrective == "all" or corrective == "some" and r.random() < 0.6:
+            if r.random() < {"none": 0, "some": 0.6, "all": 0.75}[corrective]:
                 step = self.changed(step) if corrective == "some" else step
                 hint = {"name": "", "text": self.write_step(i, step)}
             slots = [(name, self.value() if i == 0 or step["cued"] else self.observed()) for name in step["slots"]]
@@ -266,7 +271,7 @@ class World:
 def sample(world, chat, length):
     """One row: a hint block and tasks that follow it, until `length` tokens are full → ids (length,), and which are actions."""
     r, (size, room) = world.rng, RECIPES[length]
-    corrective = r.choices(("none", "some", "all"), (0.75, 0.12, 0.13))[0]
+    corrective = r.choices(("none", "some", "all"), (0.72, 0.13, 0.15))[0]
     n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
     while True:
         recipes = [(world.words(1, 3), world.recipe(size)) for _ in range(n)]
@@ -285,14 +290,14 @@ def sample(world, chat, length):
     ids, mask = [], []
     while len(ids) < length:
         title, recipe = r.choice(recipes)
-        question, steps = world.trajectory(recipe, title if n > 1 or r.random() < 0.4 else "", corrective)
+        question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective)
         for step in steps:
             step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
                                  for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
         new, spans = chat.prompt(question, hints if not ids else [], steps)
         action = np.zeros(len(new), dtype=bool)
-        for start, end in spans.values():
-            action[start:end] = True
+        for (n, _), (start, end) in spans.items():
+            action[start:end] = corrective != "all" or steps[n]["hint"] is not None
         ids += new
         mask += action.tolist()
     return ids[:length], mask[:length]

@@ -18,6 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from recipes import find_values, follow, read_hints, read_recipes
 from tools import starter_world, toolqa
 from tools.sandbox import World as Sandboxes
 
@@ -52,78 +53,6 @@ def tasks(built):
 @pytest.fixture(scope="module")
 def data():
     return starter_world.World(0)
-
-
-# ---- how the starter reads: a second implementation of the rules that recipes are written by ----
-
-def find_values(text):
-    """The tokens, and (index of its first token, value) for all that is quoted, has a digit or a capital."""
-    tokens = re.findall(r'"[^"]*"|[^\s"]+', text)
-    found, i = [], 0
-    while i < len(tokens):
-        start, word = i, tokens[i].strip(",.;:?!")
-        if tokens[i].startswith('"'):
-            found.append((start, tokens[i][1:-1]))
-        elif any(c.isdigit() for c in word):
-            found.append((start, word))
-        elif i and word[:1].isupper():
-            while tokens[i][-1].isalpha() and i + 1 < len(tokens) and tokens[i + 1].isascii() and (
-                    tokens[i + 1][0].isupper() and not any(c.isdigit() for c in tokens[i + 1])):
-                i += 1
-                word += " " + tokens[i].strip(",.;:?!")
-            found.append((start, word))
-        i += 1
-    return tokens, found
-
-
-def fill(code, text, observation):
-    """Fills the lines name = "...": by cue if a name is a word of the text, else values or lines in order."""
-    names = re.findall(r'^(\w+) = "\.\.\."$', code, re.M)
-    tokens, found = find_values(text)
-    words = [token.strip(",.;:?!") for token in tokens]
-    if any(name in words for name in names):
-        assert all(words.count(name) == 1 for name in names), f"cues {names} in: {text}"
-        values = [dict(found)[words.index(name) + 1] for name in names]
-    else:
-        assert not {name.lower() for name in names} & set(re.findall(r"\w+", text.lower())), f"{names} in: {text}"
-        values = text.splitlines() if observation else [value for _, value in found]
-        assert len(values) == len(names) or not names, f"{names} for the values {values} of: {text}"
-    for value in values if names else []:
-        assert 1 <= len(value.split()) <= 6 and not re.search(r'["\\]|[^\w]$', value), value
-        code = code.replace('"..."', json.dumps(value), 1)
-    return code
-
-
-def read_hints():
-    """Returns {group: {heading: lines}}."""
-    groups = {}
-    for file in sorted(HINTS.glob("*.md")):
-        sections = re.split(r"^## ", file.read_text(), flags=re.M)[1:]
-        groups[file.stem] = {s.splitlines()[0]: [line for line in s.splitlines()[1:] if line] for s in sections}
-    return groups
-
-
-def read_recipes():
-    """Returns {template: [(thought, code), …]}."""
-    recipes = {}
-    for sections in read_hints().values():
-        for heading, (target, *lines) in sections.items():
-            if heading.startswith("practice: "):
-                steps = re.split(r"^Step \d+: ", "\n".join(lines), flags=re.M)[1:]
-                recipes[target.removeprefix("for: ")] = [s.rstrip("\n").split("\n", 1) for s in steps]
-    return recipes
-
-
-def follow(recipe, question, run):
-    """Fills and runs a recipe's steps; returns what complete_task was called with."""
-    text = question
-    for number, (_, code) in enumerate(recipe):
-        observation = run(fill(code, text, observation=number > 0))
-        if observation.completed is not None:
-            assert number == len(recipe) - 1
-            return observation.completed
-        assert not observation.died and "Error" not in observation.text, observation.text
-        text = observation.text.rstrip("\n")
 
 
 # ---- tasks ----
@@ -218,7 +147,7 @@ def test_a_directory_that_cannot_be_written_ends_in_one_line(tmp_path):
 # ---- hints ----
 
 def test_every_group_has_tools_and_every_template_a_recipe_of_the_agreed_form(tasks):
-    hints = read_hints()
+    hints = read_hints(HINTS)
     assert set(hints) == set(starter_world.GROUPS)
     for group, sections in hints.items():
         kinds = [heading.split(": ")[0] for heading in sections]
@@ -228,7 +157,7 @@ def test_every_group_has_tools_and_every_template_a_recipe_of_the_agreed_form(ta
         for practice in practices:
             assert sections[f"practice: {practice}"][0] == f"for: {practice}"
     thoughts = []
-    for template, steps in read_recipes().items():
+    for template, steps in read_recipes(HINTS).items():
         assert 2 <= len(steps) <= 4 and "complete_task(" in steps[-1][1]
         thoughts.append(steps[0][0])
         for thought, code in steps:
@@ -241,7 +170,7 @@ def test_every_group_has_tools_and_every_template_a_recipe_of_the_agreed_form(ta
 
 
 def test_every_recipe_gives_the_answer_in_each_wording(built, tasks):
-    recipes, done = read_recipes(), {}
+    recipes, done = read_recipes(HINTS), {}
     with Sandboxes(tools=ROOT / "tools" / "toolqa.py", data=built / "world") as world:
         for task in tasks["test"] + tasks["train-unseen"] + tasks["test-unseen"]:
             key = task["template"], int(task["id"][-4:]) % 3

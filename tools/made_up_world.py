@@ -9,12 +9,14 @@ test.jsonl (10 and 5 tasks of each of 12 templates, in three groups). The loop's
         --hint-dir data/made-up-7/hints --tasks data/made-up-7/test.jsonl --hints task --out runs/made-up-7.jsonl
 
 A kind of template is one function. Its docstring holds the title, the phrases that questions are made of, and the recipe in an
-abstract Python: `find(a=A)` are the rows whose column a has the value A, `x.n` is a cell, `linked(K)` and `note(K)` are the
-tools of some groups, `number` is int or float, `round(…, 2)` rounds to the column's places; `//` separates alternatives, `;` lines. Capitals are the slots
-of a step: those of the first stand in the question, P and Q in printed lines, W, U, V, T in a note that is read by cue.
-Roles: k key, a and c labels with many values, b a label with few, d date, n and m numbers. For each group the seed decides what
-the tools are called, what they take and return, and what all names are; the abstract recipe is written down in these.
-The function's body computes the answer from the data, without any tool.
+abstract Python: `find(a=A)` are the rows whose column a has the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools that
+some groups have, `number` is int or float, `round(…, 2)` rounds to the column's places; `//` separates alternatives, `;` lines.
+Columns: k the key, a and c labels with many values, b a label with few, d a date, n and m numbers. Capitals are the slots of a step:
+those of the first stand in the question, P and Q are printed lines, W, U, V and T stand behind their name in a note.
+The body computes the answer from the data, without any tool: one is the row that is asked about.
+
+For each group the seed decides what the tools are called, what they take and return, and what every name is; the abstract recipe
+is written down in these words.
 """
 
 import argparse
@@ -196,7 +198,7 @@ def smallest_then(one, rows, rng):
     the {c} of the {item} with the least {n} {among} those {A} // the {c} of the one {item} {A} that has the least {n}
     Step: find the {item} with least {n} // search for the smallest {n}
     rows = find(a=A)
-    best = min(rows, key=lambda x: x.n); print(best.k) // print(sorted(rows, key=lambda x: x.n)[0].k)
+    best = min(rows, key=lambda x: x.n); print(best.k) // best = sorted(rows, key=lambda x: x.n)[0]; print(best.k)
     Step: look up the {c} of this {item} // get its {c}, now known by {k}
     other = find(k=P)
     print(other[0].c)"""
@@ -326,7 +328,7 @@ LINKED = {"list": ("names", "{link_tool}({K})", "lists the {links} of that {k}")
           "dicts": ('[{{"{link}": name}} for name in names]', '[{x}["{link}"] for {x} in {link_tool}({K})]', "gives a dict for each {link}")}
 NOTED = {"plain": ("text", "{note_tool}({K})", "is the note about that {k}"),
          "keyword": ("text", "{note_tool}(about={K})", "is the note about that {k}"),
-         "attribute": ("SimpleNamespace(text=text)", "{note_tool}({K}).text", "has the note as its text")}
+         "attribute": ("SimpleNamespace(text=text)", "{note_tool}({K}).text", "has the note about that {k} as its .text")}
 
 MODULE = '''"""The tools of a made-up world."""
 
@@ -521,7 +523,6 @@ class Group:
         for call, form in ("linked", LINKED[self.link]), ("note", NOTED[self.note]):
             line = re.sub(rf"\b{call}\((\w+)\)", lambda m: form[1].format(x=each, K=m[1], **self.names), line)
         line = re.sub(r"(\w+(?:\[-?\d\])?)\.([kacbdnm])\b", lambda m: self.write_cell(m[1], m[2]), line)
-        line = re.sub(r"round\((.*), 2\)", rf"round(\1, {self.places})" if self.kind is float else r"\1", line)
         return [line.replace("number(", self.kind.__name__ + "(")]
 
 
@@ -564,6 +565,7 @@ def make_template(kind, group):
         abstract, code[:] = code[:], [f'{renamed[slot]} = "..."' for slot in new if slot not in filled]
         filled += new
         for line in abstract:
+            line = re.sub(r"round\((.*), 2\)", rf"round(\1, {group.places})" if group.places else r"\1", line)
             if line.startswith("print(") and not line[6:-1].isidentifier() and rng.random() < 0.35:
                 code += group.write(rename(f"result = {line[6:-1]}", renamed), each)
                 line = "print(result)"
@@ -638,7 +640,7 @@ def make_group(rng, domain, extra, kinds):
 def make_world(seed):
     """All of one seed's world → {file name: text}."""
     rng = random.Random(f"made-up world {seed}")
-    table, files, data, splits, source = rng.sample(TABLE, 8), {}, {}, {"train": [], "test": []}, MODULE
+    table, source, files, data, splits = rng.sample(TABLE, 8), MODULE, {}, {}, {"train": [], "test": []}
     for domain, extra in zip(rng.sample(DOMAINS.splitlines(), 3), rng.sample(["", "links", "notes"], 3)):
         kinds = rng.sample({"": [], "links": LINKS, "notes": NOTES}[extra], 2 if extra else 0)
         kinds += [table.pop() for _ in range(4 - len(kinds))]

@@ -1,0 +1,76 @@
+"""What the starter is trained on: nothing of the worlds that it is evaluated on."""
+import inspect
+import random
+import re
+import sqlite3
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "starter"))
+import agent
+import pretrain
+from tools import starter_world, toolqa
+
+
+@pytest.fixture(scope="module")
+def stream():
+    """A part of the training stream as text, without agent.py's own wording."""
+    chat, excluded, texts = agent.Chat(ROOT / "starter"), pretrain.excluded_words([ROOT / "tools", ROOT / "hints"]), []
+    for length, n in ((128, 64), (256, 64), (512, 192), (768, 96)):
+        ids, _ = pretrain.batch(chat, f"test {length}", length, n, excluded)
+        texts += [re.sub(r"\w+$", "", chat.decode(row.tolist())) for row in ids]          # a row's last word may be cut
+    text = "\n".join(texts)
+    for phrase in (agent.PROTOCOL, agent.THINK, agent.CODE):
+        text = text.replace(phrase, "")
+    return text
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    out = tmp_path_factory.mktemp("world")
+    starter_world.World(0).write(out / "world.sqlite")
+    return sqlite3.connect(out / "world.sqlite")
+
+
+def names(world):
+    tools = [name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if not name.startswith("_") and f.__module__ == toolqa.__name__]
+    tables = [name for name, in world.execute("SELECT name FROM sqlite_master WHERE type = 'table' AND name LIKE '%/%'")]
+    columns = [row[1] for table in tables if table.startswith("db/") for row in world.execute(f'PRAGMA table_info("{table}")')]
+    return tools, [t.split("/")[1] for t in tables], columns
+
+
+def test_no_tool_table_or_column_name_is_in_the_stream(stream, world):
+    tools, tables, columns = names(world)
+    assert len(tools) == 8 and len(tables) >= 6 and len(columns) >= 25
+    words = set(re.findall(r"\w+", stream.lower()))
+    found = {name.lower() for name in tools + tables + columns} & words
+    assert not found
+
+
+def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(stream):
+    wordings = [line for group in starter_world.GROUPS.values() for f in group for line in inspect.getdoc(f).splitlines() if line.strip()]
+    stretches = {" ".join(part.split()) for line in wordings for part in re.split(r"\{.*?\}|[?\"]", line) if len(part.split()) >= 2}
+    assert len(wordings) >= 108 and len(stretches) > 100
+    assert not [s for s in stretches if s.lower() in stream.lower()]
+    lines = {line.strip() for s in agent.load_hints(ROOT / "hints" / "starter" / "round1") for line in s["text"].splitlines()}
+    lines = {re.sub(r"^Step \d: ", "", line) for line in lines if not re.fullmatch(r'\w+ = "\.\.\."', line)}
+    recipes = [line for line in lines if re.search(r"\w{3}", line)]
+    assert len(recipes) > 200
+    assert not [line for line in recipes if f"\n{line}\n" in stream or f": {line}\n" in stream]
+
+
+def test_the_stream_is_the_same_again_for_the_same_seed():
+    chat = agent.Chat(ROOT / "starter")
+    first, second = (pretrain.batch(chat, "7 3", 256, 4, {"word"}) for _ in range(2))
+    assert (first[0] == second[0]).all() and (first[1] == second[1]).all()
+
+
+def test_excluded_words_are_never_drawn():
+    chat = agent.Chat(ROOT / "starter")
+    pieces = pretrain.vocabulary_pieces(chat)
+    excluded = {p.lower() for p in pieces}
+    w = pretrain.World(random.Random(0), pieces, excluded)
+    assert not {w.word() for _ in range(3000)} & excluded
