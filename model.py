@@ -400,7 +400,7 @@ class Sampler:
     def _admit(self):
         """Gives free slots to queued requests, first to those with the longest cached beginning; returns those that cannot run."""
         free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
-        window = [self.queue.popleft() for _ in range(min(len(self.queue), self.batch) if free else 0)]
+        window = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
         for request in [r for r in window if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
             request.ended = "length"
             ended.append(request)

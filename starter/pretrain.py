@@ -303,9 +303,9 @@ def sample(world, chat, length):
     return ids[:length], mask[:length]
 
 
-def repeated(rng, vocabulary, length):
+def repeated(rng, tokens, length):
     """Random tokens in which stretches come again: what copying is learned on first."""
-    ids, mask = [rng.randrange(vocabulary) for _ in range(length // 4)], [False] * (length // 4)
+    ids, mask = rng.choices(tokens, k=length // 4), [False] * (length // 4)
     while len(ids) < length:
         start, n = rng.randrange(len(ids) - 8), rng.randint(8, 40)
         ids += (new := ids[start:start + n])
@@ -331,9 +331,10 @@ def schedule(total):
 def batch(chat, seed, length, n, excluded):
     """n rows of `length` tokens, drawn from `seed` → ids, targets (rows, length) int64; -100 is no target."""
     rng, rows = random.Random(seed), []
+    tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t.lower() not in excluded]
     for _ in range(n):
         if rng.random() < (0.5 if length == 128 else 0.03):
-            rows.append(repeated(rng, chat.tokenizer.get_vocab_size(), length))
+            rows.append(repeated(rng, tokens, length))
         else:
             rows.append(sample(World(rng, vocabulary_pieces(chat), excluded), chat, length))
     ids = np.array([ids for ids, _ in rows])

@@ -1,22 +1,23 @@
-"""A world drawn from a seed: its own tools, data, hints and tasks, to see whether an agent follows hints it has never seen.
+"""A world drawn from a seed, with its own tools, data, hints and tasks: does an agent follow hints it has never seen?
 
     python tools/made_up_world.py --seed 7 --out data/made-up-7
 
-writes tools.py (the tools), world/data.json (their data), hints/<group>.md (documentation and recipes), and train.jsonl and
-test.jsonl (10 and 5 tasks of each of 12 templates, in three groups). The loop's stages run on it like on any other world:
+writes tools.py (the tools), world/data.json (their data), hints/<group>.md (documentation and recipes), and train.jsonl
+and test.jsonl (10 and 5 tasks of each of 12 templates, in three groups). The stages run on it as on any other world:
 
     python collect.py --model starter --tools data/made-up-7/tools.py --data data/made-up-7/world \\
         --hint-dir data/made-up-7/hints --tasks data/made-up-7/test.jsonl --hints task --out runs/made-up-7.jsonl
 
-A kind of template is one function. Its docstring holds the title, the phrases that questions are made of, and the recipe in an
-abstract Python: `find(a=A)` are the rows whose column a has the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools that
-some groups have, `number` is int or float, `round(…, 2)` rounds to the column's places; `//` separates alternatives, `;` lines.
-Columns: k the key, a and c labels with many values, b a label with few, d a date, n and m numbers. Capitals are the slots of a step:
-those of the first stand in the question, P and Q are printed lines, W, U, V and T stand behind their name in a note.
-The body computes the answer from the data, without any tool: one is the row that is asked about.
+A kind of template is one function. Its docstring holds the title, the phrases that questions are made of, and the
+recipe in an abstract Python; `//` separates alternatives, `;` lines. In it `find(a=A)` are the rows whose column a has
+the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools of some groups, `number` is int or float, and
+`round(…, 2)` rounds to the column's places. Columns: k the key, a and c labels with many values, b a label with few,
+d a date, n and m numbers. Capitals are a step's slots: those of the first step stand in the question, P and Q are
+printed lines, W, U, V and T stand behind their name in a note. The body computes the answer from the data, without any
+tool; `one` is the row that is asked about.
 
-For each group the seed decides what the tools are called, what they take and return, and what every name is; the abstract recipe
-is written down in these words.
+For each group the seed decides what the tools are called, what they take and return, and what every name is; the
+abstract recipe is written down in these words.
 """
 
 import argparse
@@ -58,23 +59,27 @@ NOTE_WORDS = ["witness porter clerk visitor auditor rescuer".split(), "deposit e
               "heir twin double rival spare".split()]                            # a person, numbers, another key
 LINK_WORDS = "partner relative companion follower sibling counterpart".split()
 VERBS = "seek pull draw lift gather open ask scan spot trace hunt browse dig glean learn hear view reach choose peek".split()
-STORES = ("ledger drawer roll file deck stack sheet chart tray chest folder rack ring panel board archive almanac docket "
-          "logbook cabinet scroll journal inventory roster").split()
+STORES = ("ledger drawer roll file deck stack sheet chart tray chest folder rack ring panel board archive almanac "
+          "docket logbook cabinet scroll journal inventory roster").split()
 METHODS = ["where keep having only matching restrict".split(), "read cell tell show entry part_of".split()]
 
-HEADS = "Ash Birk Cald Drum Ever Frost Grim Hind Iron King Lock March Nether Oak Pine Quarn Raven Stan Thistle Under Wood".split()
+HEADS = ("Ash Birk Cald Drum Ever Frost Grim Hind Iron King Lock March Nether Oak Pine Quarn Raven Stan Thistle Under "
+         "Wood").split()
 ENDS = "combe dene fell gate holm law mere ness ridge stow thwaite vale worth".split()
 FIRST = "Ada Bruno Clive Daphne Enid Frank Gemma Hugo Iris Joan Keith Lorna Maud Ned Opal Percy Ruth Sybil Trevor Una".split()
 WHICH = "bold brisk dusty eager faint gentle hollow keen lonely mellow narrow plain rapid silent tall vast".split()
-WHAT = "arrow beacon candle drum ember feather goblet hammer kettle lantern mirror needle pebble ribbon saddle thimble".split()
+WHAT = ("arrow beacon candle drum ember feather goblet hammer kettle lantern mirror needle pebble ribbon saddle "
+        "thimble").split()
 
 # What a recipe's names become. No name of a slot is a word of any data.
-SLOTS = "asked sought given picked wanted stated meant seen known heard typed chosen subject entry item quest matter topic".split()
+SLOTS = ("asked sought given picked wanted stated meant seen known heard typed chosen subject entry item quest matter "
+         "topic").split()
 LOCALS = "b c d f g h j p q r s t w hits kept batch bunch lot pile span basis res out tmp got outcome".split()
 EACH = "x y z e i o u v".split()
 
-FRAMES = ["What is {}?", "Give {}.", "Tell me {}.", "Find {}, please.", "Please work out {}.", "We need {}.", "Can you say what {} is?",
-          "Could you determine {}?", "Report {}.", "What would you say is {}?", "Let us know {}.", "Look for {}."]
+FRAMES = ["What is {}?", "Give {}.", "Tell me {}.", "Find {}, please.", "Please work out {}.", "We need {}.",
+          "Can you say what {} is?", "Could you determine {}?", "Report {}.", "What would you say is {}?",
+          "Let us know {}.", "Look for {}."]
 CLOSINGS = ["the {} is printed", "read the printed {}", "now take the {}", "the {} stands there", "this shows the {}"]
 REPORTS = ["the {}", "{} found", "got the {}", "{} as asked", "here is the {}", "that is the {}"]
 
@@ -134,7 +139,8 @@ def average(one, rows, rng):
     the average {n} of the {items} {B} and {A} // the mean {n} over the {items} {B} and {A}
     Step: average the {n} of some {items} // take the mean of their {n}
     rows = find(b=B, a=A)
-    values = [x.n for x in rows]; print(round(sum(values) / len(values), 1)) // print(round(sum(x.n for x in rows) / len(rows), 1))"""
+    values = [x.n for x in rows] // values = list(x.n for x in rows)
+    print(round(sum(values) / len(values), 1))"""
     some = [x.n for x in rows if (x.a, x.b) == (one.a, one.b)]
     return {"B": one.b, "A": one.a}, round(sum(some) / len(some), 1)
 
@@ -155,7 +161,8 @@ def spread(one, rows, rng):
     the gap between the highest and the lowest {n} of the {items} {A} // how far the {n} of the {items} {A} is spread
     Step: subtract the lowest {n} from the highest // see how wide their {n} ranges
     rows = find(a=A)
-    values = [x.n for x in rows]; print(round(max(values) - min(values), 2)) // values = sorted([x.n for x in rows]); print(round(values[-1] - values[0], 2))"""
+    values = [x.n for x in rows] // values = sorted([x.n for x in rows])
+    print(round(max(values) - min(values), 2))"""
     some = [x.n for x in rows if x.a == one.a]
     return {"A": one.a}, round(max(some) - min(some), 2)
 
@@ -166,7 +173,8 @@ def difference(one, rows, rng):
     Step: compare the {n} of two {items} // take two {items} and subtract
     rows = find(k=K)
     other = find(k=L)
-    best = rows[0].n - other[0].n; print(round(abs(best), 2)) // best = rows[0].n; more = other[0].n; print(round(abs(best - more), 2))"""
+    total = rows[0].n - other[0].n // best = rows[0].n; more = other[0].n; total = best - more
+    print(round(abs(total), 2))"""
     other = rng.choice(rows)
     if other.n != one.n:
         return {"K": one.k, "L": other.k}, round(abs(one.n - other.n), 2)
@@ -174,7 +182,7 @@ def difference(one, rows, rng):
 
 def distinct(one, rows, rng):
     """number of distinct {c}
-    the number of different values of {c} {among} the {items} {A} // how many values of {c} occur {among} the {items} {A}
+    the number of different values of {c} {among} the {items} {A} // how many values of {c} the {items} {A} have
     Step: collect the different values of {c} // which {c} occurs there
     rows = find(a=A)
     names = set([x.c for x in rows]); print(len(names)) // print(len(set(x.c for x in rows)))"""
@@ -183,7 +191,7 @@ def distinct(one, rows, rng):
 
 def same_label(one, rows, rng):
     """number with the same {a}
-    the number of {items} that have the same {a} as the {item} {K} // the count of {items} that share the {a} of the {item} {K}
+    the number of {items} that have the {a} of the {item} {K} // the count of {items} of the same {a} as the {item} {K}
     Step: first get the {a} of it // which {a} is it
     rows = find(k=K)
     print(rows[0].a)
@@ -215,7 +223,8 @@ def two_cells(one, rows, rng):
     print(rows[0].n)
     print(rows[0].m)
     Step: add the two printed numbers // both lines make the sum
-    total = round(number(P) + number(Q), 2); complete_task("both", str(total)) // complete_task("sum", str(round(number(P) + number(Q), 2)))"""
+    total = number(P) + number(Q) // best = number(P); total = best + number(Q)
+    complete_task("both", str(round(total, 2)))"""
     return {"K": one.k}, round(one.n + one.m, 2)
 
 
@@ -257,7 +266,7 @@ def link_list(one, rows, rng):
 
 def link_then(one, rows, rng):
     """{c} of a {link}
-    the {c} of the {link} that comes first {among} those of the {item} {K} // the {c} of the first {link} in order of the {item} {K}
+    the {c} of the {link} that is first {among} those of the {item} {K} // the {c} of the first {link} of the {item} {K}
     Step: get the first of the {links} // sort the {links} and take one
     names = sorted(linked(K)); print(names[0]) // print(min(linked(K)))
     Step: look up the {c} of this {link} // now search for its {c}
@@ -280,7 +289,7 @@ def note_word(one, rows, rng):
 
 def note_sum(one, rows, rng):
     """{u} and {v}
-    the {u} plus the {v} in the note about the {item} {K} // {u} and {v} together, as the note tells about the {item} {K}
+    the {u} plus the {v} in the note about the {item} {K} // {u} and {v} together in the note about the {item} {K}
     Step: print the note with both numbers // get a note with {u} and {v}
     print(note(K)) // text = note(K); print(text)
     Step: add {u} and {v} of the note // the note tells {u} and {v}
@@ -290,7 +299,7 @@ def note_sum(one, rows, rng):
 
 def note_then(one, rows, rng):
     """{n} of the {t}
-    the {n} of the {t} that the note gives for the {item} {K} // the {n} of the {t} of the {item} {K}, which a note tells
+    the {n} of the {t} that a note gives for the {item} {K} // the {n} of the {t} noted for the {item} {K}
     Step: a note tells the {t} // read which {t} is named
     print(note(K))
     Step: look up the {n} of the {t} // get the {n} from the {items}
@@ -299,8 +308,8 @@ def note_then(one, rows, rng):
     return {"K": one.k}, next(x.n for x in rows if x.k == one.t)
 
 
-TABLE = [look_up, look_up_by_two, count_above, count_both, total, average, largest, spread, difference, distinct, same_label,
-         smallest_then, two_cells]
+TABLE = [look_up, look_up_by_two, count_above, count_both, total, average, largest, spread, difference, distinct,
+         same_label, smallest_then, two_cells]
 LINKS = [link_count, link_shared, link_list, link_then]
 NOTES = [note_word, note_sum, note_then]
 
@@ -310,8 +319,7 @@ NOTES = [note_word, note_sum, note_then]
 FINDS = {   # parameters, the columns and values they ask for, the documentation
     "pair": ("column, value", "{{column: value}}", "gives the {items} with that value in the column"),
     "keywords": ("**columns", "columns", "gives the {items} with these values, say {a}=x"),
-    "text": ("condition", 'dict(part.split("{equals}") for part in condition.split("{joins}"))',
-             'gives the {items} that fit, say "{a}{equals}x"'),
+    "text": ("condition", '_conditions(condition, "{joins}", "{equals}")', 'gives the {items} that fit, say "{a}{equals}x"'),
     "all": ("", "{{}}", "gives all {items}"),
     "methods": ("", "{{}}", "gives all {items}, .{keep}(column, value) keeps some"),
 }
@@ -325,10 +333,11 @@ CELLS = {   # what a row is made into, a cell of it, the documentation
 }
 LINKED = {"list": ("names", "{link_tool}({K})", "lists the {links} of that {k}"),
           "text": ('"; ".join(names)', '{link_tool}({K}).split("; ")', "is a text of the {links}, with ; between"),
-          "dicts": ('[{{"{link}": name}} for name in names]', '[{x}["{link}"] for {x} in {link_tool}({K})]', "gives a dict for each {link}")}
+          "dicts": ('[{{"{link}": name}} for name in names]', '[{x}["{link}"] for {x} in {link_tool}({K})]',
+                    "gives a dict for each {link}")}
 NOTED = {"plain": ("text", "{note_tool}({K})", "is the note about that {k}"),
          "keyword": ("text", "{note_tool}(about={K})", "is the note about that {k}"),
-         "attribute": ("SimpleNamespace(text=text)", "{note_tool}({K}).text", "has the note about that {k} as its .text")}
+         "attribute": ("SimpleNamespace(text=text)", "{note_tool}({K}).text", "has the note on that {k} as its .text")}
 
 MODULE = '''"""The tools of a made-up world."""
 
@@ -350,6 +359,22 @@ def _rows(group, wanted):
         if column not in rows[0]:
             raise ValueError(f"there is no column {column}; there are: {', '.join(rows[0])}")
     return [row for row in rows if all(str(row[column]) == str(value) for column, value in wanted.items())]
+
+
+def _conditions(text, joins, equals):
+    """The columns and values that a text asks for."""
+    pairs = [part.partition(equals) for part in text.split(joins)]
+    if not all(sign for _, sign, _ in pairs):
+        raise ValueError(f"cannot read {text!r}; write column{equals}value")
+    return {column: value for column, _, value in pairs}
+
+
+def _value(group, key, about, column):
+    """A cell of the row with this key."""
+    rows = _rows(group, {key: about})
+    if not rows or column not in rows[0]:
+        raise ValueError(f"nothing is known about {column!r} of {about!r}")
+    return rows[0][column]
 
 
 def _entry(group, what, key):
@@ -393,8 +418,7 @@ class Group:
     """One kind of thing in one place: its columns, data and tools. `names` holds the words it is described with."""
 
     def __init__(self, rng, domain, extra):
-        place, words = domain.split(": ")
-        item, person, *others = words.split()
+        item, person, *others = domain.partition(": ")[2].split()
         self.rng, self.extra, self.name = rng, extra, item + "s"
         labels, numbers = others[:3], rng.sample(others[3:], 2)
         rng.shuffle(labels)
@@ -414,12 +438,13 @@ class Group:
             tools.add("_".join([rng.choice(VERBS), rng.choice([item, rng.choice(STORES)]), rng.choice(STORES)]))
         find_tool, cell_tool, link_tool, note_tool = rng.sample(sorted(tools), 4)
         link = rng.choice(LINK_WORDS)
-        self.names = {role: name for role, name in self.columns.items()} | {
-            "place": place, "item": item, "items": item + "s", "link": link, "links": link + "s", "among": rng.choice(["among", "of all"]),
-            "w": rng.choice(NOTE_WORDS[0]), "u": u, "v": v, "t": rng.choice(NOTE_WORDS[2]), "find_tool": find_tool,
-            "cell_tool": cell_tool, "link_tool": link_tool, "note_tool": note_tool, "keep": rng.choice(METHODS[0]),
-            "cell": rng.choice(METHODS[1]), "between": rng.choice(["; ", " / ", ", "]), "equals": rng.choice([" is ", "=", ": "]),
-            "joins": rng.choice([" and ", "; ", ", "]), "labels": ", ".join(self.label(role) for role in self.order)}
+        self.names = self.columns | {
+            "item": item, "items": item + "s", "link": link, "links": link + "s", "u": u, "v": v,
+            "w": rng.choice(NOTE_WORDS[0]), "t": rng.choice(NOTE_WORDS[2]), "among": rng.choice(["among", "of all"]),
+            "find_tool": find_tool, "cell_tool": cell_tool, "link_tool": link_tool, "note_tool": note_tool,
+            "keep": rng.choice(METHODS[0]), "cell": rng.choice(METHODS[1]), "between": rng.choice(["; ", " / ", ", "]),
+            "equals": rng.choice([" is ", "=", ": "]), "joins": rng.choice([" and ", "; ", ", "]),
+            "labels": ", ".join(self.label(role) for role in self.order)}
         self.draw_notes()
 
     def label(self, role):
@@ -451,14 +476,15 @@ class Group:
 
     def draw_notes(self):
         """Links and a note for each row. A cue stands once in a note, its value right behind it."""
+        rng, linked = self.rng, [row.k for row in self.rows[:40]]
         for row in self.rows:
-            row.links = self.rng.sample([other.k for other in self.rows[:40] if other is not row], self.rng.randint(2, 14))
-            row.w, row.t = f"{self.rng.choice(FIRST)} {self.rng.choice(HEADS)}{self.rng.choice(ENDS)}", self.rng.choice(self.rows).k
-            row.u, row.v = self.rng.randint(2, 400), self.rng.randint(2, 400)
-            parts = [f"{self.names[cue]} {shown(getattr(row, cue))}" for cue in self.rng.sample("wuvt", 4)]
-            fillers = self.rng.sample(["with", "there was a", "they had the", "along with", "noted the", "also", "as well as"], 4)
-            row.note = self.rng.choice(["Remark: ", "We saw this: ", "On paper "]) + ", ".join(
-                f"{filler} {part}" for filler, part in zip(fillers, parts)) + self.rng.choice([".", "", ", no more"])
+            row.links = rng.sample([key for key in linked if key != row.k], rng.randint(2, 14))
+            row.w, row.t = f"{rng.choice(FIRST)} {rng.choice(HEADS)}{rng.choice(ENDS)}", rng.choice(self.rows).k
+            row.u, row.v = rng.randint(2, 400), rng.randint(2, 400)
+            parts = [f"{self.names[cue]} {shown(getattr(row, cue))}" for cue in rng.sample("wuvt", 4)]
+            fillers = rng.sample(["with", "there was a", "they had the", "along with", "noted the", "also"], 4)
+            row.note = rng.choice(["Remark: ", "We saw this: ", "On paper "]) + ", ".join(map(" ".join, zip(fillers, parts)))
+            row.note += rng.choice([".", "", ", no more"])
 
     def data(self):
         """The group's part of data.json."""
@@ -479,10 +505,11 @@ class Group:
         if self.find == "methods":
             source += f"\n\nclass _{self.name}(_Table):\n    {names['keep']} = _Table._keep\n"
             code = f'return _{self.name}("{self.name}", lambda row: {shape}, {{}})'
-        source += TOOL.format(name=find, parameters=parameters, documentation=f"{found}; {cells}".replace('"', "'"), code=code)
+        documentation = f"{found}; {cells}".replace('"', "'")
+        source += TOOL.format(name=find, parameters=parameters, documentation=documentation, code=code)
         lines = [f"{find}({parameters}) {found}", cells]
         if self.cell == "tool":
-            code = f'return _rows("{self.name}", {{"{names["k"]}": {names["item"]}}})[0][column]'
+            code = f'return _value("{self.name}", "{names["k"]}", {names["item"]}, column)'
             source += TOOL.format(name=cell_tool, parameters=f"{names['item']}, column", documentation=cells, code=code)
         for form, forms, name, local in (self.link, LINKED, "links", "names"), (self.note, NOTED, "notes", "text"):
             if self.extra == name:
@@ -495,9 +522,9 @@ class Group:
 
     def write_find(self, name, wanted, each):
         """`name` = the rows with these values, [(role, variable)], in code lines."""
-        pairs, names = [(self.label(role), variable) for role, variable in wanted], self.names
-        tests = [f"{name} = [{each} for {each} in {name} if {self.write_cell(each, role)} == {variable}]" for role, variable in wanted]
-        tool = names["find_tool"]
+        pairs, names, tool = [(self.label(role), variable) for role, variable in wanted], self.names, self.names["find_tool"]
+        tests = [f"{name} = [{each} for {each} in {name} if {self.write_cell(each, role)} == {variable}]"
+                 for role, variable in wanted]
         if self.find == "pair":
             return [f'{name} = {tool}("{pairs[0][0]}", {pairs[0][1]})', *tests[1:]]
         if self.find == "all":
@@ -507,10 +534,10 @@ class Group:
             return [f"{name} = {tool}(){kept[0]}", *(f"{name} = {name}{more}" for more in kept[1:])]
         if self.find == "keywords":
             return [f"{name} = {tool}({', '.join(f'{label}={variable}' for label, variable in pairs)})"]
-        parts = [f'"{names["joins"] if i else ""}{label}{names["equals"]}" + {variable}' for i, (label, variable) in enumerate(pairs)]
-        if len(parts) == 1:
-            return [f"{name} = {tool}({parts[0]})"]
-        return [f"{name} = {parts[0]}", f"{name} = {tool}({name} + {' + '.join(parts[1:])})"]
+        first, *more = [f'{label}{names["equals"]}" + {variable}' for label, variable in pairs]
+        if not more:
+            return [f'{name} = {tool}("{first})']
+        return [f'{name} = "{first}', f'{name} = {tool}({name} + "{names["joins"]}{more[0]})']
 
     def write_cell(self, row, role):
         text = CELLS[self.cell][1].format(x=row, label=self.label(role), index=self.order.index(role), **self.names)
@@ -532,7 +559,7 @@ def shown(value):
 
 
 def make_template(kind, group):
-    """(title, wordings with {slots}, [(thought, code lines)] of the recipe); the rng decides every name. None if it got too long."""
+    """(title, wordings with {slots}, [(thought, code lines)]) of a kind in the group's words; None if a line got too long."""
     rng, names = group.rng, group.names
     title, phrases, *lines = inspect.getdoc(kind).splitlines()
     slots = list(dict.fromkeys(re.findall(r"{([A-Z])}", phrases)))
@@ -550,10 +577,10 @@ def make_template(kind, group):
         words = [re.findall("[a-z]+", wording.lower()) for wording in wordings]
 
     free = [name for name in rng.sample(SLOTS, len(SLOTS)) if not any(name in said for said in words)]
-    each, local = rng.choice(EACH), iter(rng.sample(LOCALS, len(LOCALS)))
-    renamed = {"x": each, **{slot: cues[slot].split()[-1] if by_cue else free.pop() for slot in slots}, "P": free.pop(), "Q": free.pop(),
-               **{cue.upper(): names[cue] for cue in "wuvt"},
-               **{name: next(local) for name in "rows other more best values names text some total both result".split()}}
+    each, local = rng.choice(EACH), rng.sample(LOCALS, len(LOCALS))
+    renamed = {slot: cues[slot].split()[-1] if by_cue else free.pop() for slot in slots}
+    renamed |= {"P": free.pop(), "Q": free.pop(), "x": each} | {cue.upper(): names[cue] for cue in "wuvt"}
+    renamed |= dict(zip("rows other more best values names text some total both result".split(), local))
     steps, filled = [], []
     for line in lines:
         if line.startswith("Step: "):
@@ -573,16 +600,15 @@ def make_template(kind, group):
     title = title.format(**names)
     last = steps[-1][1][-1]
     if "complete_task" not in last:
-        report = rng.choice(REPORTS).format(title)
-        if last[6:-1].isidentifier() and rng.random() < 0.3:
-            steps.append((f"the {title.split()[0]} is kept in {last[6:-1]}", [f'complete_task("{report}", str({last[6:-1]}))']))
+        report, printed, name = rng.choice(REPORTS).format(title), last[6:-1], rng.choice(free)
+        if printed.isidentifier() and rng.random() < 0.3:
+            steps.append((f"the {title.split()[0]} is kept in {printed}", [f'complete_task("{report}", str({printed}))']))
         else:
-            name = rng.choice(free)
             steps.append((rng.choice(CLOSINGS).format(title), [f'{name} = "..."', f'complete_task("{report}", {name})']))
     for _, code in steps:
         join_lines(code, "\n".join(line for _, code in steps for line in code), rng)
-    fits = all(len(code) <= 8 and max(map(len, code)) <= 70 and 3 <= len(thought.split()) <= 8 for thought, code in steps)
-    return (f"{title} of {group.name}", wordings, steps) if fits else None
+    if all(len(code) <= 8 and max(map(len, code)) <= 70 and len(thought.split()) <= 8 for thought, code in steps):
+        return f"{title} of {group.name}", wordings, steps
 
 
 def rename(line, renamed):
@@ -594,9 +620,10 @@ def join_lines(code, recipe, rng):
     """Sometimes writes a call in place of the variable that only the next line uses."""
     for i in range(len(code) - 1, 0, -1):
         match = re.fullmatch(r"(\w+) = (\w+\(.*\)|\[.*\])", code[i - 1])
-        if match and len(re.findall(rf"\b{match[1]}\b(?!\")", recipe)) == 2 and "lambda" not in code[i] and rng.random() < 0.4:
-            joined = re.sub(rf"\b{match[1]}\b(?!\")", lambda _: match[2], code[i])
-            if len(joined) <= 70 and joined != code[i]:
+        name = match and re.compile(rf'\b{match[1]}\b(?!")')
+        if match and len(name.findall(recipe)) == 2 and "lambda" not in code[i] and rng.random() < 0.4:
+            joined = name.sub(lambda _: match[2], code[i])
+            if joined != code[i] and len(joined) <= 70:
                 code[i - 1 : i + 1] = [joined]
 
 
@@ -609,8 +636,8 @@ def make_tasks(kind, group, title, wordings):
         key, answer = tuple(sorted(asked.values())), str(answer)
         question = wordings[len(tasks) % 3].format(**asked) if asked else ""
         if asked and key not in tasks and answers.count(answer) < MOST and len(question) <= 110:
-            tasks[key] = {"id": f"{group.name}-{title.replace(' ', '-')}-{len(tasks):04}", "group": group.name, "template": title,
-                          "question": question, "answer": answer}
+            tasks[key] = {"id": f"{group.name}-{title.replace(' ', '-')}-{len(tasks):04}", "group": group.name,
+                          "template": title, "question": question, "answer": answer}
             answers.append(answer)
         if len(tasks) == TRAIN + TEST:
             return list(tasks.values())
@@ -650,8 +677,9 @@ def make_world(seed):
         for tasks in drawn:
             splits["train"] += tasks[:TRAIN]
             splits["test"] += tasks[TRAIN:]
-    files |= {"tools.py": source, "world/data.json": json.dumps(data, indent=0)}
-    return files | {f"{name}.jsonl": "".join(json.dumps(task) + "\n" for task in tasks) for name, tasks in splits.items()}
+    for name, tasks in splits.items():
+        files[f"{name}.jsonl"] = "".join(json.dumps(task) + "\n" for task in tasks)
+    return files | {"tools.py": source, "world/data.json": json.dumps(data, indent=0)}
 
 
 def main():
