@@ -25,6 +25,15 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.attention.bias import causal_lower_right
 
 
+def read_json(file):
+    try:
+        return json.loads(Path(file).read_text())
+    except OSError as e:
+        raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
+    except ValueError as e:
+        raise ValueError(f"{file}: not JSON ({e})") from None
+
+
 @dataclass
 class Config:
     """The part of config.json that a Llama needs; the names are the file's."""
@@ -53,10 +62,7 @@ class Config:
         """config.json as older hub files write it (`rope_theta`, `rope_scaling`) and as transformers 5 does (`rope_parameters`).
 
         Raises ValueError, naming the file and the field, when the file describes no Llama."""
-        try:
-            c = json.loads(Path(file).read_text())
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{file}, line {e.lineno}: not JSON ({e.msg})") from None
+        c = read_json(file)
         if c.get("model_type") not in ("llama", None):
             raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded")
         if c.get("hidden_act", "silu") != "silu":
@@ -72,7 +78,7 @@ class Config:
         eos = c.get("eos_token_id")
         generation = Path(file).with_name("generation_config.json")
         if generation.exists():
-            eos = json.loads(generation.read_text()).get("eos_token_id", eos)
+            eos = read_json(generation).get("eos_token_id", eos)
         c["eos_token_id"] = eos if isinstance(eos, list) else [] if eos is None else [eos]
         missing = [name for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
                                      "num_attention_heads") if not isinstance(c.get(name), int)]
@@ -247,7 +253,7 @@ class Llama(nn.Module):
                 with safe_open(file, "pt") as f:
                     tensor = f.get_tensor(name)
             except (SafetensorError, OSError) as e:
-                raise ValueError(f"{file}: {name} cannot be read ({e}); is the file whole?") from None
+                raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
             if tensor.shape != weight.shape:
                 raise ValueError(f"{file}: {name} is {list(tensor.shape)}, config.json says {list(weight.shape)}")
             loaded[name.removeprefix("model.")] = tensor.to(device, dtype)
@@ -273,7 +279,7 @@ def weight_files(folder):
     """{tensor name: its safetensors file} of a checkpoint of one or several files."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        return {name: folder / file for name, file in read_json(index)["weight_map"].items()}
     try:
         with safe_open(single, "pt") as f:
             return dict.fromkeys(f.keys(), single)
@@ -304,17 +310,16 @@ def draw(logits, temperature, top_p, u):
     greedy = logits.argmax(-1)
     if not any(temperature):
         return greedy
-    cut = min(top_p) < 1
-    temperature, top_p, u = send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)
-    p = (logits.float() / temperature.float().clamp(min=1e-6)[:, None]).softmax(-1)
-    if cut:
-        p, order = p.sort(stable=True, dim=-1, descending=True)
-        p = p.masked_fill(p.cumsum(-1) - p >= top_p[:, None], 0)   # the first always stays
+    nucleus = min(top_p) < 1
+    temperature, top_p, u = send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None]
+    p = (logits.float() / temperature.float().clamp(min=1e-6)).softmax(-1)
+    if nucleus:                                                 # drop what follows the smallest set with at least top_p
+        ranked, order = p.sort(dim=-1, descending=True)
+        drop = (ranked.cumsum(-1) - ranked >= top_p) & (top_p < 1)
+        p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
     cdf = p.cumsum(-1, dtype=torch.float64)
-    ids = torch.searchsorted(cdf, u[:, None] * cdf[:, -1:], right=True)
-    if cut:
-        ids = order.gather(-1, ids)
-    return torch.where(temperature > 0, ids[:, 0], greedy)
+    ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
+    return torch.where(temperature > 0, ids, greedy[:, None])[:, 0]
 
 
 def send(tensor, device):

@@ -246,7 +246,7 @@ def test_all_end_of_text_ids_are_read(tmp_path):
 
 @pytest.mark.parametrize("damage, named", [
     ("architecture", ["config.json", "mistral"]), ("rope", ["config.json", "yarn"]), ("no config", ["config.json"]),
-    ("missing shard", ["model-00002-of-00002.safetensors", "norm.weight"]), ("truncated", ["model-00001-of-00002.safetensors", "lm_head"]),
+    ("missing shard", ["model-00002-of-00002.safetensors", "model.layers.0"]), ("truncated", ["model-00001-of-00002.safetensors", "embed_tokens"]),
     ("shape", ["model-00001-of-00002.safetensors", "model.embed_tokens.weight", "[96, 48]", "[97, 48]"]),
     ("missing tensor", ["model.norm.weight"]), ("nothing", ["model.safetensors"]), ("index", ["model.safetensors.index.json"])])
 def test_a_broken_checkpoint_is_one_line_naming_file_and_tensor(damage, named, tmp_path):
