@@ -1,0 +1,32 @@
+"""Success rates, their standard errors, the table."""
+import json
+import math
+
+import numpy as np
+import pytest
+
+import evaluate
+
+
+def results(rates, group="coffee", tokens=100):
+    """Trajectories of 10 tasks, of which rates[k] succeed in trial k."""
+    return [{"id": f"{group}{n}#{k}", "task": {"id": f"{group}{n}", "group": group, "template": "p"}, "seed": 0, "hints": [], "steps": [], "answer": "", "success": n < rate,
+             "stop": "complete", "usage": {"input_tokens": tokens, "output_tokens": 5, "seconds": 0.5}} for k, rate in enumerate(rates) for n in range(10)]
+
+
+def test_success_is_in_percent_with_the_standard_error_over_trials():
+    mean, error = evaluate.percent(results([8, 9, 10]))
+    rates = np.array([80, 90, 100])
+    assert mean == pytest.approx(rates.mean()) and error == pytest.approx(rates.std(ddof=1) / math.sqrt(3))
+    assert math.isnan(evaluate.percent(results([8]))[1])
+
+
+def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):
+    for name, trajectories in (("none", results([0, 0])), ("task", results([10, 10]) + results([5, 5], "yelp", tokens=300))):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trajectories))
+    lines = evaluate.table([tmp_path / "none.jsonl", tmp_path / "task.jsonl"]).splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    assert rows[0] == ["agent", "coffee", "yelp", "all", "input tokens", "output tokens", "seconds"]
+    assert rows[2] == ["none", "0.0 ± 0.0", "", "0.0 ± 0.0", "100", "5", "0.50"]
+    assert rows[3] == ["task", "100.0 ± 0.0", "50.0 ± 0.0", "75.0 ± 0.0", "200", "5", "0.50"]
+    assert len({len(line) for line in lines}) == 1
