@@ -207,7 +207,7 @@ def smallest_then(one, rows, rng):
     Step: find the {item} with least {n} // search for the smallest {n}
     rows = find(a=A)
     best = min(rows, key=lambda x: x.n); print(best.k) // best = sorted(rows, key=lambda x: x.n)[0]; print(best.k)
-    Step: look up the {c} of this {item} // get its {c}, now known by {k}
+    Step: look up the {c} of this {item} // get its {c} by the {k}
     other = find(k=P)
     print(other[0].c)"""
     same = sorted((x for x in rows if x.a == one.a), key=lambda x: x.n)
