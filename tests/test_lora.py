@@ -1,0 +1,187 @@
+"""lora.py against recordings of peft (tests/recordings/make.py) and against plain matrix products in float64."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import lora
+from model import Llama
+from test_model import LOGITS, ROOT, load, recorded
+
+RECORDINGS = ROOT / "tests" / "recordings"
+ROW = torch.tensor([recorded.ROW])
+
+
+def ours(base, label, folder, rank=3, alpha=6):
+    """Writes an adapter for the model `base`; returns its directory."""
+    tensors = recorded.adapter_tensors(recorded.MODELS[base], rank, label)
+    lora.write_adapter(folder / label, {key.removeprefix("model."): pair for key, pair in tensors.items()}, rank, alpha)
+    return folder / label
+
+
+def close(a, b, tolerance=1e-4):
+    torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance * b.abs().max().item())
+
+
+# ---- PEFT's format -------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name, base", [("peft-plain", "default"), ("peft-patterns", "llama3")])
+def test_what_peft_writes_gives_pefts_logits(name, base, tmp_path):
+    model = load(base, tmp_path)
+    lora.load_adapter(model, RECORDINGS / name)
+    close(model(ROW)[0, ::8], LOGITS[name])
+    assert len(lora.layers(model)) == 2 * 7 + 1
+
+
+@pytest.mark.parametrize("base", ["grouped", "llama3"])
+def test_what_we_write_gives_the_logits_that_peft_gets_from_it(base, tmp_path):
+    model = load(base, tmp_path)
+    lora.load_adapter(model, ours(base, "ours", tmp_path))
+    close(model(ROW)[0, ::8], LOGITS[f"ours-{base}"])
+
+
+def test_a_saved_adapter_loads_as_it_was(tmp_path):
+    model = load("grouped", tmp_path)
+    parameters = lora.add_adapter(model, rank=2, alpha=6, dropout=0.1)
+    for p in parameters:
+        torch.nn.init.normal_(p, std=0.2)
+    lora.save_adapter(model, tmp_path / "saved", base_model="somebody/llama")
+    config = json.loads((tmp_path / "saved" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["lora_dropout"], config["base_model_name_or_path"]) == (2, 6, 0.1, "somebody/llama")
+    again = load("grouped", tmp_path)
+    lora.load_adapter(again, tmp_path / "saved")
+    model.eval()
+    close(again(ROW), model(ROW), 1e-5)
+
+
+# ---- stacks --------------------------------------------------------------------------------------------------------
+
+def test_a_new_adapter_changes_nothing_and_only_it_learns(tmp_path):
+    model = load("grouped", tmp_path)
+    before = model(ROW)
+    lora.load_adapter(model, ours("grouped", "first", tmp_path))
+    with_first = model(ROW)
+    parameters = lora.add_adapter(model, rank=2, alpha=4)
+    assert torch.equal(model(ROW), with_first) and not torch.allclose(before, with_first)
+    assert len(parameters) == 2 * 15 and [p for p in model.parameters() if p.requires_grad] == parameters
+    assert all(p.dtype == torch.float32 for p in parameters)
+
+
+def test_the_teacher_has_all_adapters_but_the_newest_and_no_dropout(tmp_path):
+    model = load("grouped", tmp_path)
+    lora.load_adapter(model, ours("grouped", "first", tmp_path))
+    teacher = model(ROW)
+    for p in lora.add_adapter(model, rank=2, alpha=4, dropout=0.5):
+        torch.nn.init.normal_(p, std=0.2)
+    with torch.no_grad():
+        student = model(ROW)
+        with lora.adapters(model, newest=False):
+            assert torch.equal(model(ROW), teacher)
+        assert torch.equal(model(ROW), student)                                    # no dropout without gradients
+        with lora.adapters(model, newest=False, frozen=False):
+            close(model(ROW), load("grouped", tmp_path)(ROW), 1e-6)
+    assert not torch.allclose(model(ROW), student)                                 # dropout where there are
+
+
+def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
+    model = load("grouped", tmp_path, dtype=torch.bfloat16)
+    weights = {name: p.clone() for name, p in model.named_parameters()}
+    lora.load_adapter(model, ours("grouped", "first", tmp_path))
+    lora.add_adapter(model, rank=2, alpha=4)
+    layer = model.layers[0].mlp.down_proj
+    assert {layer.frozen_A.dtype, layer.frozen_B.dtype, layer.lora_A.dtype} == {torch.float32}
+    assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters() if name in weights)
+    x = torch.randn(5, layer.in_features, dtype=torch.bfloat16)
+    exact = layer.weight.double() @ x.double().T + layer.frozen_B.double() @ (layer.frozen_A.double() @ x.double().T)
+    exact = exact.T + (layer.bias.double() if layer.bias is not None else 0)
+    assert ((layer(x).double() - exact).norm() / exact.norm()) < 0.01              # bfloat16 has 8 bits
+
+
+def test_a_stacked_adapter_is_the_sum_of_several(tmp_path):
+    paths = [ours("default", "first", tmp_path, rank=3, alpha=6), ours("default", "second", tmp_path, rank=5, alpha=5), RECORDINGS / "peft-plain"]
+    lora.stack(paths, tmp_path / "stacked")
+    one, several = load("default", tmp_path), load("default", tmp_path)
+    lora.load_adapter(one, tmp_path / "stacked")
+    for path in paths:
+        lora.load_adapter(several, path)
+    close(one(ROW), several(ROW), 1e-5)
+    assert json.loads((tmp_path / "stacked" / "adapter_config.json").read_text())["r"] == 3 + 5 + 3
+
+
+@pytest.mark.parametrize("base", ["grouped", "llama3"])                            # the second has tied embeddings
+def test_merged_weights_compute_what_the_adapters_do_and_the_loss_of_rounding_is_told(base, tmp_path, capsys):
+    paths = [ours(base, "first", tmp_path), ours(base, "second", tmp_path)]
+    lora.merge(recorded.checkpoint(base, tmp_path), paths, tmp_path / "merged")
+    several = load(base, tmp_path)
+    for path in paths:
+        lora.load_adapter(several, path)
+    close(Llama.from_pretrained(tmp_path / "merged")(ROW), several(ROW), 1e-4)
+    assert "rounding to float32 lost 0.00% of the update" in capsys.readouterr().out
+
+    folder = tmp_path / base
+    save_file({name: t.bfloat16() for name, t in load_file(folder / "model.safetensors").items()}, folder / "model.safetensors")
+    for path in paths:                                                             # an update as small as distillation's
+        file = path / "adapter_model.safetensors"
+        save_file({name: t * 1e-3 if "lora_B" in name else t for name, t in load_file(file).items()}, file)
+    lora.merge(folder, paths, tmp_path / "rounded")
+    lost = float(capsys.readouterr().out.split("lost ")[1].split("%")[0])
+    merged, asked, rounding = load_file(tmp_path / "rounded" / "model.safetensors"), 0.0, 0.0
+    base_weights = load_file(folder / "model.safetensors") | {"lm_head.weight": load_file(folder / "model.safetensors").get(
+        "lm_head.weight", load_file(folder / "model.safetensors")["model.embed_tokens.weight"])}
+    for name in recorded.shapes(recorded.MODELS[base]):
+        delta = 0
+        for path in paths:
+            t = load_file(path / "adapter_model.safetensors")
+            A, B = (t[f"base_model.model.{name}.lora_{half}.weight"].double() for half in "AB")
+            delta = delta + 2.0 * B @ A
+        asked += delta.pow(2).sum()
+        rounding += (merged[f"{name}.weight"].double() - base_weights[f"{name}.weight"].double() - delta).pow(2).sum()
+    assert lost == pytest.approx(100 * (rounding / asked).sqrt().item(), rel=0.01) and lost > 1
+
+
+# ---- bad input -----------------------------------------------------------------------------------------------------
+
+def broken(change):
+    def damage(folder):
+        file = folder / "adapter_config.json"
+        file.write_text(change(file.read_text()))
+    return damage
+
+
+def truncate(folder):
+    file = folder / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:200])
+
+
+@pytest.mark.parametrize("damage, message", [
+    (broken(lambda text: text[:-5]), r"adapter_config.json, line \d+: not JSON"),
+    (broken(lambda text: text.replace('"LORA"', '"IA3"')), "peft_type is 'IA3'; only LORA"),
+    (broken(lambda text: text.replace('"bias": "none"', '"bias": "all"')), "bias is 'all', which is not supported"),
+    (truncate, "cannot be read as an adapter"),
+    (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be read as an adapter"),
+])
+def test_a_broken_adapter_is_one_line_naming_the_file(damage, message, tmp_path):
+    path = ours("grouped", "broken", tmp_path)
+    damage(path)
+    with pytest.raises(ValueError, match=message) as error:
+        lora.load_adapter(load("grouped", tmp_path), path)
+    assert str(tmp_path) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_another_models_adapter_is_refused_naming_the_layer(tmp_path):
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors: model.layers.0.self_attn.k_proj: .* do not fit"):
+        lora.load_adapter(load("grouped", tmp_path), ours("default", "other", tmp_path))
+
+
+def test_the_command_stacks_and_ends_in_one_line_when_it_cannot(tmp_path):
+    command = [sys.executable, ROOT / "lora.py", "stack", ours("default", "a", tmp_path), ours("default", "b", tmp_path), "--out", tmp_path / "both"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0 and "one adapter of rank 6 on 15 layers" in done.stdout
+    command[3] = tmp_path / "nowhere"
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "nowhere" in done.stderr
