@@ -406,12 +406,7 @@ class Output:
             raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
         self.file.seek(0)
         content = self.file.read()
-        note, arguments = self.path.with_name(self.path.name + ".args"), {k: v for k, v in sorted(arguments.items())}
-        made_with = json.loads(note.read_text()) if content and note.exists() else None
-        if content and made_with != json.loads(json.dumps(arguments, default=str)):
-            changed = [k for k in arguments if (made_with or {}).get(k) != json.loads(json.dumps(arguments[k], default=str))] if made_with else ["?"]
-            raise ValueError(f"{file}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
-        note.write_text(json.dumps(arguments, default=str))
+        same_arguments(self.path.with_name(self.path.name + ".args"), arguments, bool(content))
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self.file.truncate(end)
@@ -421,6 +416,18 @@ class Output:
         self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self.file.flush()
         self.done.add(record["id"])
+
+
+def same_arguments(note, arguments, made):
+    """Writes the arguments of a stage to the file `note`, beside its output. Raises ValueError if the output is `made` already, by others."""
+    arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
+    before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
+    if before != arguments:
+        changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
+        raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "
+                         f"({', '.join(changed)}); remove it or give another --out")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(arguments))
 
 
 def run_stage(main):

@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -32,6 +33,11 @@ CHUNK = 1024                                                          # action t
 
 
 # ---------------------------------------------------------------------------------------------------- data
+
+def read(files):
+    """The records of several files, by id: in which order they were written does not matter."""
+    return sorted((r for file in files for r in agent.read_trajectories(file)), key=lambda r: r["id"])
+
 
 def example(chat, record, dropout=0.0, rng=random):
     """A record as tokens, with each hint section (corrective hints too) left out with probability `dropout`.
@@ -146,6 +152,88 @@ def loss_of(model, rows, teacher=None, temperature=1.0):
 
 # ---------------------------------------------------------------------------------------------------- the training
 
+def train(model, chat, records, args, validation=(), checkpoint_file=None):
+    """Trains a new adapter on `model` (changed in place) with the settings in `args`, the parsed command line. Returns the log, a dict an update.
+
+    With `checkpoint_file` everything that training goes on from is saved there once a minute; if it is there already, training goes on
+    from it and ends with the same adapter, bit for bit on the same machine."""
+    rng = random.Random(args.seed)
+    torch.manual_seed(args.seed)
+    parameters = add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
+    model.train()
+    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
+    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
+    cache = {}                                                        # record → the teacher's hidden states at the action tokens
+
+    @torch.no_grad()
+    def teach(batch):
+        if new := [r for r in batch if id(r) not in cache]:
+            rows = [example(chat, r) for r in new]
+            with autocast, adapters(model, newest=False):
+                hidden = hidden_at(model, rows)
+            for r, h in zip(new, hidden.split([len(row[1]) for row in rows])):
+                cache[id(r)] = h.cpu()
+        return torch.cat([cache[id(r)] for r in batch]).to(model.device)
+
+    def loss_on(batch, dropout):
+        teacher = teach(batch) if args.loss == "kl" else None
+        rows = [example(chat, r, dropout, rng) for r in batch]
+        with autocast:
+            return loss_of(model, rows, teacher, args.kl_temperature)
+
+    plan = [batch for _ in range(args.epochs) for batch in batches(records, args.batch, rng)]
+    total, log = len(plan), []
+    print(f"{len(records)} records, {sum(map(actions, records))} actions; {total} updates; "
+          f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
+    if checkpoint_file and checkpoint_file.exists():
+        state = torch.load(checkpoint_file, weights_only=False)       # our own file
+        for p, saved in zip(parameters, state["parameters"]):
+            p.data.copy_(saved)
+        optimizer.load_state_dict(state["optimizer"])
+        log = state["log"]
+        if args.loss == "kl":                                         # as before: what shares a pass decides the last bits
+            for batch in tqdm(plan[:len(log)], unit="batch", desc="the teacher again"):
+                teach(batch)
+        rng.setstate(state["random"])
+        torch.set_rng_state(state["torch_random"])
+    saved = time.time()
+    with tqdm(total=total, initial=len(log), unit="update") as progress:
+        for update, batch in list(enumerate(plan))[len(log):]:
+            scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / total if args.decay else 1)
+            for group in optimizer.param_groups:
+                group["lr"] = args.lr * scale
+            loss = loss_on(batch, args.hint_dropout)
+            loss.backward()
+            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            log.append({"update": update + 1, "loss": loss.item(), "gradient_norm": norm.item()})
+            if validation and (update + 1) % (total // args.epochs) == 0:
+                with torch.no_grad():
+                    losses = [loss_on(b, 1.0).item() for b in batches(validation, 64, random.Random(0))]
+                log[-1]["validation_loss"] = sum(losses) / len(losses)
+                tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
+            if checkpoint_file and time.time() - saved > 60:
+                state = {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "log": log,
+                         "random": rng.getstate(), "torch_random": torch.get_rng_state()}
+                torch.save(state, part := checkpoint_file.with_suffix(".part"))
+                part.replace(checkpoint_file)
+                saved = time.time()
+            progress.update()
+            progress.set_postfix(loss=f"{recent(log):.4f}")
+    return log
+
+
+def recent(log):
+    """Mean loss of the last updates."""
+    return sum(x["loss"] for x in log[-50:]) / len(log[-50:])
+
+
+def fast_bfloat16():
+    """Has this CPU instructions for bfloat16 products?"""
+    return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
@@ -168,80 +256,32 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True, help="directory of the new adapter")
     args = p.parse_args()
+    agent.same_arguments(args.out / "arguments.json", vars(args), args.out.exists())
     if (args.out / "adapter_model.safetensors").exists():
         print(f"{args.out}: there already")
         return
 
-    rng = random.Random(args.seed)
-    torch.manual_seed(args.seed)
     chat = agent.Chat(local_folder(args.model))
-    records = [r for file in args.data for r in agent.read_trajectories(file)]
+    records = read(args.data)
     if args.balance:
-        candidates = agent.read_trajectories(args.balance)
-        chosen = balance(records, candidates, rng)
+        candidates = read([args.balance])
+        chosen = balance(records, candidates, random.Random(args.seed))
         print(f"{len(records)} records and {len(chosen)} of {len(candidates)} candidates")
         records += chosen
     if args.loss == "ce":
         records = [r for r in records if r["success"]]
     records = [r for r in records if usable(r)]
-    validation = [r for r in agent.read_trajectories(args.val) if usable(r)] if args.val else []
     if not records:
         raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({'no successes' if args.loss == 'ce' else 'no finished actions'})")
+    validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 
     model = load(args.model, args.adapter)
-    parameters = add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
-    model.train()
-    optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
-
-    cache = {}                                                        # id → the teacher's hidden states at the action tokens
-
-    @torch.no_grad()
-    def teach(batch):
-        new = [r for r in batch if id(r) not in cache]
-        if new:
-            rows = [example(chat, r) for r in new]
-            with adapters(model, newest=False):
-                hidden = hidden_at(model, rows)
-            for r, h in zip(new, hidden.split([len(row[1]) for row in rows])):
-                cache[id(r)] = h.cpu()
-        return torch.cat([cache[id(r)] for r in batch]).to(model.device)
-
-    def loss_on(batch, dropout):
-        rows = [example(chat, r, dropout, rng) for r in batch]
-        with autocast:
-            return loss_of(model, rows, teach(batch) if args.loss == "kl" else None, args.kl_temperature)
-
-    plan = [batch for _ in range(args.epochs) for batch in batches(records, args.batch, rng)]
-    total, log = len(plan), []
-    print(f"{len(records)} records, {sum(map(actions, records))} actions; {total} updates; "
-          f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
-    with tqdm(plan, unit="update") as progress:
-        for update, batch in enumerate(progress):
-            scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / total if args.decay else 1)
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * scale
-            loss = loss_on(batch, args.hint_dropout)
-            loss.backward()
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            log.append({"update": update + 1, "loss": loss.item(), "gradient_norm": norm.item()})
-            progress.set_postfix(loss=f"{sum(x['loss'] for x in log[-50:]) / len(log[-50:]):.4f}")
-            if validation and (update + 1) % (total // args.epochs) == 0:
-                with torch.no_grad():
-                    losses = [loss_on(b, 1.0).item() for b in batches(validation, 64, random.Random(0))]
-                log[-1]["validation_loss"] = sum(losses) / len(losses)
-                tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
     args.out.mkdir(parents=True, exist_ok=True)
+    log = train(model, chat, records, args, validation, args.out / "checkpoint.pt")
     (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
     save_adapter(model, args.out, base_model=args.model)
-    print(f"{args.out}: adapter of rank {args.rank}, loss {sum(x['loss'] for x in log[-50:]) / len(log[-50:]):.4f} over the last updates")
-
-
-def fast_bfloat16():
-    """Has this CPU instructions for bfloat16 products?"""
-    return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    (args.out / "checkpoint.pt").unlink(missing_ok=True)
+    print(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import json
 import math
 import random
 import sys
-from collections import defaultdict, deque
+from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable

@@ -48,6 +48,17 @@ def model():
     return m.train()
 
 
+def tiny_checkpoint(folder):
+    """A random model with the starter's tokenizer, in Hugging Face format."""
+    config = dict(model_type="llama", vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
+    (folder / "config.json").write_text(json.dumps(config))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((ROOT / "starter" / name).read_bytes())
+    torch.manual_seed(0)
+    m = Llama(Config(**{k: v for k, v in config.items() if k != "model_type"}))
+    save_file({("" if k.startswith("lm_head") else "model.") + k: v.detach().clone() for k, v in m.state_dict().items() if k != "lm_head.weight"}, folder / "model.safetensors")
+
+
 def plain_loss(model, teacher, chat, records, dropped):
     """KL at temperature 2 (paper §3.1), the mean over an action's tokens, then over actions; full logits of one action at a time."""
     losses = []
@@ -133,13 +144,7 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
 
 def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
     """A teacher that always says one thing with its hint: the student says it without."""
-    config = dict(model_type="llama", vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_bytes((ROOT / "starter" / name).read_bytes())
-    torch.manual_seed(0)
-    m = Llama(Config(**{k: v for k, v in config.items() if k != "model_type"}))
-    save_file({("" if k.startswith("lm_head") else "model.") + k: v.detach().clone() for k, v in m.state_dict().items() if k != "lm_head.weight"}, tmp_path / "model.safetensors")
+    tiny_checkpoint(tmp_path)
     data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(8)))
@@ -149,3 +154,46 @@ def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
     losses = [json.loads(line)["loss"] for line in open(tmp_path / "adapter" / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert len(read_adapter(tmp_path / "adapter")[1]) == 2 * 7 + 1
+
+
+@pytest.mark.parametrize("loss", ["kl", "ce"])
+def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, tmp_path, monkeypatch):
+    tiny_checkpoint(tmp_path)
+    data = tmp_path / "d.jsonl"
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(8)))
+    command = ["distill.py", "--model", str(tmp_path), "--data", str(data), "--loss", loss, "--rank", "4", "--lr", "1e-2", "--warmup", "2", "--epochs", "3", "--batch", "6",
+               "--lora-dropout", "0.2", "--hint-dropout", "0.5", "--out"]
+
+    def run(out, last=None):
+        clipped = []
+
+        def clip(parameters, norm, real=torch.nn.utils.clip_grad_norm_):
+            clipped.append(1)
+            if last and len(clipped) > last:
+                raise KeyboardInterrupt                                # in the middle of an update
+            return real(parameters, norm)
+
+        with monkeypatch.context() as m:
+            m.setattr(sys, "argv", [*command, str(tmp_path / out)])
+            m.setattr(torch.nn.utils, "clip_grad_norm_", clip)
+            m.setattr(distill.time, "time", iter(range(0, 10**6, 100)).__next__)      # a minute passes with every update
+            distill.main()
+        return (tmp_path / out / "adapter_model.safetensors").read_bytes()
+
+    whole = run("whole")
+    for last in (3, 4):                                                # 12 updates: killed after 3, and again after 4 more
+        with pytest.raises(KeyboardInterrupt):
+            run("killed", last)
+    assert run("killed") == whole
+    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+    logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("whole", "killed")]
+    assert logs[0] == logs[1] and logs[0].count("\n") == 12
+
+
+def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):
+    (tmp_path / "a").mkdir()
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out", str(tmp_path / "a")])
+    agent.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
+    with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
+        distill.main()
