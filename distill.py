@@ -21,7 +21,6 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 import agent
@@ -29,7 +28,7 @@ from lora import TARGETS, adapters, add_adapter, save_adapter
 from model import local_folder, packed_attention
 from parallel import load
 
-CHUNK = 1024                                                          # action tokens whose logits are in memory at a time
+CHUNK = 2 ** 25                                                       # logits in memory at a time: 128 MiB in float32
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -126,9 +125,12 @@ def kl_terms(student, teacher, lm_head, teacher_head, temperature):
     return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
 
 
-def loss_of(model, rows, teacher=None, temperature=1.0):
+def loss_of(model, rows, teacher=None, temperature=1.0, learn=True):
     """Mean over each action's tokens, then over the actions of the batch. rows: [(ids, at, targets, weights)] as the student sees them.
-    teacher: hidden states (N, C) at the same tokens, for KL; None: cross-entropy on the sampled tokens."""
+    teacher: hidden states (N, C) at the same tokens, for KL; None: cross-entropy on the sampled tokens.
+
+    With `learn` the gradients are added to the adapter's parameters. They are computed chunk by chunk: when the next chunk's logits
+    come into memory, this one's and their gradients are gone."""
     student = hidden_at(model, rows)
     weights = torch.tensor(sum((row[3] for row in rows), []), device=student.device)
     targets = torch.tensor(sum((row[2] for row in rows), []), device=student.device)
@@ -137,17 +139,22 @@ def loss_of(model, rows, teacher=None, temperature=1.0):
         with torch.no_grad(), adapters(model, newest=False):
             return model.lm_head(x)
 
-    def chunk(x, part):
+    head_input, total = student.detach().requires_grad_(learn), 0.0
+    step = max(1, CHUNK // model.config.vocab_size)
+    for start in range(0, len(student), step):
+        part = slice(start, start + step)
+        x = head_input[part]
         if teacher is None:
-            return F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none")
-        return kl_terms(x, teacher[part], model.lm_head, teacher_head, temperature)
-
-    total = 0.0
-    for start in range(0, len(student), CHUNK):                       # recomputed in the backward pass: no chunk's logits are kept
-        part = slice(start, start + CHUNK)
-        terms = checkpoint(chunk, student[part], part, use_reentrant=False)
-        total = total + (terms * weights[part]).sum()
-    return total / weights.sum()                                      # an action's weights sum to 1: these are the actions
+            terms = F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none")
+        else:
+            terms = kl_terms(x, teacher[part], model.lm_head, teacher_head, temperature)
+        loss = (terms * weights[part]).sum() / weights.sum()          # an action's weights sum to 1: the sum counts the actions
+        if learn:
+            loss.backward()
+        total += loss.detach()
+    if learn and student.requires_grad:                               # not if lm_head alone has an adapter
+        student.backward(head_input.grad)
+    return total
 
 
 # ---------------------------------------------------------------------------------------------------- the training
@@ -175,11 +182,11 @@ def train(model, chat, records, args, validation=(), checkpoint_file=None):
                 cache[id(r)] = h.cpu()
         return torch.cat([cache[id(r)] for r in batch]).to(model.device)
 
-    def loss_on(batch, dropout):
+    def loss_on(batch, dropout, learn=True):
         teacher = teach(batch) if args.loss == "kl" else None
         rows = [example(chat, r, dropout, rng) for r in batch]
         with autocast:
-            return loss_of(model, rows, teacher, args.kl_temperature)
+            return loss_of(model, rows, teacher, args.kl_temperature, learn)
 
     plan = [batch for _ in range(args.epochs) for batch in batches(records, args.batch, rng)]
     total, log = len(plan), []
@@ -203,14 +210,13 @@ def train(model, chat, records, args, validation=(), checkpoint_file=None):
             for group in optimizer.param_groups:
                 group["lr"] = args.lr * scale
             loss = loss_on(batch, args.hint_dropout)
-            loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             log.append({"update": update + 1, "loss": loss.item(), "gradient_norm": norm.item()})
             if validation and (update + 1) % (total // args.epochs) == 0:
                 with torch.no_grad():
-                    losses = [loss_on(b, 1.0).item() for b in batches(validation, 64, random.Random(0))]
+                    losses = [loss_on(b, 1.0, learn=False).item() for b in batches(validation, 64, random.Random(0))]
                 log[-1]["validation_loss"] = sum(losses) / len(losses)
                 tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
             if checkpoint_file and time.time() - saved > 60:

@@ -1,0 +1,310 @@
+"""How fast, how much memory, how far from the limit of this machine.
+
+    python bench.py                     everything
+    python bench.py collect decode      some of it: limits, collect, batch, decode, distill, sandbox
+
+Random weights of a chosen size, nothing is downloaded. The peers are what people use today, transformers and peft, and are measured
+only where they are installed. Each measurement is a process of its own, so that its peak memory is its own; ours and the peer's
+alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared.
+"""
+
+import argparse
+import concurrent.futures
+import importlib.util
+import json
+import multiprocessing
+import random
+import resource
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from model import Config, Llama, Request, Sampler
+
+ROOT = Path(__file__).resolve().parent
+SMALL = dict(vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2)
+LARGE = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=8, num_attention_heads=32, num_key_value_heads=8)
+WORDY = dict(vocab_size=128256, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2)
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def checkpoint(folder, config):
+    """Writes a model with random weights in Hugging Face format, and the starter's tokenizer; returns its directory."""
+    torch.manual_seed(0)
+    model = Llama(Config(**config, max_position_embeddings=8192))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5) if p.ndim > 1 else torch.nn.init.ones_(p)
+    torch.nn.init.normal_(model.lm_head.weight, std=3 * config["hidden_size"] ** -0.5)         # far from ties
+    folder.mkdir()
+    save_file(model.hf_state_dict(), folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config | {
+        "architectures": ["LlamaForCausalLM"], "model_type": "llama", "max_position_embeddings": 8192, "rms_norm_eps": 1e-6}))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((ROOT / "starter" / name).read_bytes())
+    return folder
+
+
+# ---- the machine's limits ------------------------------------------------------------------------------------------
+
+def best(work, n=5):
+    """Seconds of the fastest of n runs."""
+    seconds = []
+    for _ in range(n):
+        began = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def limits():
+    """Floating-point operations a second in a large matrix product, bytes a second in a large copy (read and written) and a large sum."""
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        n = 8192 if DEVICE == "cuda" else 2048
+        a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+        rates[str(dtype).removeprefix("torch.")] = 2 * n ** 3 / best(lambda: a @ b)
+    x = torch.ones(2 ** 28, device=DEVICE)
+    y = torch.empty_like(x)
+    rates["bytes"] = max(2 * 4 * len(x) / best(lambda: y.copy_(x)), 4 * len(x) / best(lambda: x.sum()))
+    return rates
+
+
+# ---- sampling ------------------------------------------------------------------------------------------------------
+
+def conversations(agents, turns, shared, own, seed=0):
+    """For each agent its first prompt, and for each turn how many tokens it answers and what it then gets to see."""
+    rng = random.Random(seed)
+    ids = lambda n: [rng.randrange(3, SMALL["vocab_size"]) for _ in range(n)]
+    common = ids(shared)
+    return [(common + ids(rng.randint(*own)), [(min(150, max(4, int(rng.lognormvariate(3.3, 0.7)))), ids(rng.randint(10, 40))) for _ in range(turns)])
+            for _ in range(agents)]
+
+
+def ours_sampling(folder, plan):
+    sampler = Sampler(Llama.from_pretrained(folder, device=DEVICE), batch=min(64, len(plan)), max_length=2048)
+    began, answers = time.perf_counter(), [[] for _ in plan]
+    ask = lambda i, prompt: sampler.add(Request(i, prompt, plan[i][1][len(answers[i])][0]))
+    for i, (prompt, _) in enumerate(plan):
+        ask(i, prompt)
+    while not sampler.idle:
+        for done in sampler.step():
+            answers[done.key].append(done.new_ids)
+            if len(answers[done.key]) < len(plan[done.key][1]):
+                ask(done.key, done.prompt + done.new_ids + plan[done.key][1][len(answers[done.key]) - 1][1])
+    return {"seconds": time.perf_counter() - began, "units": sum(len(a) for turns in answers for a in turns), "output": answers}
+
+
+def peer_sampling(folder, plan):
+    """transformers' generate on the left-padded batch at every turn; a row that has its answer waits for the others."""
+    from transformers import AutoModelForCausalLM, StoppingCriteria
+
+    class Enough(StoppingCriteria):
+        def __call__(self, ids, scores, **kwargs):
+            return torch.tensor([ids.shape[1] - width >= n for n in wanted], device=ids.device)
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
+    began, answers, rows = time.perf_counter(), [[] for _ in plan], [prompt for prompt, _ in plan]
+    for turn in range(len(plan[0][1])):
+        width, wanted = max(map(len, rows)), [turns[turn][0] for _, turns in plan]
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=DEVICE)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=DEVICE)
+        with torch.inference_mode():
+            out = model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=max(wanted), eos_token_id=None, pad_token_id=0,
+                                 stopping_criteria=[Enough()])[:, width:].tolist()
+        for i, n in enumerate(wanted):
+            answers[i].append(out[i][:n])
+            rows[i] = rows[i] + out[i][:n] + plan[i][1][turn][1]
+    return {"seconds": time.perf_counter() - began, "units": sum(len(a) for turns in answers for a in turns), "output": answers}
+
+
+def ours_decode(folder):
+    """One sequence; every token reads every weight once. → also the bytes that are read for a token."""
+    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
+    model = Llama.from_pretrained(folder, dtype=dtype, device=DEVICE)
+    weights = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed" not in name)
+    sampler = Sampler(model, batch=1, max_length=128)
+    sampler.generate([[5, 6, 7]], max_new_tokens=4)
+    began = time.perf_counter()
+    new = sampler.generate([[5, 6, 8]], max_new_tokens=40)
+    return {"seconds": time.perf_counter() - began, "units": 40, "bytes": weights, "output": new}
+
+
+# ---- distilling ----------------------------------------------------------------------------------------------------
+
+RANK, ALPHA, LR, EPOCHS = 16, 32, 1e-4, 2
+
+
+def records(trajectories, steps):
+    """Trajectories of random tokens: 1,500 tokens of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
+    import agent
+    rng, chat = random.Random(0), agent.Chat(ROOT / "starter")
+    words = sorted(w for w in chat.tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
+    text = lambda n: " ".join(rng.choice(words) for _ in range(n // 2))
+    tag = lambda name: [chat.tokenizer.token_to_id(f"</{name}>")]
+    ids = lambda n: [rng.randrange(300, 1500) for _ in range(n)]
+    step = lambda: {"monologue": "", "code": "", "observation": text(20), "hint": None,
+                    "token_ids": {"monologue": ids(rng.randint(10, 30)) + tag("inner_monologue"), "code": ids(rng.randint(30, 70)) + tag("python")}}
+    hints = [{"name": "all", "kind": "tools", "text": text(1500)}]
+    return chat, [{"id": str(i), "task": {"question": text(20)}, "hints": hints, "success": True, "steps": [step() for _ in range(steps)]}
+                  for i in range(trajectories)]
+
+
+def ours_distill(folder, trajectories, steps):
+    import distill
+    chat, data = records(trajectories, steps)
+    model = Llama.from_pretrained(folder, device=DEVICE)
+    args = argparse.Namespace(rank=RANK, alpha=ALPHA, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
+                              batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0)
+    began = time.perf_counter()
+    log = distill.train(model, chat, data, args)
+    seconds = time.perf_counter() - began
+    blocks, head = (sum(p.numel() for p in part.parameters() if p.ndim > 1) for part in (model.layers, model.lm_head))
+    rows = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
+    teacher, student, learned = (sum(n) for n in zip(*((len(t[0]), len(s[0]), len(s[1])) for t, s in rows)))
+    flops = blocks * (2 * teacher + EPOCHS * 4 * student) + EPOCHS * head * 6 * learned        # frozen weights need no gradient
+    return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops}
+
+
+def peer_distill(folder, trajectories, steps):
+    """The paper's loss with peft: one action at a time, the hints' prompt run for each, full logits, gradients accumulated."""
+    from distill import fast_bfloat16
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+    chat, data = records(trajectories, steps)
+    layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE),
+                           LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
+    began, losses = time.perf_counter(), []
+    for _ in range(EPOCHS):
+        for record in data:
+            for n in range(steps):
+                def logits(hints):
+                    ids, spans = chat.prompt(record["task"]["question"], hints, record["steps"][:n + 1])
+                    out = model(torch.tensor([ids], device=DEVICE)).logits[0]
+                    return torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])]).float() / 2.0
+                with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda" or fast_bfloat16()):
+                    with torch.no_grad(), model.disable_adapter():
+                        p = logits([record["hints"][0]["text"]]).log_softmax(-1)
+                    q = logits([]).log_softmax(-1)
+                    loss = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+                (loss / (trajectories * steps)).backward()
+                losses.append(loss.item())
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return {"seconds": time.perf_counter() - began, "units": len(losses), "output": float(np.mean(losses[:trajectories * steps]))}
+
+
+# ---- the sandbox ---------------------------------------------------------------------------------------------------
+
+def sandbox(data):
+    from tools.sandbox import World
+    with World(ROOT / "tools" / "toolqa.py", data) as world:
+        with world.start() as box:
+            box.run("1")
+        starts, n = [], 400
+        for _ in range(20):
+            began = time.perf_counter()
+            with world.start() as box:
+                box.run("1")
+                starts.append(time.perf_counter() - began)
+        boxes = [world.start() for _ in range(2)]
+        began = time.perf_counter()
+        for i in range(n // 2):
+            for box in boxes:
+                box.send("print(1 + 1)")
+            for box in boxes:
+                assert box.receive().text.strip() == "2"
+        seconds = time.perf_counter() - began
+        for box in boxes:
+            box.close()
+    return {"steps": n / seconds, "start": statistics.median(starts)}
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+def measured(function, *arguments):
+    result = function(*arguments)
+    return result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024} if isinstance(result, dict) else result
+
+
+def alone(function, *arguments):
+    """Calls it in a new process."""
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measured, function, *arguments).result()
+
+
+def against(title, unit, repeats, ours, peer, same, *arguments):
+    """Prints a line of the table for ours and the peer's, measured in turn."""
+    runs = {ours: [], peer: []}
+    installed = all(importlib.util.find_spec(name) for name in ("transformers", "peft"))
+    for _ in range(repeats):
+        for function in runs:
+            if function is ours or installed:
+                runs[function].append(alone(function, *arguments))
+    rates = {f: statistics.median(r["units"] / r["seconds"] for r in results) for f, results in runs.items() if results}
+    memory = {f: max(r["memory"] for r in results) / 2 ** 30 for f, results in runs.items() if results}
+    line = f"{title}: {rates[ours]:,.1f} {unit}/s, peak memory {memory[ours]:.2f} GiB"
+    if installed:
+        line += f"; the peer {rates[peer]:,.1f} {unit}/s, {memory[peer]:.2f} GiB: {rates[ours] / rates[peer]:.1f} times as fast, "
+        line += f"{memory[ours] / memory[peer]:.0%} of the memory; {same(runs[ours][0]['output'], runs[peer][0]['output'])}"
+    print(line, flush=True)
+    return runs[ours]
+
+
+def same_text(a, b):
+    pairs = [(x, y) for p, q in zip(a, b) for x, y in zip(p, q)]
+    return f"{sum(x == y for x, y in pairs)} of {len(pairs)} answers are the same"
+
+
+def same_loss(a, b):
+    return f"first loss {a:.5f} and {b:.5f}"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help="limits, collect, batch, decode, distill, sandbox [all]")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world", help="of the starter world, for the sandbox's job")
+    args = parser.parse_args()
+    jobs = args.jobs or ["limits", "collect", "batch", "decode", "distill", "sandbox"]
+    rates = alone(limits)
+    print(f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}; torch {torch.__version__}; "
+          f"matrix product {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16; memory {rates['bytes'] / 1e9:,.1f} GB/s", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        if {"collect", "batch"} & set(jobs):
+            small = checkpoint(Path(folder) / "small", SMALL)
+        if "collect" in jobs:
+            against("collect: 64 agents, 4 turns, 600 shared prompt tokens", "tokens", args.repeats, ours_sampling, peer_sampling, same_text,
+                    small, conversations(64, 4, 600, (20, 60)))
+        if "batch" in jobs:
+            against("batch: 32 prompts of 10 to 400 tokens, one turn", "tokens", args.repeats, ours_sampling, peer_sampling, same_text,
+                    small, conversations(32, 1, 0, (10, 400)))
+        if "decode" in jobs:
+            large = checkpoint(Path(folder) / "large", LARGE)
+            runs = [alone(ours_decode, large) for _ in range(args.repeats)]
+            rate = max(r["units"] / r["seconds"] for r in runs)
+            print(f"decode: one sequence, {runs[0]['bytes'] / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, {rate * runs[0]['bytes'] / 1e9:.1f} GB/s, "
+                  f"{rate * runs[0]['bytes'] / rates['bytes']:.0%} of the memory's", flush=True)
+        if "distill" in jobs:
+            wordy = checkpoint(Path(folder) / "wordy", WORDY)
+            for steps, trajectories in ((4, 4), (1, 8)):
+                runs = against(f"distill: trajectories of {steps} actions, 1,500 tokens of hints, {WORDY['vocab_size']:,} words", "actions", args.repeats,
+                               ours_distill, peer_distill, same_loss, wordy, trajectories, steps)
+                rate = max(r["flops"] / r["seconds"] for r in runs)
+                print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / max(rates['bfloat16'], rates['float32']):.0%} of the matrix product's", flush=True)
+    if "sandbox" in jobs:
+        r = alone(sandbox, args.data)
+        print(f"sandbox: {r['steps']:,.0f} steps/s on two processes, a trajectory's process starts in {r['start'] * 1000:.0f} ms", flush=True)
+
+
+if __name__ == "__main__":
+    main()
