@@ -123,7 +123,7 @@ def save_adapter(model, path, base_model=""):
     tensors, alpha, rank = {}, 0, 0
     for name, layer in layers(model).items():
         if layer.lora_A is not None:
-            tensors[name] = layer.lora_A.detach().cpu(), layer.lora_B.detach().cpu()
+            tensors[name] = tuple((p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for p in (layer.lora_A, layer.lora_B))
             rank = len(layer.lora_A)
             alpha, dropout = layer.scale * rank, layer.dropout
     if not tensors:

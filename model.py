@@ -23,6 +23,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 
 
 def read_json(file):
@@ -189,8 +190,14 @@ class Block(nn.Module):
         self.self_attn = Attention(c, layer)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
+        self.recompute = False                                  # in the backward pass, instead of keeping what it needs in memory
 
-    def forward(self, x, cos, sin, attend):
+    def forward(self, *args):
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.run, *args, use_reentrant=False)
+        return self.run(*args)
+
+    def run(self, x, cos, sin, attend):
         x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -243,24 +250,15 @@ class Llama(nn.Module):
         folder = local_folder(path)
         config = Config.from_json(folder / "config.json")
         with torch.device("meta"):
-            model = cls(config)
-        shards, loaded = weight_files(folder), {}
-        for name, weight in model.hf_state_dict().items():
-            if name not in shards:
-                raise ValueError(f"{folder}: no tensor {name} in the safetensors files")
-            file = shards[name]
-            try:
-                with safe_open(file, "pt") as f:
-                    tensor = f.get_tensor(name)
-            except (SafetensorError, OSError) as e:
-                raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
-            if tensor.shape != weight.shape:
-                raise ValueError(f"{file}: {name} is {list(tensor.shape)}, config.json says {list(weight.shape)}")
-            loaded[name.removeprefix("model.")] = tensor.to(device, dtype)
-        model.load_state_dict(loaded, strict=False, assign=True)
+            model = cls(config).to(dtype)
+        if device != "meta":                                    # "meta": the weights come later, each process its part (parallel.py)
+            shards = weight_files(folder)
+            loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, dtype)
+                      for name, weight in model.hf_state_dict().items()}
+            model.load_state_dict(loaded, strict=False, assign=True)
         if config.tie_word_embeddings:
             model.lm_head.weight = model.embed_tokens.weight
-        model.frequencies = rope_frequencies(config).to(device)
+        model.frequencies = rope_frequencies(config).to("cpu" if device == "meta" else device)
         return model.requires_grad_(False).eval()
 
 
@@ -273,6 +271,23 @@ def local_folder(path):
         return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", "*.safetensors"], ignore_patterns=["*/*"]))
     except Exception as e:                                      # no such repository, no network, not a hub id at all
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
+
+
+def read_weight(shards, name, shape, rows=slice(None)):
+    """A tensor of a checkpoint, or only some of its rows; `shards` is what `weight_files` gives, `shape` what config.json says.
+
+    Raises ValueError, naming the file and the tensor."""
+    if name not in shards:
+        raise ValueError(f"{next(iter(shards.values())).parent}: no tensor {name} in the safetensors files")
+    file = shards[name]
+    try:
+        with safe_open(file, "pt") as f:
+            found = f.get_slice(name).get_shape()
+            if found != list(shape):
+                raise ValueError(f"{file}: {name} is {found}, config.json says {list(shape)}")
+            return f.get_tensor(name) if rows == slice(None) else f.get_slice(name)[rows]
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
 
 
 def weight_files(folder):
