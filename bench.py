@@ -160,10 +160,11 @@ def ours_distill(folder, trajectories, steps):
     import distill
     chat, data = records(trajectories, steps)
     model = Llama.from_pretrained(folder, device=DEVICE)
-    args = argparse.Namespace(rank=RANK, alpha=ALPHA, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
+    args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
                               batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0)
     began = time.perf_counter()
-    log = distill.train(model, chat, data, args)
+    with tempfile.TemporaryDirectory() as out:
+        log = distill.train(model, chat, data, args, Path(out))
     seconds = time.perf_counter() - began
     blocks, head = (sum(p.numel() for p in part.parameters() if p.ndim > 1) for part in (model.layers, model.lm_head))
     rows = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]

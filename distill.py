@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -24,9 +25,9 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import agent
-from lora import TARGETS, adapters, add_adapter, save_adapter
+import parallel
+from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
 from model import local_folder, packed_attention
-from parallel import load
 
 CHUNK = 2 ** 25                                                       # logits in memory at a time: 128 MiB in float32
 
@@ -125,9 +126,10 @@ def kl_terms(student, teacher, lm_head, teacher_head, temperature):
     return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
 
 
-def loss_of(model, rows, teacher=None, temperature=1.0, learn=True):
+def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     """Mean over each action's tokens, then over the actions of the batch. rows: [(ids, at, targets, weights)] as the student sees them.
-    teacher: hidden states (N, C) at the same tokens, for KL; None: cross-entropy on the sampled tokens.
+    teacher: hidden states (N, C) at the same tokens, for KL; None: cross-entropy on the sampled tokens. count: the actions of the whole
+    batch, if other processes have more of them: their results add up.
 
     With `learn` the gradients are added to the adapter's parameters. They are computed chunk by chunk: when the next chunk's logits
     come into memory, this one's and their gradients are gone."""
@@ -139,7 +141,8 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True):
         with torch.no_grad(), adapters(model, newest=False):
             return model.lm_head(x)
 
-    head_input, total = student.detach().requires_grad_(learn), 0.0
+    count = count or weights.sum()                                    # an action's weights sum to 1
+    head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     step = max(1, CHUNK // model.config.vocab_size)
     for start in range(0, len(student), step):
         part = slice(start, start + step)
@@ -148,9 +151,9 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True):
             terms = F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none")
         else:
             terms = kl_terms(x, teacher[part], model.lm_head, teacher_head, temperature)
-        loss = (terms * weights[part]).sum() / weights.sum()          # an action's weights sum to 1: the sum counts the actions
+        loss = (terms * weights[part]).sum() / count
         if learn:
-            loss.backward()
+            (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()
     if learn and student.requires_grad:                               # not if lm_head alone has an adapter
         student.backward(head_input.grad)
@@ -159,72 +162,85 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True):
 
 # ---------------------------------------------------------------------------------------------------- the training
 
-def train(model, chat, records, args, validation=(), checkpoint_file=None):
+def train(model, chat, records, args, folder, validation=()):
     """Trains a new adapter on `model` (changed in place) with the settings in `args`, the parsed command line. Returns the log, a dict an update.
 
-    With `checkpoint_file` everything that training goes on from is saved there once a minute; if it is there already, training goes on
-    from it and ends with the same adapter, bit for bit on the same machine."""
-    rng = random.Random(args.seed)
+    In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
+    checkpoint already, training goes on from it, and ends with the same adapter, bit for bit on the same machine and as many processes."""
     torch.manual_seed(args.seed)
-    parameters = add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
-    model.train()
+    add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
+    model = parallel.share_out(model, args.model).train()
+    parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
-    cache = {}                                                        # record → the teacher's hidden states at the action tokens
+    checkpoint, states = folder / "checkpoint.pt", folder / "teacher"
+    states.mkdir(parents=True, exist_ok=True)
+    files = {id(r): states / f"{n}.pt" for n, r in enumerate(records)}
 
-    @torch.no_grad()
-    def teach(batch):
-        if new := [r for r in batch if id(r) not in cache]:
-            rows = [example(chat, r) for r in new]
-            with autocast, adapters(model, newest=False):
-                hidden = hidden_at(model, rows)
-            for r, h in zip(new, hidden.split([len(row[1]) for row in rows])):
-                cache[id(r)] = h.cpu()
-        return torch.cat([cache[id(r)] for r in batch]).to(model.device)
+    def teach(share, files=None):
+        """The teacher's hidden states (N, C) at the action tokens of some records, which see all their hints."""
+        rows = [example(chat, r) for r in share]
+        with torch.no_grad(), autocast, adapters(model, newest=False):
+            hidden = hidden_at(model, rows)
+        for r, h in zip(share, hidden.split([len(row[1]) for row in rows])):
+            if files:
+                torch.save(h.cpu(), files[id(r)])
+        return hidden
 
-    def loss_on(batch, dropout, learn=True):
-        teacher = teach(batch) if args.loss == "kl" else None
-        rows = [example(chat, r, dropout, rng) for r in batch]
+    def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
+        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records; one with none goes through
+        the motions, as FSDP wants it."""
+        share = parallel.share(batch) or batch[:1]
+        rows = [example(chat, r, dropout, random.Random(f"{seed} {r['id']}")) for r in share]
+        if not parallel.share(batch):
+            rows = [(*row[:3], [0.0] * len(row[3])) for row in rows]
+        if args.loss == "ce":
+            hidden = None
+        elif first or not learn:
+            hidden = teach(share, files if learn and args.epochs > 1 else None)
+        else:
+            hidden = torch.cat([torch.load(files[id(r)]) for r in share]).to(model.device)
         with autocast:
-            return loss_of(model, rows, teacher, args.kl_temperature, learn)
+            loss = loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
+        return parallel.total(loss).item()
 
-    plan = [batch for _ in range(args.epochs) for batch in batches(records, args.batch, rng)]
-    total, log = len(plan), []
-    print(f"{len(records)} records, {sum(map(actions, records))} actions; {total} updates; "
-          f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
-    if checkpoint_file and checkpoint_file.exists():
-        state = torch.load(checkpoint_file, weights_only=False)       # our own file
-        for p, saved in zip(parameters, state["parameters"]):
-            p.data.copy_(saved)
-        optimizer.load_state_dict(state["optimizer"])
-        log = state["log"]
-        if args.loss == "kl":                                         # as before: what shares a pass decides the last bits
-            for batch in tqdm(plan[:len(log)], unit="batch", desc="the teacher again"):
-                teach(batch)
-        rng.setstate(state["random"])
-        torch.set_rng_state(state["torch_random"])
-    saved = time.time()
-    with tqdm(total=total, initial=len(log), unit="update") as progress:
-        for update, batch in list(enumerate(plan))[len(log):]:
-            scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / total if args.decay else 1)
-            for group in optimizer.param_groups:
-                group["lr"] = args.lr * scale
-            loss = loss_on(batch, args.hint_dropout)
+    rng = random.Random(args.seed)
+    epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
+    plan, log = [(batch, epoch == 0) for epoch in range(args.epochs) for batch in epochs[epoch]], []
+    ends = {sum(map(len, epochs[:n + 1])) for n in range(args.epochs)}
+    if parallel.RANK == 0:
+        print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
+              f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, map_location="cpu")
+        log = saved["log"]
+        for p, (value, moments) in zip(parameters, saved["parameters"]):
+            p.data.copy_(parallel.parted(value, p))
+            optimizer.state[p] = {k: m if m.ndim == 0 else parallel.parted(m, p) for k, m in moments.items()}
+    clock = time.time()
+    with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
+        for update in range(len(log), len(plan)):
+            scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
+            optimizer.param_groups[0]["lr"] = args.lr * scale
+            torch.manual_seed(hash((args.seed, update, parallel.RANK)))                # of the adapter's dropout
+            batch, first = plan[update]
+            loss = loss_on(batch, f"{args.seed} {update}", first, args.hint_dropout)
             norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            log.append({"update": update + 1, "loss": loss.item(), "gradient_norm": norm.item()})
-            if validation and (update + 1) % (total // args.epochs) == 0:
-                with torch.no_grad():
-                    losses = [loss_on(b, 1.0, learn=False).item() for b in batches(validation, 64, random.Random(0))]
-                log[-1]["validation_loss"] = sum(losses) / len(losses)
-                tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
-            if checkpoint_file and time.time() - saved > 60:
-                state = {"parameters": [p.detach() for p in parameters], "optimizer": optimizer.state_dict(), "log": log,
-                         "random": rng.getstate(), "torch_random": torch.get_rng_state()}
-                torch.save(state, part := checkpoint_file.with_suffix(".part"))
-                part.replace(checkpoint_file)
-                saved = time.time()
+            log.append({"update": update + 1, "loss": loss, "gradient_norm": parallel.whole(norm).item()})
+            if validation and update + 1 in ends:
+                parts = list(batches(validation, 64, random.Random(0)))
+                losses = [loss_on(part, "", learn=False) * sum(map(actions, part)) for part in parts]
+                log[-1]["validation_loss"] = sum(losses) / sum(map(actions, validation))
+                if parallel.RANK == 0:
+                    tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
+            if parallel.agree(time.time() - clock > 60):
+                now = [(parallel.whole(p.detach()), {k: parallel.whole(m) for k, m in optimizer.state[p].items()}) for p in parameters]
+                if parallel.RANK == 0:
+                    torch.save({"parameters": now, "log": log}, part := checkpoint.with_suffix(".part"))
+                    part.replace(checkpoint)
+                clock = time.time()
             progress.update()
             progress.set_postfix(loss=f"{recent(log):.4f}")
     return log
@@ -262,7 +278,8 @@ def main():
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True, help="directory of the new adapter")
     args = p.parse_args()
-    agent.same_arguments(args.out / "arguments.json", vars(args), args.out.exists())
+    if parallel.RANK == 0:
+        agent.same_arguments(args.out / "arguments.json", vars(args), args.out.exists())
     if (args.out / "adapter_model.safetensors").exists():
         print(f"{args.out}: there already")
         return
@@ -281,13 +298,16 @@ def main():
         raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({'no successes' if args.loss == 'ce' else 'no finished actions'})")
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 
-    model = load(args.model, args.adapter)
-    args.out.mkdir(parents=True, exist_ok=True)
-    log = train(model, chat, records, args, validation, args.out / "checkpoint.pt")
-    (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-    save_adapter(model, args.out, base_model=args.model)
-    (args.out / "checkpoint.pt").unlink(missing_ok=True)
-    print(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
+    parallel.start()
+    model = parallel.load(args.model, args.adapter, whole=False)
+    log = train(model, chat, records, args, args.out, validation)
+    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)
+    if parallel.RANK == 0:
+        (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        (args.out / "checkpoint.pt").unlink(missing_ok=True)
+        shutil.rmtree(args.out / "teacher")
+        print(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
+    parallel.stop()
 
 
 if __name__ == "__main__":

@@ -55,8 +55,13 @@ class LoraLinear(nn.Linear):
         A, B = A.detach().float(), B.detach().float() * scale
         if self.frozen_A is not None:
             A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
-        self.frozen_A = nn.Parameter(A.to(self.weight.device), requires_grad=False)
-        self.frozen_B = nn.Parameter(B.to(self.weight.device), requires_grad=False)
+        self.frozen_A = nn.Parameter(A.to(place(self)), requires_grad=False)
+        self.frozen_B = nn.Parameter(B.to(place(self)), requires_grad=False)
+
+
+def place(layer):
+    """Where a layer's adapters are: with its weight, or, as long as that is nowhere, in memory."""
+    return "cpu" if layer.weight.is_meta else layer.weight.device
 
 
 def layers(model):
@@ -89,7 +94,7 @@ def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear) and name.split(".")[-1] in targets]
     for name in names:
         layer = adapted(model, name)
-        A = torch.empty(rank, layer.in_features, dtype=torch.float32, device=layer.weight.device)
+        A = torch.empty(rank, layer.in_features, dtype=torch.float32, device=place(layer))
         nn.init.kaiming_uniform_(A, a=math.sqrt(5))
         layer.lora_A = nn.Parameter(A)
         layer.lora_B = nn.Parameter(A.new_zeros(layer.out_features, rank))
@@ -118,8 +123,9 @@ def adapters(model, frozen=True, newest=True):
 
 # ---- PEFT's files --------------------------------------------------------------------------------------------------
 
-def save_adapter(model, path, base_model=""):
-    """Writes the newest adapter to the directory `path`. Whole files appear or none does."""
+def save_adapter(model, path, base_model="", write=True):
+    """Writes the newest adapter to the directory `path`. Whole files appear or none does. If processes share the model, all of them
+    have to call this, and one to `write`."""
     tensors, alpha, rank = {}, 0, 0
     for name, layer in layers(model).items():
         if layer.lora_A is not None:
@@ -128,7 +134,8 @@ def save_adapter(model, path, base_model=""):
             alpha, dropout = layer.scale * rank, layer.dropout
     if not tensors:
         raise ValueError(f"{path}: this model has no trainable adapter to save")
-    write_adapter(path, tensors, rank, alpha, dropout, base_model)
+    if write:
+        write_adapter(path, tensors, rank, alpha, dropout, base_model)
 
 
 def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
@@ -202,8 +209,8 @@ def load_adapter(model, path, trainable=False):
     for name, (A, B, scale) in adapter.items():
         layer = adapted(model, name)
         if trainable:
-            layer.lora_A = nn.Parameter(A.float().to(layer.weight.device))
-            layer.lora_B = nn.Parameter(B.float().to(layer.weight.device))
+            layer.lora_A = nn.Parameter(A.float().to(place(layer)))
+            layer.lora_B = nn.Parameter(B.float().to(place(layer)))
             layer.scale, layer.dropout = scale, config.get("lora_dropout", 0.0)
             layer.train()
         else:

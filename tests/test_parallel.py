@@ -1,0 +1,88 @@
+"""Two and three gloo processes under torchrun give what one process gives."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from lora import read_adapter
+from test_distill import record, tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = """
+import sys, time
+sys.path.insert(0, {root!r})
+import distill, parallel, torch
+distill.fast_bfloat16 = lambda: False            # float32, to compare
+real, calls = torch.nn.utils.clip_grad_norm_, []
+def clip(parameters, norm):
+    calls.append(1)
+    if len(calls) > {die} and parallel.RANK == parallel.WORLD - 1:
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(parameters, norm)
+torch.nn.utils.clip_grad_norm_ = clip
+clock = iter(range(0, 10**6, 100))
+distill.time.time = clock.__next__               # a checkpoint after every update
+distill.agent.run_stage(distill.main)
+"""
+
+
+def distill(folder, processes, *arguments, die=10**9):
+    script = folder / f"script{die}.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), die=die))
+    launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    return subprocess.run([*launch, script, *map(str, arguments)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A model and data, and the adapter that one process makes."""
+    from agent import Chat
+    folder = tmp_path_factory.mktemp("parallel")
+    (folder / "model").mkdir()
+    tiny_checkpoint(folder / "model")
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    chat = Chat(ROOT / "starter")
+    (folder / "d.jsonl").write_text("".join(json.dumps(record(chat, n, steps=1 + n % 3) | fields) + "\n" for n in range(7)))
+    command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--lr", 1e-3, "--warmup", 2, "--epochs", 3, "--batch", 4,
+               "--lora-dropout", 0, "--hint-dropout", 0.5, "--val", folder / "d.jsonl", "--out"]
+    done = distill(folder, 1, *command, folder / "one")
+    assert done.returncode == 0, done.stderr
+    return folder, command
+
+
+def same(folder, a, b):
+    losses = [[json.loads(line) for line in open(folder / out / "log.jsonl")] for out in (a, b)]
+    assert len(losses[0]) == len(losses[1]) >= 9 and "validation_loss" in losses[0][-1]
+    for x, y in zip(*losses):
+        assert x.keys() == y.keys() and all(y[k] == pytest.approx(x[k], rel=1e-5 if x["update"] == 1 else 1e-4) for k in x)
+    (config, one), (other, two) = read_adapter(folder / a), read_adapter(folder / b)
+    assert config == other and one.keys() == two.keys()
+    for name in one:
+        for x, y in zip(one[name][:2], two[name][:2]):
+            assert x.shape == y.shape and (x - y).norm() <= 1e-4 * x.norm(), name
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_many_processes_make_the_adapter_that_one_makes(prepared, processes):
+    folder, command = prepared
+    done = distill(folder, processes, *command, folder / f"of{processes}")
+    assert done.returncode == 0, done.stderr
+    assert len(re.findall("adapter of rank 3", done.stdout)) == 1
+    same(folder, "one", f"of{processes}")
+
+
+def test_a_process_is_killed_and_another_number_of_them_goes_on_to_the_same_adapter(prepared):
+    folder, command = prepared
+    assert distill(folder, 2, *command, folder / "killed", die=5).returncode != 0
+    assert (folder / "killed" / "checkpoint.pt").exists() and not (folder / "killed" / "adapter_model.safetensors").exists()
+    assert 0 < len(torch.load(folder / "killed" / "checkpoint.pt")["log"]) < 9
+    done = distill(folder, 1, *command, folder / "killed")
+    assert done.returncode == 0, done.stderr
+    same(folder, "one", "killed")
