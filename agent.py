@@ -268,19 +268,19 @@ def trials(tasks, args):
                    "hints": hints, "steps": [], **UNPLAYED, "usage": dict(NOTHING_USED)}
 
 
-def play_all(trajectories, total, args, output, chat, sampler, request, only_next=False):
-    """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar."""
+def play_all(trajectories, args, output, chat, sampler, request, only_next=False):
+    """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share."""
     agent = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
-    todo = (t for t in trajectories if t["id"] not in output.done)
-    successes = 0
-    with World(args.tools, args.data) as world, tqdm(total=total, initial=len(output.done), unit="trajectory") as progress:
-        if world.missing:
+    todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
+    successes, first = 0, output.rank == 0
+    with World(args.tools, args.data) as world, tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+        if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
         for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
             output.write(trajectory)
             successes += trajectory["success"]
             progress.update()
-            progress.set_postfix(success=f"{successes / (progress.n - progress.initial):.0%}")
+            progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
 
 
 def add_arguments(parser):
@@ -394,28 +394,54 @@ class Output:
     """A JSONL file that a stage appends to, one whole line a finished unit. Opened again with the same arguments it goes on:
     `done` holds the ids that are there; a half-written last line is dropped. Beside it, <file>.args holds the arguments.
 
+    Of several processes (torchrun) each but the first writes to a file of its own, <file>.rank1 …, until `gather` puts all in one.
+
     Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
 
-    def __init__(self, file, arguments):
+    def __init__(self, file, arguments, rank=0, world=1):
+        self.rank, self.world = rank, world
         self.path = Path(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.path, "a+b")
+        self.file = open(self.part(rank), "a+b")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
         self.file.seek(0)
         content = self.file.read()
-        same_arguments(self.path.with_name(self.path.name + ".args"), arguments, bool(content))
+        if rank == 0:
+            same_arguments(self.part("args"), arguments, bool(content))
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self.file.truncate(end)
-        self.done = {json.loads(line)["id"] for line in content[:end].splitlines() if line.strip()}
+        self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
+
+    def part(self, name):
+        return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}") if name else self.path
+
+    def parts(self):
+        return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
 
     def write(self, record):
         self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
         self.file.flush()
         self.done.add(record["id"])
+
+    def gather(self):
+        """Once all processes are done: the first takes over what the others have written."""
+        if self.rank == 0:
+            mine = {r["id"] for r in whole_lines(self.path)}
+            for part in self.parts():
+                for record in whole_lines(part):
+                    if record["id"] not in mine:
+                        self.write(record)
+                part.unlink()
+
+
+def whole_lines(file):
+    """The records of a file that may be still growing."""
+    content = file.read_bytes()
+    return [json.loads(line) for line in content[:content.rfind(b"\n") + 1].splitlines() if line.strip()]
 
 
 def same_arguments(note, arguments, made):

@@ -13,8 +13,8 @@ import functools
 from zlib import crc32
 
 import agent
+import parallel
 from model import Request, Sampler, local_folder
-from parallel import load
 
 
 def corrections(states, args):
@@ -41,17 +41,22 @@ def main():
 
     if args.resample:
         states = agent.read_trajectories(args.resample)
-        planned, total = corrections(states, args), len(states) * args.samples
+        planned = corrections(states, args)
     else:
         tasks = agent.read_tasks(args.tasks)
-        planned, total = agent.trials(tasks, args), len(tasks) * args.trials
-    output = agent.Output(args.out, vars(args))
-    model = load(args.model, args.adapter)
+        planned = agent.trials(tasks, args)
+    parallel.start()
+    output = agent.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
+    model = parallel.load(args.model, args.adapter)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(planned, total, args, output, agent.Chat(local_folder(args.model)), sampler, request,
+    agent.play_all(planned, args, output, agent.Chat(local_folder(args.model)), sampler, request,
                    only_next=bool(args.resample) and not args.rollout)
-    print(f"{args.out}: {len(output.done)} trajectories")
+    parallel.wait()
+    output.gather()
+    if parallel.RANK == 0:
+        print(f"{args.out}: {len(output.done)} trajectories")
+    parallel.stop()
 
 
 if __name__ == "__main__":

@@ -12,8 +12,8 @@ import math
 from pathlib import Path
 
 import agent
+import parallel
 from model import Request, Sampler, local_folder
-from parallel import load
 
 
 def percent(trajectories):
@@ -61,12 +61,17 @@ def main():
     if not (args.model and args.tasks and args.out):
         parser.error("give --model, --tasks and --out, or --table")
     tasks = agent.read_tasks(args.tasks)
-    output = agent.Output(args.out, vars(args))
-    model = load(args.model, args.adapter)
+    parallel.start()
+    output = agent.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
+    model = parallel.load(args.model, args.adapter)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(agent.trials(tasks, args), len(tasks) * args.trials, args, output, agent.Chat(local_folder(args.model)), sampler, request)
-    print(table([args.out]))
+    agent.play_all(agent.trials(tasks, args), args, output, agent.Chat(local_folder(args.model)), sampler, request)
+    parallel.wait()
+    output.gather()
+    if parallel.RANK == 0:
+        print(table([args.out]))
+    parallel.stop()
 
 
 if __name__ == "__main__":

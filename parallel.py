@@ -6,6 +6,7 @@ Without torchrun there is one process, and every function here does the plain th
 """
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -31,7 +32,7 @@ def start():
     """Joins the other processes, if there are any."""
     if WORLD > 1 and not dist.is_initialized():
         device, _ = device_and_dtype()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))      # some have more to do than others
 
 
 def stop():
@@ -74,6 +75,12 @@ def share_out(model, path):
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
     model.load_state_dict(weights, strict=False, assign=True)
     return model
+
+
+def wait():
+    """Until all processes are here."""
+    if WORLD > 1:
+        dist.barrier()
 
 
 def share(items):
