@@ -7,10 +7,8 @@ cache carries on, and a whole trajectory is trained on in one pass.
 Nothing here knows how a model computes or how it is trained.
 """
 
-import fcntl
 import functools
 import json
-import os
 import re
 import select
 import sys
@@ -19,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
+from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from tools.sandbox import SandboxError, World
+import records
+from tools.sandbox import World
 
 ROOT = Path(__file__).resolve().parent
 
@@ -51,8 +51,14 @@ class Chat:
         for name in ("tokenizer.json", "tokenizer_config.json"):
             if not (path / name).exists():
                 raise ValueError(f"{path / name}: no such file; a model directory needs its tokenizer and chat template")
-        self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        config = json.loads((path / "tokenizer_config.json").read_text())
+        try:
+            self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
+        except Exception as e:                                            # the library raises nothing more special
+            raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
+        words, known = self.tokenizer.get_vocab_size(), read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
+        if 0 < known < words:
+            raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
+        config = read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
             template = (path / "chat_template.jinja").read_text()
@@ -63,7 +69,10 @@ class Chat:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = _template_error
         environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False)
-        self.template = environment.from_string(template)
+        try:
+            self.template = environment.from_string(template)
+        except TemplateSyntaxError as e:
+            raise ValueError(f"{path}: the chat template, line {e.lineno}: {e.message}") from None
         self.names = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
@@ -134,6 +143,13 @@ class Chat:
             content = f"<observation>\n{slot(step['observation'])}\n</observation>\n"
         ids, spans = self.encode(messages, slots)
         return ids, {key: spans[index] for key, index in sampled.items()}
+
+
+def read_json(file):
+    try:
+        return json.loads(file.read_text())
+    except ValueError as e:
+        raise ValueError(f"{file}: not JSON ({e})") from None
 
 
 def _template_error(message):
@@ -260,6 +276,9 @@ def serve(trajectories, agent, chat, sampler, request, world, batch):
 def trials(tasks, args):
     """The empty trajectories of all tasks and trials, in order, with the hints that --hints and --kinds choose."""
     sections = load_hints(args.hint_dir) if args.hints != "none" else []
+    without = {task["group"] for task in tasks} - {s["group"] for s in sections}
+    if args.hints == "task" and without and not any(s["group"] == "common" for s in sections):
+        raise ValueError(f"{args.hint_dir}: no hints for the group {min(without)!r}; write {min(without)}.md or common.md")
     for task in tasks:
         hints = hints_for(task, sections, args.hints, args.kinds)
         for trial in range(args.trials):
@@ -294,14 +313,14 @@ def add_arguments(parser):
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
-    add("--trials", type=int, default=3, help="times each task is played")
-    add("--temperature", type=float, default=0.7, help="0 is greedy")
-    add("--top-p", type=float, default=1.0)
+    add("--trials", type=records.number(int, 1), default=3, help="times each task is played")
+    add("--temperature", type=records.number(float, 0), default=0.7, help="0 is greedy")
+    add("--top-p", type=records.number(float, 0, 1), default=1.0)
     add("--seed", type=int, default=0)
-    add("--max-steps", type=int, default=8)
-    add("--max-new-tokens", type=int, default=512, help="of one monologue, or of one step's code")
-    add("--max-length", type=int, default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
-    add("--batch", type=int, default=32, help="agents at a time")
+    add("--max-steps", type=records.number(int, 1), default=8)
+    add("--max-new-tokens", type=records.number(int, 1), default=512, help="of one monologue, or of one step's code")
+    add("--max-length", type=records.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
+    add("--batch", type=records.number(int, 1), default=32, help="agents at a time")
     add("--out", metavar="FILE")
 
 
@@ -321,6 +340,9 @@ def load_hints(directory):
     for file in files:
         text = file.read_text()
         heads = list(SECTION.finditer(text))
+        for n, line in enumerate(text.splitlines(), 1):
+            if line.startswith("## ") and not SECTION.match(line):
+                raise ValueError(f"{file}, line {n}: {line!r} is no section; they start with '## tools: …', '## practice: …' or '## example: …'")
         before = text[:heads[0].start() if heads else None]
         if before.strip():
             line = before[:len(before) - len(before.lstrip())].count("\n") + 1
@@ -330,7 +352,10 @@ def load_hints(directory):
             templates = None
             if body.startswith("for:"):
                 first, _, body = body.partition("\n")
-                templates = [t.strip() for t in first[4:].split(",")]
+                templates = [t.strip() for t in first[4:].split(",") if t.strip()]
+            if not body.strip() or templates == []:
+                raise ValueError(f"{file}, line {text[:head.start()].count(chr(10)) + 1}: the section {head[2].strip()!r} is empty"
+                                 + (", or names no template after 'for:'" if templates == [] else ""))
             sections.append({"name": f"{file.stem}/{head[2].strip()}", "kind": head[1], "text": f"{head[0].strip()}\n{body}",
                              "group": file.stem, "templates": templates})
     return sections
@@ -344,130 +369,3 @@ def hints_for(task, sections, which, kinds=None):
     chosen = [s for s in sections if which == "combined" or s["group"] in ("common", task["group"])
               and (s["templates"] is None or task["template"] in s["templates"])]
     return [{k: s[k] for k in ("name", "kind", "text")} for s in chosen if not kinds or s["kind"] in kinds]
-
-
-# ---------------------------------------------------------------------------------------------------- files
-
-TASK_FIELDS = {"id": str, "group": str, "template": str, "question": str, "answer": (str, list)}
-TRAJECTORY_FIELDS = {"id": str, "task": dict, "seed": int, "hints": list, "steps": list, "answer": str, "success": bool, "stop": str, "usage": dict}
-
-
-def read_records(file, fields):
-    """The lines of a JSONL file as dicts. Raises ValueError naming file, line and field of what is wrong; ids must be unique."""
-    if not Path(file).exists():
-        raise ValueError(f"{file}: no such file")
-    records, ids = [], {}
-    with open(file, encoding="utf-8") as lines:
-        for n, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
-            if not isinstance(record, dict):
-                raise ValueError(f"{file}, line {n}: not an object but {type(record).__name__}")
-            for name, kind in fields.items():
-                if not isinstance(record.get(name), kind):
-                    expected = "or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-                    raise ValueError(f"{file}, line {n}, field {name!r}: {'missing' if name not in record else 'not a ' + expected}")
-            if record["id"] in ids:
-                raise ValueError(f"{file}, line {n}, field 'id': {record['id']!r} is on line {ids[record['id']]} already")
-            ids[record["id"]] = n
-            records.append(record)
-    if not records:
-        raise ValueError(f"{file}: empty; it should hold one JSON object a line")
-    return records
-
-
-def read_tasks(file):
-    """A file of tasks; see DESIGN for the fields."""
-    return read_records(file, TASK_FIELDS)
-
-
-def read_trajectories(file):
-    """A file of trajectories, flagged states or corrected actions."""
-    return read_records(file, TRAJECTORY_FIELDS)
-
-
-class Output:
-    """A JSONL file that a stage appends to, one whole line a finished unit. Opened again with the same arguments it goes on:
-    `done` holds the ids that are there; a half-written last line is dropped. Beside it, <file>.args holds the arguments.
-
-    Of several processes (torchrun) each but the first writes to a file of its own, <file>.rank1 …, until `gather` puts all in one.
-
-    Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
-
-    def __init__(self, file, arguments, rank=0, world=1):
-        self.rank, self.world = rank, world
-        self.path = Path(file)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part(rank), "a+b")
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
-        self.file.seek(0)
-        content = self.file.read()
-        if rank == 0:
-            same_arguments(self.part("args"), arguments, bool(content))
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            self.file.truncate(end)
-        self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
-
-    def part(self, name):
-        return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}") if name else self.path
-
-    def parts(self):
-        return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
-
-    def write(self, record):
-        self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self.file.flush()
-        self.done.add(record["id"])
-
-    def gather(self):
-        """Once all processes are done: the first takes over what the others have written."""
-        if self.rank == 0:
-            mine = {r["id"] for r in whole_lines(self.path)}
-            for part in self.parts():
-                for record in whole_lines(part):
-                    if record["id"] not in mine:
-                        self.write(record)
-                part.unlink()
-
-
-def whole_lines(file):
-    """The records of a file that may be still growing."""
-    content = file.read_bytes()
-    return [json.loads(line) for line in content[:content.rfind(b"\n") + 1].splitlines() if line.strip()]
-
-
-def same_arguments(note, arguments, made):
-    """Writes the arguments of a stage to the file `note`, beside its output. Raises ValueError if the output is `made` already, by others."""
-    arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
-    before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
-    if before != arguments:
-        changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
-        raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "
-                         f"({', '.join(changed)}); remove it or give another --out")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(arguments))
-
-
-def run_stage(main):
-    """Calls a stage's main: bad input ends in one line and exit status 2, Ctrl-C in one line and 130."""
-    try:
-        main()
-    except (ValueError, OSError, SandboxError) as error:
-        if os.environ.get("DEBUG"):
-            raise
-        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {error}", 2))
-    except KeyboardInterrupt:
-        sys.exit(_fail("\nstopped; what is finished is in the output file, the same command goes on from there", 130))
-
-
-def _fail(message, status):
-    print(message, file=sys.stderr)
-    return status

@@ -7,13 +7,13 @@ The first is how a round gets its experience: with the hints of round 1 (paper ย
 states where review.py found a mistake, puts the corrective hint at the end of the prompt, and samples the action anew (ยง3.2).
 """
 
-import argparse
 import copy
 import functools
 from zlib import crc32
 
 import agent
 import parallel
+import records
 from model import Request, Sampler, local_folder
 
 
@@ -30,27 +30,28 @@ def corrections(states, args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.Parser(__doc__)
     agent.add_arguments(parser)
     parser.add_argument("--resample", metavar="FILE", help="JSONL of flagged states, instead of --tasks")
-    parser.add_argument("--samples", type=int, default=4, help="actions from each flagged state")
+    parser.add_argument("--samples", type=records.number(int, 1), default=4, help="actions from each flagged state")
     parser.add_argument("--rollout", action="store_true", help="play on after the corrected action to the task's end, without further hints")
     args = parser.parse_args()
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
 
     if args.resample:
-        states = agent.read_trajectories(args.resample)
+        states = records.read_flagged(args.resample)
         planned = corrections(states, args)
     else:
-        tasks = agent.read_tasks(args.tasks)
+        tasks = records.read_tasks(args.tasks)
         planned = agent.trials(tasks, args)
+    chat = agent.Chat(local_folder(args.model))
     parallel.start()
-    output = agent.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
+    output = records.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
     model = parallel.load(args.model, args.adapter)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(planned, args, output, agent.Chat(local_folder(args.model)), sampler, request,
+    agent.play_all(planned, args, output, chat, sampler, request,
                    only_next=bool(args.resample) and not args.rollout)
     parallel.wait()
     output.gather()
@@ -60,4 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    agent.run_stage(main)
+    records.run_stage(main)

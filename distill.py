@@ -11,7 +11,6 @@ What makes it fast and changes no gradient: one pass over a trajectory for all i
 padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states kept between epochs.
 """
 
-import argparse
 import contextlib
 import json
 import random
@@ -26,6 +25,7 @@ from tqdm import tqdm
 
 import agent
 import parallel
+import records
 from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
 from model import local_folder, packed_attention
 
@@ -36,7 +36,7 @@ CHUNK = 2 ** 25                                                       # logits i
 
 def read(files):
     """The records of several files, by id: in which order they were written does not matter."""
-    return sorted((r for file in files for r in agent.read_trajectories(file)), key=lambda r: r["id"])
+    return sorted((r for file in files for r in records.read_trajectories(file)), key=lambda r: r["id"])
 
 
 def example(chat, record, dropout=0.0, rng=random):
@@ -257,50 +257,54 @@ def fast_bfloat16():
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = records.Parser(__doc__)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR", help="earlier rounds', in order; they stay as they are")
     p.add_argument("--data", nargs="+", required=True, metavar="FILE", help="trajectories with hints, corrected actions")
     p.add_argument("--balance", metavar="FILE", help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
-    p.add_argument("--rank", type=int, default=128)
-    p.add_argument("--alpha", type=float, default=256)
-    p.add_argument("--lora-dropout", type=float, default=0.05)
+    p.add_argument("--rank", type=records.number(int, 1), default=128)
+    p.add_argument("--alpha", type=records.number(float, 0), default=256)
+    p.add_argument("--lora-dropout", type=records.number(float, 0, 1), default=0.05)
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
-    p.add_argument("--lr", type=float, default=1e-5)
+    p.add_argument("--lr", type=records.number(float, 0), default=1e-5)
     p.add_argument("--decay", action="store_true", help="let the learning rate fall to zero linearly; else it is constant after warm-up")
-    p.add_argument("--warmup", type=int, default=30, help="updates")
-    p.add_argument("--epochs", type=int, default=2)
-    p.add_argument("--batch", type=int, default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--kl-temperature", type=float, default=2.0)
-    p.add_argument("--hint-dropout", type=float, default=0.9, help="probability that the student does not see a hint section")
+    p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
+    p.add_argument("--epochs", type=records.number(int, 1), default=2)
+    p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
+    p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
+    p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, required=True, help="directory of the new adapter")
     args = p.parse_args()
     if parallel.RANK == 0:
-        agent.same_arguments(args.out / "arguments.json", vars(args), args.out.exists())
+        made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint.pt"))
+        records.same_arguments(args.out / "arguments.json", vars(args), made)
     if (args.out / "adapter_model.safetensors").exists():
         print(f"{args.out}: there already")
         return
 
     chat = agent.Chat(local_folder(args.model))
-    records = read(args.data)
+    data = read(args.data)
     if args.balance:
         candidates = read([args.balance])
-        chosen = balance(records, candidates, random.Random(args.seed))
-        print(f"{len(records)} records and {len(chosen)} of {len(candidates)} candidates")
-        records += chosen
+        chosen = balance(data, candidates, random.Random(args.seed))
+        print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
+        data += chosen
     if args.loss == "ce":
-        records = [r for r in records if r["success"]]
-    records = [r for r in records if usable(r)]
-    if not records:
+        data = [r for r in data if r["success"]]
+    data = [r for r in data if usable(r)]
+    if not data:
         raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({'no successes' if args.loss == 'ce' else 'no finished actions'})")
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 
     parallel.start()
     model = parallel.load(args.model, args.adapter, whole=False)
-    log = train(model, chat, records, args, args.out, validation)
+    for r in data + validation:
+        if max(i for step in r["steps"] for ids in step["token_ids"].values() for i in ids) >= model.config.vocab_size:
+            raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")
+    log = train(model, chat, data, args, args.out, validation)
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)
     if parallel.RANK == 0:
         (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
@@ -311,4 +315,4 @@ def main():
 
 
 if __name__ == "__main__":
-    agent.run_stage(main)
+    records.run_stage(main)

@@ -6,13 +6,13 @@
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
 """
 
-import argparse
 import functools
 import math
 from pathlib import Path
 
 import agent
 import parallel
+import records
 from model import Request, Sampler, local_folder
 
 
@@ -41,7 +41,7 @@ def describe(trajectories):
 
 def table(files):
     """The rows of several results files as Markdown. Tokens and seconds are means per task; input tokens are summed over its prompts."""
-    rows = [{"agent": Path(file).stem, **describe(agent.read_trajectories(file))} for file in files]
+    rows = [{"agent": Path(file).stem, **describe(records.read_trajectories(file))} for file in files]
     columns = list(dict.fromkeys(c for row in rows for c in row if c not in ("all", "input tokens", "output tokens", "seconds")))
     columns += ["all", "input tokens", "output tokens", "seconds"]
     cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
@@ -51,7 +51,7 @@ def table(files):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.Parser(__doc__)
     agent.add_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, instead of playing")
     args = parser.parse_args()
@@ -60,13 +60,14 @@ def main():
         return
     if not (args.model and args.tasks and args.out):
         parser.error("give --model, --tasks and --out, or --table")
-    tasks = agent.read_tasks(args.tasks)
+    tasks = records.read_tasks(args.tasks)
+    chat = agent.Chat(local_folder(args.model))
     parallel.start()
-    output = agent.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
+    output = records.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
     model = parallel.load(args.model, args.adapter)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(agent.trials(tasks, args), args, output, agent.Chat(local_folder(args.model)), sampler, request)
+    agent.play_all(agent.trials(tasks, args), args, output, chat, sampler, request)
     parallel.wait()
     output.gather()
     if parallel.RANK == 0:
@@ -75,4 +76,4 @@ def main():
 
 
 if __name__ == "__main__":
-    agent.run_stage(main)
+    records.run_stage(main)

@@ -6,13 +6,23 @@
 A mistake is one Markdown file: between two lines of +++ how it is detected (TOML), below them the hint. See README, "coaching".
 """
 
-import argparse
 import re
+import signal
 import tomllib
 from collections import Counter
 from pathlib import Path
 
-import agent
+import records
+
+
+PATIENCE = 5                                                          # seconds for a detector to look at one step
+
+
+def _too_slow(*_):
+    raise TimeoutError(f"no answer after {PATIENCE} seconds")
+
+
+signal.signal(signal.SIGALRM, _too_slow)
 
 
 class Mistake:
@@ -34,6 +44,9 @@ class Mistake:
         unknown = header.keys() - {"groups", "templates", "regex", "python", "judge"}
         if unknown:
             raise ValueError(f"{file}, field {min(unknown)!r}: unknown; there are groups, templates, regex, python and judge")
+        for field, kind in {"groups": [str], "templates": [str], "regex": str, "python": str, "judge": str}.items():
+            if field in header and (wrong := records.mismatch(header[field], kind, field)):
+                raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
         self.groups, self.templates = header.get("groups"), header.get("templates")
         ways = [way for way in ("regex", "python", "judge") if way in header]
         if len(ways) != 1:
@@ -65,10 +78,14 @@ class Mistake:
             return None
         for n, step in enumerate(trajectory["steps"]):
             try:
-                if self.detect(trajectory, step):
-                    return n
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+                found = self.detect(trajectory, step)
+                signal.setitimer(signal.ITIMER_REAL, 0)
             except Exception as e:
+                signal.setitimer(signal.ITIMER_REAL, 0)
                 raise ValueError(f"{self.file}, field 'python': on step {n} of {trajectory['id']}: {type(e).__name__}: {e}") from None
+            if found:
+                return n
         return None
 
 
@@ -99,13 +116,13 @@ def show(trajectory):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = records.Parser(__doc__)
     p.add_argument("trajectories", help="JSONL")
     p.add_argument("--hint-dir", metavar="DIR", help="the mistakes to look for, one Markdown file each")
     p.add_argument("--out", metavar="FILE", help="JSONL of flagged states")
-    p.add_argument("--show", type=int, default=0, metavar="N", help="print N failures that no filter flags")
+    p.add_argument("--show", type=records.number(int, 0), default=0, metavar="N", help="print N failures that no filter flags")
     args = p.parse_args()
-    trajectories = agent.read_trajectories(args.trajectories)
+    trajectories = records.read_trajectories(args.trajectories)
     mistakes = load_mistakes(args.hint_dir) if args.hint_dir else []
     found = [(t, m, n) for t in trajectories for m in mistakes if (n := m.first_step(t)) is not None]
 
@@ -126,7 +143,7 @@ def main():
     if args.out:
         if not found:
             raise ValueError(f"{args.hint_dir}: no step of {args.trajectories} has any of these mistakes, there is nothing to correct")
-        output = agent.Output(args.out, {"trajectories": args.trajectories, "mistakes": {str(m.file): m.file.read_text() for m in mistakes}})
+        output = records.Output(args.out, {"trajectories": args.trajectories, "mistakes": {str(m.file): m.file.read_text() for m in mistakes}})
         for t, m, n in found:
             if (state := flag(t, m, n))["id"] not in output.done:
                 output.write(state)
@@ -134,4 +151,4 @@ def main():
 
 
 if __name__ == "__main__":
-    agent.run_stage(main)
+    records.run_stage(main)

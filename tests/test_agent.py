@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import agent
+import records
 from tools.sandbox import Observation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -168,26 +169,26 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
 # ---- files
 
 @pytest.mark.parametrize("content, message", [
-    ("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: not an object but list"), (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
+    ("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: not an object but a list"), (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
     (json.dumps({k: v for k, v in TASK.items() if k != "question"}), "field 'question': missing"),
     (json.dumps(TASK) + "\n\n" + json.dumps(TASK), "line 3, field 'id': 't-1' is on line 1 already")])
 def test_a_broken_task_file_is_named_by_line_and_field(tmp_path, content, message):
     file = tmp_path / "tasks.jsonl"
     file.write_text(content)
     with pytest.raises(ValueError) as error:
-        agent.read_tasks(file)
+        records.read_tasks(file)
     assert str(file) in str(error.value) and message in str(error.value)
 
 
 def test_an_output_goes_on_where_it_stopped_and_drops_half_a_line(tmp_path):
     file = tmp_path / "out.jsonl"
-    output = agent.Output(file, {"seed": 1})
+    output = records.Output(file, {"seed": 1})
     output.write({"id": "a"})
     output.write({"id": "b"})
     output.file.close()
     with open(file, "a") as f:
         f.write('{"id": "c", "x')
-    output = agent.Output(file, {"seed": 1})
+    output = records.Output(file, {"seed": 1})
     assert output.done == {"a", "b"}
     output.write({"id": "c"})
     output.file.close()
@@ -196,12 +197,12 @@ def test_an_output_goes_on_where_it_stopped_and_drops_half_a_line(tmp_path):
 
 def test_an_output_made_by_other_arguments_or_in_use_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "out.jsonl"
-    output = agent.Output(file, {"seed": 1})
+    output = records.Output(file, {"seed": 1})
     output.write({"id": "a"})
     if os.name == "posix":
         with pytest.raises(ValueError, match="another run is writing"):
-            agent.Output(file, {"seed": 1})
+            records.Output(file, {"seed": 1})
     output.file.close()
     with pytest.raises(ValueError, match="other arguments .*seed"):
-        agent.Output(file, {"seed": 2})
+        records.Output(file, {"seed": 2})
     assert file.read_text() == '{"id": "a"}\n'

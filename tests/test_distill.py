@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 
 import agent
+import records
 import distill
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
@@ -193,6 +194,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out", str(tmp_path / "a")])
-    agent.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
+    records.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
+    (tmp_path / "a" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
         distill.main()

@@ -10,7 +10,7 @@ import evaluate
 
 def results(rates, group="coffee", tokens=100):
     """Trajectories of 10 tasks, of which rates[k] succeed in trial k."""
-    return [{"id": f"{group}{n}#{k}", "task": {"id": f"{group}{n}", "group": group, "template": "p"}, "seed": 0, "hints": [], "steps": [], "answer": "", "success": n < rate,
+    return [{"id": f"{group}{n}#{k}", "task": {"id": f"{group}{n}", "group": group, "template": "p", "question": "q", "answer": "a"}, "seed": 0, "hints": [], "steps": [], "answer": "", "success": n < rate,
              "stop": "complete", "usage": {"input_tokens": tokens, "output_tokens": 5, "seconds": 0.5}} for k, rate in enumerate(rates) for n in range(10)]
 
 

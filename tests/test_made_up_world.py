@@ -19,7 +19,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agent import hints_for, load_hints, read_tasks
+from agent import hints_for, load_hints
+from records import read_tasks
 from recipes import find_values, follow, read_hints, read_recipes
 from tools import made_up_world
 from tools.sandbox import World as Sandboxes

@@ -282,7 +282,7 @@ def test_a_broken_checkpoint_is_one_line_naming_file_and_tensor(damage, named, t
 # ---- the command ---------------------------------------------------------------------------------------------------
 
 def test_the_command_continues_a_text_and_refuses_a_missing_model_in_one_line(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from tokenizers import Tokenizer, models, pre_tokenizers
     folder = recorded.checkpoint("default", tmp_path)
     tokenizer = Tokenizer(models.WordLevel({f"w{i}": i for i in range(96)}, unk_token="w0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

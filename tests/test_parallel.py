@@ -29,7 +29,7 @@ def clip(parameters, norm):
 torch.nn.utils.clip_grad_norm_ = clip
 clock = iter(range(0, 10**6, 100))
 distill.time.time = clock.__next__               # a checkpoint after every update
-distill.agent.run_stage(distill.main)
+distill.records.run_stage(distill.main)
 """
 
 

@@ -2,7 +2,6 @@
 
     python -m pytest tests/test_sandbox.py
 """
-import ctypes
 import os
 import re
 import select

@@ -1,0 +1,202 @@
+"""The files that the stages read and write: JSONL, one record a line (DESIGN §3), and how a stage ends.
+
+Whatever happens, a file holds whole records only, and a stage that is started again with the same arguments goes on where it stopped.
+"""
+
+import argparse
+import fcntl
+import json
+import math
+import os
+import sys
+from pathlib import Path
+
+from tools.sandbox import SandboxError
+
+# What a record holds. A tuple: one of these; [x]: a list of x; a name with "?" may be missing.
+TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (str, [str])}
+HINT = {"name": str, "text": str}
+STEP = {"monologue": str, "code": str, "observation": str, "hint": (None, HINT), "token_ids": {"monologue?": [int], "code?": [int]}}
+TRAJECTORY = {"id": str, "task": TASK, "seed": int, "hints": [HINT], "steps": [STEP], "answer": str, "success": bool, "stop": str,
+              "usage": dict, "targets?": [int]}
+FLAGGED = TRAJECTORY | {"hint": HINT}
+NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list", None: "null"}
+
+
+def mismatch(value, schema, field=""):
+    """The first field of `value` that is not as the schema says, and what is wrong with it; or None."""
+    if isinstance(schema, tuple):
+        wrong = [mismatch(value, s, field) for s in schema]
+        if None in wrong:
+            return None
+        deeper = [w for w in wrong if w[0] != field]                    # the right kind, but something in it is wrong
+        return deeper[0] if deeper else (field, "not " + " or ".join(w[1].removeprefix("not ") for w in wrong))
+    kind = type(schema) if isinstance(schema, (dict, list)) else schema
+    if (value is not None) if kind is None else type(value) is not kind:
+        return field, f"not {NAMES[kind]}"
+    if isinstance(schema, list):
+        return next((w for i, x in enumerate(value) if (w := mismatch(x, schema[0], f"{field}[{i}]"))), None)
+    if isinstance(schema, dict):
+        for name, inner in schema.items():
+            path = f"{field}.{name}".lstrip(".").rstrip("?")
+            if name.rstrip("?") in value:
+                if wrong := mismatch(value[name.rstrip("?")], inner, path):
+                    return wrong
+            elif not name.endswith("?"):
+                return path, "missing"
+    return None
+
+
+def read_records(file, schema):
+    """The lines of a JSONL file as dicts. Raises ValueError naming file, line and field of what is wrong; ids must be unique."""
+    file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"{file}: {'a directory, not a file of records' if file.is_dir() else 'no such file'}")
+    records, lines = [], {}
+    for n, line in enumerate(file.read_bytes().splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line.decode())
+        except UnicodeDecodeError:
+            raise ValueError(f"{file}, line {n}: not UTF-8 text") from None
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+        except RecursionError:
+            raise ValueError(f"{file}, line {n}: nested too deep") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{file}, line {n}: not an object but {NAMES.get(type(record), 'null')}")
+        if wrong := mismatch(record, schema):
+            raise ValueError(f"{file}, line {n}, field {wrong[0]!r}: {wrong[1]}")
+        if record["id"] in lines:
+            raise ValueError(f"{file}, line {n}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
+        outside = [t for t in record.get("targets", []) if not 0 <= t < len(record["steps"])]
+        if outside:
+            raise ValueError(f"{file}, line {n}, field 'targets': there is no step {outside[0]}, there are {len(record['steps'])}")
+        lines[record["id"]] = n
+        records.append(record)
+    if not records:
+        raise ValueError(f"{file}: empty; it should hold one JSON object a line")
+    return records
+
+
+def read_tasks(file):
+    """A file of tasks."""
+    return read_records(file, TASK)
+
+
+def read_trajectories(file):
+    """A file of trajectories or corrected actions."""
+    return read_records(file, TRAJECTORY)
+
+
+def read_flagged(file):
+    """A file of flagged states."""
+    return read_records(file, FLAGGED)
+
+
+class Output:
+    """A JSONL file that a stage appends to, one whole line a finished unit. Opened again with the same arguments it goes on:
+    `done` holds the ids that are there; a half-written last line is dropped. Beside it, <file>.args holds the arguments.
+
+    Of several processes (torchrun) each but the first writes to a file of its own, <file>.rank1 …, until `gather` puts all in one.
+
+    Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
+
+    def __init__(self, file, arguments, rank=0, world=1):
+        self.rank, self.world = rank, world
+        self.path = Path(file)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.part(rank), "a+b")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
+        self.file.seek(0)
+        content = self.file.read()
+        if rank == 0:
+            same_arguments(self.part("args"), arguments, bool(content))
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            self.file.truncate(end)
+        self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
+
+    def part(self, name):
+        return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}") if name else self.path
+
+    def parts(self):
+        return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
+
+    def write(self, record):
+        self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
+        self.file.flush()
+        self.done.add(record["id"])
+
+    def gather(self):
+        """Once all processes are done: the first takes over what the others have written."""
+        if self.rank == 0:
+            mine = {r["id"] for r in whole_lines(self.path)}
+            for part in self.parts():
+                for record in whole_lines(part):
+                    if record["id"] not in mine:
+                        self.write(record)
+                part.unlink()
+
+
+def whole_lines(file):
+    """The records of a file that may be still growing."""
+    content = file.read_bytes()
+    return [json.loads(line) for line in content[:content.rfind(b"\n") + 1].splitlines() if line.strip()]
+
+
+def same_arguments(note, arguments, made):
+    """Writes the arguments of a stage to the file `note`, beside its output. Raises ValueError if the output is `made` already, by others."""
+    arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
+    before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
+    if before != arguments:
+        changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
+        raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "
+                         f"({', '.join(changed)}); remove it or give another --out")
+    note.parent.mkdir(parents=True, exist_ok=True)
+    note.write_text(json.dumps(arguments))
+
+
+def number(kind, low, high=math.inf):
+    """What argparse turns a text into: an int or a float from `low` to `high`."""
+    def parse(text):
+        try:
+            if low <= (x := kind(text)) <= high:
+                return x
+        except ValueError:
+            pass
+        what = "a whole number" if kind is int else "a number"
+        raise argparse.ArgumentTypeError(f"{text!r} is not {what} {f'from {low} to {high}' if high < math.inf else f'of at least {low}'}")
+    return parse
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse, but a wrong command line is one line, too, and descriptions stay as they were written."""
+
+    def __init__(self, description):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}; see --help\n")
+
+
+def run_stage(main):
+    """Calls a stage's main: bad input ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    try:
+        main()
+    except (ValueError, OSError, SandboxError) as error:
+        if os.environ.get("DEBUG"):
+            raise
+        message = " ".join(str(error).split("\n"))
+        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
+    except KeyboardInterrupt:
+        sys.exit(_fail("\nstopped; what is finished is in the output file, the same command goes on from there", 130))
+
+
+def _fail(message, status):
+    print(message, file=sys.stderr)
+    return status

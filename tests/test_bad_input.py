@@ -1,0 +1,231 @@
+"""Broken input to every script: one line that names file, line, field and remedy; exit status 2; earlier output stays as it was."""
+
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import collect
+import distill
+import evaluate
+import records
+import review
+from test_distill import record, tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = {"id": "t1", "group": "g", "template": "p", "question": "What?", "answer": "1"}
+TOOLS = '"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n'
+MISTAKE = "+++\nregex = 'x'\n+++\nDo not.\n"
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A folder in which everything is right."""
+    folder = tmp_path_factory.mktemp("good")
+    for name in ("model", "data", "hints", "round2"):
+        (folder / name).mkdir()
+    tiny_checkpoint(folder / "model")
+    (folder / "tools.py").write_text(TOOLS)
+    (folder / "hints" / "g.md").write_text("## tools: looking\nlook(x) looks\n")
+    (folder / "round2" / "no-x.md").write_text(MISTAKE)
+    (folder / "tasks.jsonl").write_text(json.dumps(TASK) + "\n")
+    from agent import Chat
+    trajectory = record(Chat(ROOT / "starter"), 1) | {"seed": 1, "answer": "", "stop": "complete", "usage": {"input_tokens": 1, "output_tokens": 1, "seconds": 1.0}}
+    (folder / "played.jsonl").write_text(json.dumps(trajectory) + "\n")
+    (folder / "flagged.jsonl").write_text(json.dumps(trajectory | {"hint": {"name": "a", "text": "b"}}) + "\n")
+    return folder
+
+
+COLLECT = "--model {f}/model --tools {f}/tools.py --data {f}/data --hint-dir {f}/hints --tasks {f}/tasks.jsonl --hints task --max-new-tokens 4 --out {f}/out.jsonl"
+RESAMPLE = "--model {f}/model --tools {f}/tools.py --data {f}/data --resample {f}/flagged.jsonl --max-new-tokens 4 --out {f}/out.jsonl"
+REVIEW = "{f}/played.jsonl --hint-dir {f}/round2 --out {f}/out.jsonl"
+DISTILL = "--model {f}/model --data {f}/played.jsonl --rank 2 --epochs 1 --out {f}/adapter"
+TABLE = "--table {f}/played.jsonl"
+
+
+def line(file, **changes):
+    """Writes a second line, the first one with changes; a value of None takes the field away."""
+    def damage(folder):
+        first = (folder / file).read_text().splitlines()[0]
+        changed = json.loads(first) | {"id": "other"} | changes
+        (folder / file).write_text(first + "\n" + json.dumps({k: v for k, v in changed.items() if v is not None}) + "\n")
+    return damage
+
+
+def step(**changes):
+    """The same for a field of the second line's second step."""
+    def damage(folder):
+        first = (folder / "played.jsonl").read_text().splitlines()[0]
+        changed = json.loads(first) | {"id": "other"}
+        changed["steps"][1] = {k: v for k, v in (changed["steps"][1] | changes).items() if v != "away"}
+        (folder / "played.jsonl").write_text(first + "\n" + json.dumps(changed) + "\n")
+    return damage
+
+
+def text(file, content):
+    return lambda folder: (folder / file).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def remove(file):
+    return lambda folder: shutil.rmtree(folder / file) if (folder / file).is_dir() else (folder / file).unlink()
+
+
+def config(**changes):
+    def damage(folder):
+        file = folder / "model" / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return damage
+
+
+def cut(file, n):
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:n])
+
+
+def adapter(shape):
+    def damage(folder):
+        import torch
+        from lora import write_adapter
+        write_adapter(folder / "adapter0", {"layers.0.self_attn.q_proj": (torch.zeros(2, shape), torch.zeros(shape, 2))}, 2, 4)
+    return damage
+
+
+def nothing(folder):
+    pass
+
+
+C, R, D, E = collect, review, distill, evaluate
+CASES = [                                                               # script, command, damage, what the line says
+    # tasks
+    (C, COLLECT, remove("tasks.jsonl"), "tasks.jsonl: no such file"),
+    (C, COLLECT.replace("tasks.jsonl", "data"), nothing, "data: a directory, not a file of records"),
+    (C, COLLECT, text("tasks.jsonl", ""), "tasks.jsonl: empty"),
+    (C, COLLECT, text("tasks.jsonl", "\n\n"), "tasks.jsonl: empty"),
+    (C, COLLECT, text("tasks.jsonl", json.dumps(TASK) + "\n{\"id\": "), "tasks.jsonl, line 2: not JSON"),
+    (C, COLLECT, text("tasks.jsonl", "\n[1]\n"), "tasks.jsonl, line 2: not an object but a list"),
+    (C, COLLECT, text("tasks.jsonl", b"\xff\xfe\n"), "tasks.jsonl, line 1: not UTF-8"),
+    (C, COLLECT, text("tasks.jsonl", "[" * 100_000), "tasks.jsonl, line 1: n"),
+    (C, COLLECT, text("tasks.jsonl", 2 * (json.dumps(TASK) + "\n")), "line 2, field 'id': 't1' is on line 1 already"),
+    *((C, COLLECT, line("tasks.jsonl", **{field: None}), f"tasks.jsonl, line 2, field '{field}': missing") for field in ("group", "template", "question", "answer")),
+    *((C, COLLECT, line("tasks.jsonl", **{field: 3}), f"tasks.jsonl, line 2, field '{field}': not a text") for field in TASK),
+    (C, COLLECT, line("tasks.jsonl", answer=["1", 2]), r"tasks.jsonl, line 2, field 'answer\[1\]': not a text"),
+    (C, COLLECT, line("tasks.jsonl", group="elsewhere"), "hints: no hints for the group 'elsewhere'; write elsewhere.md or common.md"),
+    (E, COLLECT, line("tasks.jsonl", group="elsewhere"), "hints: no hints for the group 'elsewhere'"),
+    (E, COLLECT, remove("tasks.jsonl"), "tasks.jsonl: no such file"),
+    # hints
+    (C, COLLECT, remove("hints"), r"hints: no \*.md file with hints there; name the folder with --hint-dir"),
+    (C, COLLECT, remove("hints/g.md"), r"hints: no \*.md file"),
+    (C, COLLECT, text("hints/g.md", "hello\n## tools: a\nb\n"), "g.md, line 1: text outside a section"),
+    (C, COLLECT, text("hints/g.md", "## tools: a\nb\n## tool: c\nd\n"), "g.md, line 3: '## tool: c' is no section; they start with"),
+    (C, COLLECT, text("hints/g.md", "## tools: a\n\n## practice: c\nd\n"), "g.md, line 1: the section 'a' is empty"),
+    (C, COLLECT, text("hints/g.md", "## practice: a\nfor: ,\nb\n"), "g.md, line 1: .* names no template after 'for:'"),
+    # the command line
+    (C, COLLECT + " --resample {f}/flagged.jsonl", nothing, "give --model, --out, and either --tasks or --resample"),
+    (C, "--tasks {f}/tasks.jsonl --out {f}/out.jsonl", nothing, "give --model"),
+    (E, "--model {f}/model", nothing, "give --model, --tasks and --out, or --table"),
+    *((C, COLLECT + f" --{flag} {value}", nothing, f"argument --{flag}: '{value}' is not a") for flag, value in (
+        ("trials", 0), ("trials", "x"), ("batch", -1), ("batch", 1.5), ("max-steps", 0), ("max-new-tokens", 0), ("max-length", 0), ("temperature", -0.1),
+        ("temperature", "nan"), ("top-p", 1.1), ("samples", 0))),
+    (C, COLLECT + " --hints some", nothing, "argument --hints: invalid choice"),
+    (C, COLLECT + " --frobnicate", nothing, "unrecognized arguments: --frobnicate"),
+    *((D, DISTILL + f" --{flag} {value}", nothing, f"argument --{flag}: '{value}' is not a number from 0 to 1|argument --{flag}: '{value}' is not a .*number of at least")
+      for flag, value in (("rank", 0), ("epochs", 0), ("batch", 0), ("lr", -1), ("hint-dropout", 2), ("lora-dropout", -1), ("kl-temperature", 0), ("warmup", -1))),
+    (D, DISTILL + " --targets q_proj elsewhere", nothing, "argument --targets: invalid choice: 'elsewhere'"),
+    (R, "", nothing, "the following arguments are required: trajectories"),
+    # the model
+    (C, COLLECT, remove("model"), "model: neither a directory nor a model on the hub"),
+    (C, COLLECT, remove("model/config.json"), "config.json: cannot be read"),
+    (C, COLLECT, text("model/config.json", "{"), "config.json: not JSON"),
+    (C, COLLECT, config(model_type="mistral"), "config.json: model_type is 'mistral'; only Llama"),
+    (C, COLLECT, config(hidden_act="gelu"), "config.json: hidden_act is 'gelu'"),
+    (C, COLLECT, config(rope_scaling={"rope_type": "yarn"}), "rope_scaling of type 'yarn' is not supported"),
+    (C, COLLECT, config(hidden_size="many"), "config.json: no whole number for hidden_size"),
+    (C, COLLECT, config(intermediate_size=47), "model.safetensors: .*mlp.* is .*config.json says"),
+    (C, COLLECT, config(num_hidden_layers=3), "no tensor model.layers.2"),
+    (C, COLLECT, config(vocab_size=100), "tokenizer.json: 1536 words, but the model knows only 100"),
+    (C, COLLECT, remove("model/model.safetensors"), "model.safetensors: cannot be read"),
+    (C, COLLECT, cut("model/model.safetensors", 5000), "model.safetensors: cannot be read"),
+    (C, COLLECT, text("model/model.safetensors", b"\0" * 64), "model.safetensors: cannot be read"),
+    (D, DISTILL, cut("model/model.safetensors", 5000), "model.safetensors: cannot be read"),
+    (C, COLLECT, remove("model/tokenizer.json"), "tokenizer.json: no such file; a model directory needs"),
+    (C, COLLECT, text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
+    (C, COLLECT, text("model/tokenizer_config.json", "{}"), "tokenizer_config.json: no chat_template"),
+    (C, COLLECT, text("model/tokenizer_config.json", "["), "tokenizer_config.json: not JSON"),
+    (C, COLLECT, text("model/tokenizer_config.json", '{"chat_template": "{% if %}"}'), "model: the chat template, line 1"),
+    # adapters
+    (C, COLLECT + " --adapter {f}/nowhere", nothing, "nowhere: cannot be read as an adapter|nowhere/adapter_config.json"),
+    (C, COLLECT + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
+    (D, DISTILL + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
+    # tools
+    (C, COLLECT, remove("tools.py"), "tools.py: no such file or directory; give --tools one that exists"),
+    (C, COLLECT, remove("data"), "data: no such file or directory; give --data one that exists"),
+    (C, COLLECT, text("tools.py", "def look(:\n"), "tools.py, line 1: SyntaxError"),
+    (C, COLLECT, text("tools.py", "import elsewhere_entirely\n"), "tools.py, line 1: ModuleNotFoundError"),
+    (C, COLLECT, text("tools.py", TOOLS + "def _open(directory):\n    open(directory + '/none')\n"), "tools.py, line 6: FileNotFoundError"),
+    (C, COLLECT, text("tools.py", "import os\nos._exit(1)\n"), "tools.py: Python ended while it loaded this module"),
+    # trajectories
+    (R, REVIEW, remove("played.jsonl"), "played.jsonl: no such file"),
+    (R, REVIEW, text("played.jsonl", json.dumps(TASK)), "played.jsonl, line 1, field 'task': missing"),
+    *((R, REVIEW, line("played.jsonl", **{field: "?"}), f"played.jsonl, line 2, field '{field}': not ") for field in ("task", "seed", "hints", "steps", "success")),
+    (R, REVIEW, step(code="away"), r"played.jsonl, line 2, field 'steps\[1\].code': missing"),
+    (R, REVIEW, step(observation=None), r"field 'steps\[1\].observation': not a text"),
+    (R, REVIEW, step(hint={"name": "a"}), r"field 'steps\[1\].hint.text': missing"),
+    (D, DISTILL, step(token_ids={"code": [1, "2"]}), r"field 'steps\[1\].token_ids.code\[1\]': not a whole number"),
+    (D, DISTILL, step(token_ids={"code": [99999], "monologue": [1]}), "the tokens of other are not this model's"),
+    (D, DISTILL, line("played.jsonl", targets=[3]), "line 2, field 'targets': there is no step 3, there are 3"),
+    (D, DISTILL, line("played.jsonl", targets="all"), "line 2, field 'targets': not a list"),
+    (D, DISTILL + " --balance {f}/none.jsonl", nothing, "none.jsonl: no such file"),
+    (D, DISTILL + " --val {f}/none.jsonl", nothing, "none.jsonl: no such file"),
+    (D, DISTILL + " --loss ce", lambda f: text("played.jsonl", (f / "played.jsonl").read_text().replace('"success": true', '"success": false'))(f), "nothing to learn from is left"),
+    (C, RESAMPLE.replace("flagged", "played"), nothing, "played.jsonl, line 1, field 'hint': missing"),
+    (C, RESAMPLE, line("flagged.jsonl", hint="b"), "flagged.jsonl, line 2, field 'hint': not an object"),
+    (E, TABLE, text("played.jsonl", "{}"), "played.jsonl, line 1, field 'id': missing"),
+    (E, TABLE, remove("played.jsonl"), "played.jsonl: no such file"),
+    # mistakes
+    (R, REVIEW, remove("round2"), r"round2: no \*.md file with a mistake there"),
+    *((R, REVIEW, text("round2/no-x.md", content), f"no-x.md{says}") for content, says in (
+        ("Do not.\n", ": a mistake begins with a header"), ("+++\nregex = \n+++\nDo not.\n", ": the header between the .* lines is not TOML"),
+        ("+++\nregex = 'x'\n+++\n", ": no hint below the header"), ("+++\nregx = 'x'\n+++\nNo.\n", ", field 'regx': unknown"),
+        ("+++\ngroups = ['g']\n+++\nNo.\n", ": give exactly one of"), ("+++\nregex = 'x'\njudge = 'y'\n+++\nNo.\n", ": give exactly one of"),
+        ("+++\nregex = '('\n+++\nNo.\n", ", field 'regex': "), ("+++\nregex = 3\n+++\nNo.\n", ", field 'regex': not a text"),
+        ("+++\nregex = 'x'\ngroups = 'g'\n+++\nNo.\n", ", field 'groups': not a list"), ("+++\npython = 'def'\n+++\nNo.\n", ", field 'python': SyntaxError"),
+        ("+++\npython = 'x = 1'\n+++\nNo.\n", r", field 'python': no function detect\(trajectory, step\)"),
+        ("+++\npython = 'def detect(t, s): return t[5]'\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: KeyError"),
+        ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: TimeoutError: no answer after"))),
+    (R, REVIEW, text("round2/no-x.md", MISTAKE.replace("'x'", "'zzz'")), "there is nothing to correct"),
+]
+
+
+@pytest.mark.parametrize("script, command, damage, says", CASES, ids=[f"{i}-{case[0].__name__}" for i, case in enumerate(CASES)])
+def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, says, good, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "f"
+    shutil.copytree(good, folder)
+    damage(folder)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(review, "PATIENCE", 0.2)
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *command.format(f=folder).split()])
+    with pytest.raises(SystemExit) as ended:
+        records.run_stage(script.main)
+    complaint = capsys.readouterr().err.strip()
+    lines = [text for text in complaint.splitlines() if not text.startswith("WARNING: on this system the sandbox")]
+    assert ended.value.code == 2 and len(lines) == 1, complaint
+    assert re.search(says, lines[0]) and lines[0].startswith(f"{script.__name__}.py: "), lines[0]
+    assert not (folder / "out.jsonl").exists() or (folder / "out.jsonl").read_bytes() == b""
+    assert not (folder / "adapter" / "adapter_model.safetensors").exists()
+
+
+@pytest.mark.parametrize("script, command", [(collect, COLLECT), (collect, RESAMPLE), (evaluate, COLLECT)])
+def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "f"
+    shutil.copytree(good, folder)
+    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *command.format(f=folder).split()])
+    script.main()
+    written = (folder / "out.jsonl").read_bytes()
+    assert written.count(b"\n") == {COLLECT: 3, RESAMPLE: 4}[command]
+    monkeypatch.setattr(sys, "argv", sys.argv + ["--temperature", "0.1"])
+    with pytest.raises(SystemExit):
+        records.run_stage(script.main)
+    assert "made with other arguments (temperature); remove it or give another --out" in capsys.readouterr().err
+    assert (folder / "out.jsonl").read_bytes() == written
