@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lora import read_adapter
+from records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,3 +87,33 @@ def test_a_process_is_killed_and_another_number_of_them_goes_on_to_the_same_adap
     done = distill(folder, 1, *command, folder / "killed")
     assert done.returncode == 0, done.stderr
     same(folder, "one", "killed")
+
+
+def test_many_processes_collect_each_task_once_also_after_one_died(prepared, tmp_path):
+    folder, _ = prepared
+    for name in ("data", "hints"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
+    tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"} for n in range(11)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
+
+    def collect(processes, out):
+        launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+        command = ["collect.py", "--model", folder / "model", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
+                   "--trials", 2, "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out]
+        done = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+        assert done.returncode == 0, done.stderr
+        return {r["id"]: r for r in read_trajectories(tmp_path / out)}                 # which refuses an id that comes twice
+
+    one, two = collect(1, "one.jsonl"), collect(2, "two.jsonl")
+    assert one.keys() == two.keys() and len(one) == 22
+    assert all(one[key]["steps"] == two[key]["steps"] for key in one)
+    assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
+
+    lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)             # what a run of three leaves when it dies:
+    (tmp_path / "two.jsonl").write_text("".join(lines[:5]))
+    (tmp_path / "two.jsonl.rank1").write_text("".join(lines[4:9]))                     # one of its lines has been gathered already
+    (tmp_path / "two.jsonl.rank2").write_text("".join(lines[9:12]) + lines[12][:40])
+    again = collect(2, "two.jsonl")
+    assert again.keys() == one.keys() and [again[key]["id"] for key in again][:5] == [json.loads(line)["id"] for line in lines[:5]]
+    assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
