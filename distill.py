@@ -184,7 +184,7 @@ def train(model, chat, records, args, folder, validation=()):
             hidden = hidden_at(model, rows)
         for r, h in zip(share, hidden.split([len(row[1]) for row in rows])):
             if files:
-                torch.save(h.cpu(), files[id(r)])
+                store(h.cpu(), files[id(r)])
         return hidden
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
@@ -238,12 +238,22 @@ def train(model, chat, records, args, folder, validation=()):
             if parallel.agree(time.time() - clock > 60):
                 now = [(parallel.whole(p.detach()), {k: parallel.whole(m) for k, m in optimizer.state[p].items()}) for p in parameters]
                 if parallel.RANK == 0:
-                    torch.save({"parameters": now, "log": log}, part := checkpoint.with_suffix(".part"))
-                    part.replace(checkpoint)
+                    store({"parameters": now, "log": log}, checkpoint)
                 clock = time.time()
             progress.update()
             progress.set_postfix(loss=f"{recent(log):.4f}")
     return log
+
+
+def store(what, file):
+    """torch.save, of which the whole file appears or none."""
+    part = file.with_suffix(".part")
+    try:
+        torch.save(what, part)
+        part.replace(file)
+    except (RuntimeError, OSError) as e:                              # what PyTorch says of a full disk
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); make room, the same command goes on from the last checkpoint") from None
 
 
 def recent(log):

@@ -107,7 +107,7 @@ class Output:
         self.rank, self.world = rank, world
         self.path = Path(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part(rank), "a+b")
+        self.file = open(self.part(rank), "a+b", buffering=0)
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -128,8 +128,13 @@ class Output:
         return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
 
     def write(self, record):
-        self.file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self.file.flush()
+        line, end = json.dumps(record, ensure_ascii=False).encode() + b"\n", self.file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self.file.write(line):]
+        except OSError as e:                                            # a full disk, most of all
+            self.file.truncate(end)
+            raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records before are whole, the same command goes on from there") from None
         self.done.add(record["id"])
 
     def gather(self):

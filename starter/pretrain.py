@@ -31,7 +31,7 @@ from model import Config, Llama
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
               num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
-PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.75, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.85, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -333,7 +333,7 @@ def batch(chat, seed, length, n, excluded):
     rng, rows = random.Random(seed), []
     tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t.lower() not in excluded]
     for _ in range(n):
-        if rng.random() < (0.5 if length == 128 else 0.03):
+        if length == 128 and rng.random() < 0.5:
             rows.append(repeated(rng, tokens, length))
         else:
             rows.append(sample(World(rng, vocabulary_pieces(chat), excluded), chat, length))

@@ -1,0 +1,121 @@
+"""Stages that are killed at random moments, and a full disk: nothing is lost, nothing comes twice, nothing is half-written.
+
+    KILLS=50 python -m pytest tests/test_crash.py          more kills than in the everyday run
+"""
+
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from records import read_trajectories
+from test_distill import record, tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
+KILLS = int(os.environ.get("KILLS", 2))
+AGENT = "--model model --tools tools.py --data data --temperature 0 --max-steps 3 --max-new-tokens 12 --batch 4"
+COMMANDS = {
+    "collect": f"collect.py {AGENT} --tasks tasks.jsonl --trials 2 --out {{out}}.jsonl",
+    "resample": f"collect.py {AGENT} --resample flagged.jsonl --samples 6 --out {{out}}.jsonl",
+    "evaluate": f"evaluate.py {AGENT} --tasks tasks.jsonl --out {{out}}.jsonl",
+    "review": "review.py played.jsonl --hint-dir round2 --out {out}.jsonl",
+    "distill": "distill.py --model model --data played.jsonl --rank 2 --lr 1e-3 --epochs 3 --batch 6 --out {out}",
+}
+
+
+def start(name, folder, out, **how):
+    script, *arguments = COMMANDS[name].format(out=out).split()
+    return subprocess.Popen([sys.executable, ROOT / script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
+
+
+def finish(name, folder, out):
+    process = start(name, folder, out)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Everything the stages read, and what unbroken runs make of it."""
+    from agent import Chat
+    folder = tmp_path_factory.mktemp("crash")
+    for name in ("model", "data", "round2"):
+        (folder / name).mkdir()
+    tiny_checkpoint(folder / "model")
+    (folder / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
+    (folder / "round2" / "all.md").write_text("+++\nregex = 'look'\n+++\nDo not look.\n")
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {"input_tokens": 1, "output_tokens": 1, "seconds": 1.0}}
+    played = [record(Chat(ROOT / "starter"), n) | fields for n in range(40)]
+    for t in played:
+        for step in t["steps"]:
+            step["code"] = "x = look(3)"
+    (folder / "played.jsonl").write_text("".join(json.dumps(t) + "\n" for t in played))
+    (folder / "flagged.jsonl").write_text("".join(json.dumps(t | {"hint": {"name": "a", "text": "b"}, "steps": t["steps"][:1]}) + "\n" for t in played[:5]))
+    (folder / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"}) + "\n" for n in range(12)))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """{stage: seconds that the unbroken run took}"""
+    seconds = {}
+    for name in COMMANDS:
+        began = time.time()
+        finish(name, folder, f"{name}-whole")
+        seconds[name] = time.time() - began
+    return seconds
+
+
+def records_of(file):
+    return {t["id"]: t | {"usage": None, "adapters": None} for t in read_trajectories(file)}      # an id that comes twice is refused
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_killed_and_started_again_a_stage_ends_like_an_unbroken_run(name, folder, whole):
+    rng = random.Random(name)
+    for kill in range(KILLS):
+        process = start(name, folder, f"{name}-killed")
+        time.sleep(rng.uniform(0.4, 1.1) * whole[name])
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    finish(name, folder, f"{name}-killed")
+    if name == "distill":
+        one, two = ((folder / f"{name}-{how}" / "adapter_model.safetensors").read_bytes() for how in ("whole", "killed"))
+        assert one == two
+    else:
+        one, two = (records_of(folder / f"{name}-{how}.jsonl") for how in ("whole", "killed"))
+        assert one == two and len(one) == {"collect": 24, "resample": 30, "evaluate": 36, "review": 40}[name]
+
+
+@pytest.mark.parametrize("name", ["collect", "review", "distill"])
+def test_a_full_disk_is_one_line_and_whole_files(name, folder, whole):
+    limit = {"collect": 5000, "review": 20_000, "distill": 20_000}[name]
+    process = start(name, folder, f"{name}-full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 2 and "Traceback" not in errors, errors
+    assert f"{name}-full" in errors.strip().splitlines()[-1]
+    if name != "distill":
+        content = (folder / f"{name}-full.jsonl").read_bytes()
+        assert content.endswith(b"\n") and 0 < len(read_trajectories(folder / f"{name}-full.jsonl")) < 40
+    finish(name, folder, f"{name}-full")
+    if name != "distill":
+        assert records_of(folder / f"{name}-full.jsonl") == records_of(folder / f"{name}-whole.jsonl")
+
+
+def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(folder, whole):
+    process = start("collect", folder, "collect-interrupted")
+    time.sleep(0.6 * whole["collect"])
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode in (130, 0)
+    assert process.returncode == 0 or errors.strip().splitlines()[-1].startswith("stopped; what is finished is in the output file")
+    finish("collect", folder, "collect-interrupted")
+    assert records_of(folder / "collect-interrupted.jsonl") == records_of(folder / "collect-whole.jsonl")
