@@ -36,7 +36,7 @@ def built(chat, question, hint, observation, corrective):
 
 
 def test_no_text_forges_a_control_token_or_a_tag(chat):
-    special = {i for t, i in chat.tokenizer.get_vocab().items() if t.startswith("<|") or t.strip("</>") in TAGS}
+    special = {i for t, i in chat.tokenizer.get_vocab().items() if t.strip().startswith("<") and len(t.strip()) > 3}
     count = lambda ids: [i for i in ids if i in special]
     plain, spans = built(chat, "a", "b", "c", "d")
     generator = texts("prompt", 600)
