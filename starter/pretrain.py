@@ -31,7 +31,7 @@ from model import Config, Llama
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
               num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
-PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.85, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -142,7 +142,18 @@ class World:
         r = self.rng
         v = r.choice(env) if env else self.constant()
         return r.choice((v, v, v, self.constant(), f'"{r.choice(self.keys)}"', f'"{r.choice(self.keys)}=" + {v}',
-                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"', f'"{r.choice(self.keys)}=" + {v} + ", {r.choice(self.keys)}=" + {r.choice(env) if env else v}'))
+                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"', self.conditions(env or [v])))
+
+    def conditions(self, env):
+        """A text put together from keys, signs and variables: "a=" + x + ", b>" + y."""
+        r, parts = self.rng, []
+        for i in range(r.choice((1, 2, 2, 3))):
+            parts += [f'"{", " if i else ""}{r.choice(self.keys)}{r.choice(("=", "=", ">", "<", ">=", "<="))}"', r.choice(env)]
+        if r.random() < 0.2:
+            parts.append(f'"-{r.randint(1, 31)}"')
+        if r.random() < 0.3:
+            parts[0] = f'"{r.choice(self.keys)}={self.word().capitalize()}, ' + parts[0][1:]
+        return " + ".join(parts)
 
     def call(self, env):
         return f"{self.rng.choice(self.tools)}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
@@ -155,6 +166,8 @@ class World:
         x = r.choice("xyzcpe")
         inner = self.expression(env, depth + 1) if depth == 0 and r.random() < 0.35 else v
         return r.choice((
+            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]", lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]',
+            lambda: f"{v} + \" \" + {w}", lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})", lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
             lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
             lambda: f"round({inner}, {r.randint(0, 4)})",
             lambda: f'{v}["{k}"]', lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]', lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
@@ -169,6 +182,14 @@ class World:
             lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]", lambda: f"{{{self.constant()}: {v}}}",
             lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}", lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
 
+    def nested(self, env):
+        """An expression with up to three more calls around it, as in print(len(set(…)))."""
+        r, e = self.rng, self.expression(env, 1)
+        for _ in range(r.choice((0, 0, 1, 1, 2))):
+            e = r.choice((f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})", f"round({e}, {r.randint(0, 3)})",
+                          f"{r.choice(self.tools)}({e}, {self.argument(env)})", f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})", f'{e}["{r.choice(self.keys)}"]'))
+        return e
+
     def statements(self, env, n):
         """n lines of code that use and extend the variables in env."""
         r, lines = self.rng, []
@@ -178,7 +199,7 @@ class World:
                 body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})", f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
                 lines.append(f"for {x} in {v}:\n    {body}" if r.random() < 0.7 else f"if {self.condition(v)}:\n    {body}")
             elif r.random() < 0.06:
-                lines.append(f"print({self.expression(env, 1)})")
+                lines.append(f"print({self.nested(env)})")
             else:
                 name = r.choice(env) if env and r.random() < 0.1 else self.variable()
                 lines.append(f"{name} = {self.expression(env)}")
@@ -199,7 +220,7 @@ class World:
             value = r.choice((env[-1], env[-1], f"str({env[-1]})", self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
         else:
-            lines += [f"print({self.expression(env, 1) if r.random() < 0.5 else r.choice(env)})" for _ in range(r.choice((1, 1, 1, 2)))]
+            lines += [f"print({self.nested(env) if r.random() < 0.6 else r.choice(env)})" for _ in range(r.choice((1, 1, 1, 2)))]
         return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "cued": bool(slots) and r.random() < 0.35, "code": lines}
 
     def recipe(self, size):
@@ -218,9 +239,11 @@ class World:
         r = self.rng
         lines = [f"## tools: {self.words(1, 3)}"]
         for tool in r.sample(self.tools, len(self.tools)):
-            lines.append(f"{tool}({', '.join(self.word() for _ in range(r.randint(1, 3)))}): {self.words(2, 8)}")
+            names = [self.word() for _ in range(r.randint(1, 3))]
+            call = r.choice((f"{tool}({', '.join(names)})", f"{tool}({', '.join(names)})", f'{tool}({names[0]}, "{r.choice(self.keys)}")', f'{tool}("{self.word()}")', self.call(names)))
+            lines.append(f"{call}{r.choice((': ', ': ', ' '))}{self.words(2, 8)}")
         if r.random() < 0.6:
-            lines.append(f"{self.words(1, 2)}: {', '.join(self.keys)}")
+            lines.append(f"{self.words(1, 2)}{r.choice((': ', ' '))}{', '.join(self.keys)}")
         return "\n".join(lines)
 
     def changed(self, step):
@@ -268,8 +291,8 @@ class World:
         return (self.words(1, 4), False) if self.rng.random() < 0.15 else self.value()
 
 
-def sample(world, chat, length):
-    """One row: a hint block and tasks that follow it, until `length` tokens are full → ids (length,), and which are actions."""
+def hint_block(world, chat, length):
+    """What the hints of a row, or of one of its tasks, say → (recipes with titles, texts of the hint sections, corrective; see `World.trajectory`)."""
     r, (size, room) = world.rng, RECIPES[length]
     corrective = r.choices(("none", "some", "all"), (0.72, 0.13, 0.15))[0]
     n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
@@ -287,14 +310,24 @@ def sample(world, chat, length):
         while tokens + len(chat.encode_text("\n".join(lines))) > room + 100:
             lines.pop()
         hints.insert(0, "\n".join(lines))
-    ids, mask = [], []
+    return recipes, hints, corrective
+
+
+def sample(world, chat, length):
+    """One row: tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of another world
+    → ids (length,), and which are actions."""
+    r, ids, mask = world.rng, [], []
+    each = r.random() < 0.6
     while len(ids) < length:
+        if begins := each or not ids:
+            world = World(r, world.pieces, world.excluded)
+            recipes, hints, corrective = hint_block(world, chat, length)
         title, recipe = r.choice(recipes)
         question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective)
         for step in steps:
             step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
                                  for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
-        new, spans = chat.prompt(question, hints if not ids else [], steps)
+        new, spans = chat.prompt(question, hints if begins else [], steps)
         action = np.zeros(len(new), dtype=bool)
         for (n, _), (start, end) in spans.items():
             action[start:end] = corrective != "all" or steps[n]["hint"] is not None
