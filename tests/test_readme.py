@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import evaluate
-from agent import read_trajectories
+from records import read_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 
