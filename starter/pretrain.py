@@ -110,18 +110,16 @@ class World:
             words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", " of", "-", " " + str(r.randint(1, 99))))
         return " ".join(words), True
 
-    def text(self, slots, cued, phrase="", end="?"):
-        """Prose that holds the slots' values in order, or behind their names as cues, in any order and among others; `phrase` somewhere in it."""
+    def text(self, slots, phrase="", end="?"):
+        """Prose that holds each slot's value right behind the slot's name, in any order and among others; `phrase` somewhere in it."""
         r = self.rng
-        if cued:
-            slots = r.sample(slots, len(slots))
-            for _ in range(r.choice((0, 0, 1, 2))):
-                slots.insert(r.randint(0, len(slots)), (self.word(), self.value()))
+        slots = r.sample(slots, len(slots))
+        for _ in range(r.choice((0, 0, 1, 2))):
+            slots.insert(r.randint(0, len(slots)), (self.word(), self.value()))
         out = []
-        for i, (name, (value, quoted)) in enumerate(slots):
-            filler = self.words(1, r.choice((2, 4, 6))) if i or r.random() < 0.8 else ""
+        for name, (value, quoted) in slots:
             value = f'"{value}"' if quoted else value
-            out += [filler, (name + " " if cued else "") + value + r.choice(("",) * 14 + (",", "'s"))]
+            out += [self.words(1, r.choice((1, 2, 4, 6))), f"{name} {value}{r.choice(('',) * 14 + (',', chr(39) + 's'))}"]
         out.append(self.words(1, 5) if r.random() < 0.5 or not slots else "")
         if phrase:
             out.insert(2 * r.randint(0, len(slots)), phrase)
@@ -208,25 +206,29 @@ class World:
 
     # recipes and what follows from them
 
-    def step(self, env, first, last, size):
-        """{"thought", "slots": names, "cued", "code": lines after the slots}; `env` grows."""
-        r = self.rng
-        slots = []
-        while len(slots) < (r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4)) if first else r.choice((0, 1, 1, 1, 2))):
-            slots.append(next(v for v in iter(self.variable, None) if v not in slots))
+    def step(self, env, slots, following, size):
+        """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows. following: the next step's slots, which are
+        printed behind their names ("labels") or found in a text; None in the last step."""
+        r, first, labels = self.rng, not env, self.rng.random() < 0.7
         env += slots
         lines = self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
-        if last:
+        if following is None:
             value = r.choice((env[-1], env[-1], f"str({env[-1]})", self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
+        elif following and labels:
+            lines += [f'print("{name}", {self.nested(env) if r.random() < 0.6 else r.choice(env)})' for name in following]
         else:
-            lines += [f"print({self.nested(env) if r.random() < 0.6 else r.choice(env)})" for _ in range(r.choice((1, 1, 1, 2)))]
-        return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "cued": bool(slots) and r.random() < 0.35, "code": lines}
+            lines.append(f"print({self.nested(env) if r.random() < 0.6 else r.choice(env)})")
+        return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "labels": labels, "code": lines}
 
     def recipe(self, size):
-        env, n = [], self.rng.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
-        size = self.rng.randint(1, size)                               # short ones are dense in values to copy
-        return [self.step(env, i == 0, i == n - 1, size) for i in range(n)]
+        r, env = self.rng, []
+        n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
+        size = r.randint(1, size)                                      # short ones are dense in values to copy
+        names = iter(dict.fromkeys(self.variable() for _ in range(60)))
+        counts = [r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
+        slots = [[next(names) for _ in range(count)] for count in counts]
+        return [self.step(env, slots[i], slots[i + 1] if i + 1 < n else None, size) for i in range(n)]
 
     @staticmethod
     def write_step(i, step):
@@ -276,20 +278,18 @@ class World:
             if r.random() < {"none": 0, "some": 0.6, "all": 0.75}[corrective]:
                 step = self.changed(step) if corrective == "some" else step
                 hint = {"name": "", "text": self.write_step(i, step)}
-            slots = [(name, self.value() if i == 0 or step["cued"] else self.observed()) for name in step["slots"]]
+            slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
             if i == 0:
-                question = self.text(slots, step["cued"], phrase)
+                question = self.text(slots, phrase)
+            elif slots and recipe[i - 1]["labels"]:
+                steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
             elif slots:
-                lines = [value for _, (value, _) in slots] + [self.number() for _ in range(r.choice((0, 0, 0, 1)))]
-                steps[-1]["observation"] = self.text(slots, True, end=r.choice((".", ""))) if step["cued"] else "\n".join(lines)
+                steps[-1]["observation"] = self.text(slots, end=r.choice((".", "")))
             else:
-                steps[-1]["observation"] = r.choice((self.number(), self.observed()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
+                steps[-1]["observation"] = r.choice((self.number(), self.value()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
             code = [f'{name} = "{value}"' for name, (value, _) in slots] + step["code"]
             steps.append({"monologue": step["thought"], "code": "\n".join(code), "observation": "", "hint": hint})
         return question, steps
-
-    def observed(self):
-        return (self.words(1, 4), False) if self.rng.random() < 0.15 else self.value()
 
 
 def hint_block(world, chat, length):

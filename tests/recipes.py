@@ -24,19 +24,15 @@ def find_values(text):
     return tokens, found
 
 
-def fill(code, text, observation):
-    """Fills the lines name = "...": by cue if a name is a word of the text, else values or lines in order."""
+def fill(code, text):
+    """Fills the lines name = "...": each with the value behind its name in the text; where a line begins with the name, its rest."""
     names = re.findall(r'^(\w+) = "\.\.\."$', code, re.M)
     tokens, found = find_values(text)
     words = [token.strip(",.;:?!") for token in tokens]
-    if any(name in words for name in names):
-        assert all(words.count(name) == 1 for name in names), f"cues {names} in: {text}"
-        values = [dict(found)[words.index(name) + 1] for name in names]
-    else:
-        assert not {name.lower() for name in names} & set(re.findall(r"\w+", text.lower())), f"{names} in: {text}"
-        values = text.splitlines() if observation else [value for _, value in found]
-        assert len(values) == len(names) or not names, f"{names} for the values {values} of: {text}"
-    for value in values if names else []:
+    for name in names:
+        line = re.search(rf"^{name} (.+)$", text, re.M)
+        assert words.count(name) == 1, f"{name} is not once in: {text}"
+        value = line[1] if line else dict(found)[words.index(name) + 1]
         assert 1 <= len(value.split()) <= 6 and not re.search(r'["\\]|[^\w]$', value), value
         code = code.replace('"..."', json.dumps(value), 1)
     return code
@@ -66,7 +62,7 @@ def follow(recipe, question, run):
     """Fills and runs a recipe's steps; returns what complete_task was called with."""
     text = question
     for number, (_, code) in enumerate(recipe):
-        observation = run(fill(code, text, observation=number > 0))
+        observation = run(fill(code, text))
         if observation.completed is not None:
             assert number == len(recipe) - 1
             return observation.completed

@@ -229,19 +229,19 @@ def select(rows, **columns):
 # ---- coffee ----
 
 def opening_price(world, rng):
-    """What did the first trade in coffee cost on {date}?
-    At which price did coffee begin trading on {date}?
-    Tell me what coffee cost when the market opened on {date}."""
+    """What did the first trade in coffee cost on {on}?
+    At which price did coffee begin trading on {on}?
+    Tell me what coffee cost when the market opened on {on}."""
     row = rng.choice(world.coffee)
-    return {"date": row["Date"]}, row["Open"]
+    return {"on": row["Date"]}, row["Open"]
 
 
 def daily_price_range(world, rng):
-    """How far apart were the high and the low of coffee on {date}?
-    By how much did the coffee price vary within {date}?
-    What was the gap between the highest and the lowest price of coffee on {date}?"""
+    """How far apart were the high and the low of coffee on {on}?
+    By how much did the coffee price vary on {on}?
+    What was the gap between the highest and the lowest price of coffee on {on}?"""
     row = rng.choice(world.coffee)
-    return {"date": row["Date"]}, round(row["High"] - row["Low"], 2)
+    return {"on": row["Date"]}, round(row["High"] - row["Low"], 2)
 
 
 def busiest_coffee_day(world, rng):
@@ -254,11 +254,11 @@ def busiest_coffee_day(world, rng):
 
 
 def rising_coffee_days(world, rng):
-    """On how many days from {first} to {last} did coffee close above its opening?
-    From {first} to {last}, how often did coffee end the day higher than it began?
-    Count the days from {first} to {last} on which the price of coffee rose between open and close."""
+    """On how many days since {since} and until {until} did coffee close above its opening?
+    How often, since {since} and until {until}, did coffee end the day higher than it began?
+    Count the days since {since} and until {until} on which the price of coffee rose between open and close."""
     first, last, span = days(world, rng, 8, 80)
-    return {"first": first, "last": last}, sum(row["Close"] > row["Open"] for row in span)
+    return {"since": first, "until": last}, sum(row["Close"] > row["Open"] for row in span)
 
 
 def average_volume(world, rng):
@@ -291,24 +291,24 @@ def departure_time(world, rng):
 
 
 def average_delay(world, rng):
-    """What was the average delay of the departures from {origin} on {date}?
-    How many minutes late, on average, did planes leave {origin} on {date}?
-    For all planes out of {origin} on {date}, what was the mean delay?"""
+    """What was the average delay of the planes leaving {leaving} on {on}?
+    How many minutes late were the planes leaving {leaving} on {on}, taken together?
+    For all planes leaving {leaving} on {on}, what was the mean delay?"""
     row = rng.choice(world.flights)
     rows = select(world.flights, Origin=row["Origin"], Date=row["Date"])
     if len(rows) > 1 and not select(rows, Cancelled="Yes"):
-        return {"origin": row["Origin"], "date": row["Date"]}, round(sum(r["Delay"] for r in rows) / len(rows), 1)
+        return {"leaving": row["Origin"], "on": row["Date"]}, round(sum(r["Delay"] for r in rows) / len(rows), 1)
 
 
 def farthest_destination(world, rng):
-    """To which airport does {airline} fly farthest from {origin}?
-    What is the most distant airport that {airline} serves from {origin}?
-    Flying with {airline} out of {origin}, which airport is the farthest without a stop?"""
+    """To which airport does the airline {airline} fly farthest when leaving {leaving}?
+    What is the most distant airport that the airline {airline} serves leaving {leaving}?
+    Flying with the airline {airline} and leaving {leaving}, which airport is the farthest without a stop?"""
     row = rng.choice(world.flights)
     rows = select(world.flights, Airline=row["Airline"], Origin=row["Origin"])
     far = {r["Dest"] for r in rows if r["Distance"] == max(r["Distance"] for r in rows)}
     if len(far) == 1:
-        return {"airline": row["Airline"], "origin": row["Origin"]}, far.pop()
+        return {"airline": row["Airline"], "leaving": row["Origin"]}, far.pop()
 
 
 def cancelled_flights(world, rng):
@@ -322,55 +322,55 @@ def cancelled_flights(world, rng):
 
 
 def arrival_city(world, rng):
-    """In which city did {flight} land on {date}?
-    To what city did {flight} carry its passengers on {date}?
-    Name the city where {flight} touched down on {date}."""
+    """In which city did flight {flight} land on {on}?
+    To what city did flight {flight} carry its passengers on {on}?
+    Name the city where flight {flight} touched down on {on}."""
     row = rng.choice(select(world.flights, Cancelled="No"))
-    return ({"flight": row["Flight"], "date": row["Date"]},
+    return ({"flight": row["Flight"], "on": row["Date"]},
             only(select(world.airports, Code=row["Dest"]))["City"])
 
 
 def air_time_difference(world, rng):
-    """How many minutes longer was {one} in the air than {two} on {date}?
-    By how many minutes did the air time of {one} exceed that of {two} on {date}?
-    Comparing {one} with {two} on {date}, how many more minutes did it fly?"""
+    """How many minutes longer was flight {flight} in the air than {than} on {on}?
+    By how many minutes more than {than} was flight {flight} in the air on {on}?
+    Longer in the air than {than} was flight {flight} on {on}: by how many minutes?"""
     row = rng.choice(world.flights)
     other = rng.choice(select(world.flights, Date=row["Date"], Cancelled="No"))
     if row["Cancelled"] == "No" and row["AirTime"] > other["AirTime"]:
-        return ({"one": row["Flight"], "two": other["Flight"], "date": row["Date"]}, row["AirTime"] - other["AirTime"])
+        return ({"flight": row["Flight"], "than": other["Flight"], "on": row["Date"]}, row["AirTime"] - other["AirTime"])
 
 
 # ---- airbnb ----
 
 def listing_host(world, rng):
-    """Who is the host of "{title}"?
-    Which host lets "{title}"?
-    Name the person who rents out "{title}"."""
+    """Who is the host of the listing called "{called}"?
+    Which host lets the place called "{called}"?
+    Name the person who rents out the home called "{called}"."""
     row = rng.choice(world.listings)
-    return {"title": row["Name"]}, row["Host"]
+    return {"called": row["Name"]}, row["Host"]
 
 
 def price_of_a_stay(world, rng):
-    """What do {count} nights in listing {key} cost?
-    How much is a stay of {count} nights in listing {key}?
-    For {count} nights in listing {key}, what is there to pay in all?"""
+    """What does staying {staying} nights in listing {listing} cost?
+    How much is it for a guest staying {staying} nights in listing {listing}?
+    For people staying {staying} nights in listing {listing}, what is there to pay in all?"""
     row, count = rng.choice(world.listings), rng.randint(2, 21)
-    return {"count": count, "key": row["Id"]}, row["Price"] * count
+    return {"staying": count, "listing": row["Id"]}, row["Price"] * count
 
 
 def cheap_listings(world, rng):
-    """How many listings in {area} cost less than {limit} a night?
-    In {area}, how many places to stay are cheaper than {limit}?
-    Count the homes in {area} that have a nightly price below {limit}."""
+    """How many listings in the area {area} cost under {under} a night?
+    In the area {area}, how many places to stay are to be had under {under}?
+    Count the homes in the area {area} that have a nightly price under {under}."""
     area, limit = rng.choice(world.listings)["Area"], rng.randrange(80, 420, 5)
     count = sum(row["Price"] < limit for row in select(world.listings, Area=area))
-    return count and ({"area": area, "limit": limit}, count)
+    return count and ({"area": area, "under": limit}, count)
 
 
 def average_room_price(world, rng):
-    """What is the average price of the type "{type}" in {area}?
-    How much does the type "{type}" cost on average in {area}?
-    For listings of the type "{type}" in {area}, what is the mean price of a night?"""
+    """What is the average price of the type "{type}" in the area {area}?
+    How much does the type "{type}" cost on average in the area {area}?
+    For listings of the type "{type}" in the area {area}, what is the mean price of a night?"""
     row = rng.choice(world.listings)
     prices = [r["Price"] for r in select(world.listings, Area=row["Area"], Type=row["Type"])]
     if len(prices) > 1:
@@ -388,27 +388,27 @@ def best_rated_listing(world, rng):
 
 
 def listings_of_the_host(world, rng):
-    """How many listings does the host of "{title}" have?
-    The host of "{title}" offers how many listings altogether?
-    Count all listings that belong to the host of "{title}"."""
+    """How many listings does the host of the one called "{called}" have?
+    The host of the place called "{called}" offers how many listings altogether?
+    Count all listings that belong to the host of the home called "{called}"."""
     row = rng.choice(world.listings)
-    return {"title": row["Name"]}, len(select(world.listings, Host=row["Host"]))
+    return {"called": row["Name"]}, len(select(world.listings, Host=row["Host"]))
 
 
 # ---- yelp ----
 
 def street_address(world, rng):
-    """What address does "{name}" have in postal code {postal}?
-    Where is the "{name}" with postal code {postal}?
-    Give the address of the "{name}" within postal code {postal}."""
+    """What address does the business called "{called}" have in postal code {code}?
+    Where is the shop called "{called}" with postal code {code}?
+    Give the address of the place called "{called}" within postal code {code}."""
     row = rng.choice(world.businesses)
-    return {"name": row["Name"], "postal": row["Postal"]}, row["Street"]
+    return {"called": row["Name"], "code": row["Postal"]}, row["Street"]
 
 
 def most_reviewed_business(world, rng):
-    """Which {kind} in {city} has the most reviews?
-    In all reviews, which {kind} in {city} comes up most often?
-    Name the {kind} in {city} that people reviewed most."""
+    """Which business of the kind {kind} in the city {city} has the most reviews?
+    In all reviews, which one of the kind {kind} in the city {city} comes up most often?
+    Name the place of the kind {kind} in the city {city} that people reviewed most."""
     row = rng.choice(world.businesses)
     rows = select(world.businesses, Category=row["Category"], City=row["City"])
     row = best(rows, "Reviews") if len(rows) > 1 else None
@@ -416,17 +416,17 @@ def most_reviewed_business(world, rng):
 
 
 def open_businesses(world, rng):
-    """How many businesses with postal code {postal} are still open?
-    Count the businesses in postal code {postal} that have not closed for good.
-    In postal code {postal}, how many businesses are in operation?"""
+    """How many businesses with postal code {code} are still open?
+    Count the businesses in postal code {code} that have not closed for good.
+    In postal code {code}, how many businesses are in operation?"""
     postal = rng.choice(world.businesses)["Postal"]
-    return {"postal": postal}, len(select(world.businesses, Postal=postal, Open="Yes"))
+    return {"code": postal}, len(select(world.businesses, Postal=postal, Open="Yes"))
 
 
 def average_stars(world, rng):
-    """How many stars does a {kind} in the state {state} get on average?
-    What is the mean rating of a {kind} in the state {state}?
-    Averaged over each {kind} in the state {state}, what is the rating?"""
+    """How many stars does a business of the kind {kind} in the state {state} get on average?
+    What is the mean rating of all of the kind {kind} in the state {state}?
+    Averaged over the kind {kind} in the state {state}, what is the rating?"""
     row = rng.choice(world.businesses)
     stars = [r["Stars"] for r in select(world.businesses, Category=row["Category"], State=row["State"])]
     if len(stars) > 1:
@@ -434,19 +434,19 @@ def average_stars(world, rng):
 
 
 def neighbourhood_favourite(world, rng):
-    """Which business has the most reviews in the postal code of "{name}"?
-    Within the postal code of "{name}", which business is reviewed most?
-    Take the postal code of "{name}": which business there has the most reviews?"""
+    """Which business has the most reviews in the postal code of the one called "{called}"?
+    Within the postal code of the shop called "{called}", which business is reviewed most?
+    Take the postal code of the place called "{called}": which business there has the most reviews?"""
     shop = rng.choice(world.businesses)
     row = best(select(world.businesses, Postal=shop["Postal"]), "Reviews")
     if row and only(select(world.businesses, Name=shop["Name"])):
-        return {"name": shop["Name"]}, row["Name"]
+        return {"called": shop["Name"]}, row["Name"]
 
 
 def cities_with_a_category(world, rng):
-    """In how many cities of {state} is there a {kind}?
-    How many different cities of {state} have at least one {kind}?
-    Count the cities of {state} where one can find a {kind}."""
+    """In how many cities of the state {state} is there a business of the kind {kind}?
+    How many different cities of the state {state} have at least one of the kind {kind}?
+    Count the cities of the state {state} where one can find the kind {kind}."""
     row = rng.choice(world.businesses)
     rows = select(world.businesses, State=row["State"], Category=row["Category"])
     return {"state": row["State"], "kind": row["Category"]}, len({r["City"] for r in rows})
@@ -459,92 +459,92 @@ def neighbours(edges, node):
 
 
 def coauthor_count(world, rng):
-    """How many coauthors does {name} have?
-    With how many other people did {name} write papers?
-    Count the people who published together with {name}."""
+    """How many coauthors does the author {author} have?
+    With how many other people did the author {author} write papers?
+    Count the people who published together with the author {author}."""
     name = rng.choice(list(world.authors))
-    return {"name": name}, len(neighbours(world.together, name))
+    return {"author": name}, len(neighbours(world.together, name))
 
 
 def coauthor_list(world, rng):
-    """Who are the coauthors of {name}, in alphabetical order with commas between?
-    List everyone who wrote with {name}, alphabetically and separated by commas.
-    Which people published with {name}, in alphabetical order and separated by commas?"""
+    """Who are the coauthors of the author {author}, in alphabetical order with commas between?
+    List everyone who wrote with the author {author}, alphabetically and separated by commas.
+    Which people published with the author {author}, in alphabetical order and separated by commas?"""
     name = rng.choice(list(world.authors))
-    return {"name": name}, ", ".join(neighbours(world.together, name))
+    return {"author": name}, ", ".join(neighbours(world.together, name))
 
 
 def common_coauthors(world, rng):
-    """How many coauthors do {one} and {two} have in common?
-    How many people wrote papers with {one} and also with {two}?
-    Count the coauthors that {one} shares with {two}."""
+    """How many coauthors do the author {author} and the colleague {colleague} have in common?
+    How many people wrote papers with the author {author} and also with the colleague {colleague}?
+    Count the coauthors that the author {author} shares with the colleague {colleague}."""
     one, two = rng.choice(list(world.together))
     common = set(neighbours(world.together, one)) & set(neighbours(world.together, two))
-    return common and ({"one": one, "two": two}, len(common))
+    return common and ({"author": one, "colleague": two}, len(common))
 
 
 def first_joint_year(world, rng):
-    """In what year did {one} and {two} first publish together?
-    Of which year is the earliest joint paper of {one} and {two}?
-    Since which year have {one} and {two} been coauthors?"""
+    """In what year did the author {author} and the colleague {colleague} first publish together?
+    Of which year is the earliest joint paper of the author {author} and the colleague {colleague}?
+    Since which year have the author {author} and the colleague {colleague} written papers together?"""
     (one, two), edge = rng.choice(list(world.together.items()))
     if rng.random() < 0.5:
         one, two = two, one
-    return {"one": one, "two": two}, edge["since"]
+    return {"author": one, "colleague": two}, edge["since"]
 
 
 def first_author_organization(world, rng):
-    """At which organization is the first author of "{title}"?
-    Which organization employs the first author of "{title}"?
-    Name the institution where the first author of "{title}" works."""
+    """At which organization is the first author of the paper "{paper}"?
+    Which organization employs the first author of the paper "{paper}"?
+    Name the institution where the first author of the paper "{paper}" works."""
     title = rng.choice(list(world.papers))
-    return {"title": title}, world.authors[world.papers[title]["authors"][0]]["organization"]
+    return {"paper": title}, world.authors[world.papers[title]["authors"][0]]["organization"]
 
 
 def longest_linked_paper(world, rng):
-    """Of the papers that cite or are cited by "{title}", which has the most pages?
-    Which paper linked by a citation to "{title}" is the longest?
-    Name the longest of all papers with a citation link to "{title}"."""
+    """Of all that cite or are cited by the paper "{paper}", which has the most pages?
+    What is the longest work linked by a citation to the paper "{paper}"?
+    Name the longest of all works with a citation link to the paper "{paper}"."""
     title = rng.choice(list(world.papers))
     linked = [{"title": t, "pages": world.papers[t]["pages"]} for t in neighbours(world.citations, title)]
     row = best(linked, "pages") if len(linked) > 1 else None
-    return row and ({"title": title}, row["title"])
+    return row and ({"paper": title}, row["title"])
 
 
 # ---- agenda ----
 
 def event_place(world, rng):
-    """Where is {name} booked on {date}?
-    To which place does {name} go on {date}?
-    Name the location of the appointment that {name} has on {date}."""
+    """Where is the person {person} booked on {on}?
+    To which place does the person {person} go on {on}?
+    Name the location of the appointment that the person {person} has on {on}."""
     row = single_entry(world, rng)
-    return row and ({"name": row["by"], "date": row["on"]}, row["at"])
+    return row and ({"person": row["by"], "on": row["on"]}, row["at"])
 
 
 def event_start(world, rng):
-    """At what time does {name} begin the "{event}"?
-    When should {name} be there for the "{event}"?
-    The agenda of {name} has a "{event}": at what time does it start?"""
+    """At what time does the person {person} begin the event "{event}"?
+    When should the person {person} be there for the event "{event}"?
+    The agenda of the person {person} has the event "{event}": at what time does it start?"""
     row = rng.choice(world.entries)
-    return {"name": row["by"], "event": row["titled"]}, row["starting"]
+    return {"person": row["by"], "event": row["titled"]}, row["starting"]
 
 
 def event_length(world, rng):
-    """How many minutes does the appointment of {name} on {date} last?
-    For how many minutes is {name} occupied on {date}?
-    How long, in minutes, is what {name} has planned on {date}?"""
+    """How many minutes does the appointment of the person {person} on {on} last?
+    For how many minutes is the person {person} occupied on {on}?
+    How long, in minutes, is what the person {person} has planned on {on}?"""
     row = single_entry(world, rng)
-    return row and ({"name": row["by"], "date": row["on"]}, minutes(row["until"]) - minutes(row["starting"]))
+    return row and ({"person": row["by"], "on": row["on"]}, minutes(row["until"]) - minutes(row["starting"]))
 
 
 def entries_of_a_month(world, rng):
-    """How many agenda entries does {name} have in {date}?
-    Count the entries in the agenda of {name} for {date}.
-    How many different things has {name} booked during {date}?"""
+    """How many agenda entries does the person {person} have in the month {month}?
+    Count the entries in the agenda of the person {person} for the month {month}.
+    How many different things has the person {person} booked during the month {month}?"""
     row = rng.choice(world.entries)
     count = sum(entry["on"][:7] == row["on"][:7] for entry in select(world.entries, by=row["by"]))
     if count <= 10:  # retrieve_agenda shows no more
-        return {"name": row["by"], "date": row["on"][:7]}, count
+        return {"person": row["by"], "month": row["on"][:7]}, count
 
 
 def event_title(world, rng):
@@ -556,13 +556,13 @@ def event_title(world, rng):
 
 
 def guest_at_the_same_place(world, rng):
-    """At the place where {name} is on {first}, who is the guest on {second}?
-    Where {name} is booked on {first}, who is the guest on {second}?
-    Find the place of {name} on {first}: who is its guest on {second}?"""
+    """At the place where the person {person} is on {on}, who is the guest dated {dated}?
+    Where the person {person} is booked on {on}, who is the guest dated {dated}?
+    Find the place of the person {person} on {on}: who is its guest dated {dated}?"""
     row = single_entry(world, rng)
     other = row and rng.choice(select(world.entries, at=row["at"]))
     if row and other is not row:
-        return {"name": row["by"], "first": row["on"], "second": other["on"]}, other["guest"]
+        return {"person": row["by"], "on": row["on"], "dated": other["on"]}, other["guest"]
 
 
 def single_entry(world, rng):
