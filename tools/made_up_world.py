@@ -12,8 +12,8 @@ A kind of template is one function. Its docstring holds the title, the phrases t
 recipe in an abstract Python; `//` separates alternatives, `;` lines. In it `find(a=A)` are the rows whose column a has
 the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools of some groups, `number` is int or float, and
 `round(…, 2)` rounds to the column's places. Columns: k the key, a and c labels with many values, b a label with few,
-d a date, n and m numbers. Capitals are a step's slots: those of the first step stand in the question, P and Q are
-printed lines, W, U, V and T stand behind their name in a note. The body computes the answer from the data, without any
+d a date, n and m numbers. Capitals are a step's slots, whose values stand behind their names: those of the first step
+in the question, P and Q in what the step before printed, W, U, V and T in a note. The body computes the answer from the data, without any
 tool; `one` is the row that is asked about.
 
 For each group the seed decides what the tools are called, what they take and return, and what every name is; the
@@ -564,21 +564,18 @@ def make_template(kind, group):
     title, phrases, *lines = inspect.getdoc(kind).splitlines()
     slots = list(dict.fromkeys(re.findall(r"{([A-Z])}", phrases)))
 
-    cues = {"K": rng.choice(["with {k}", "with {k}", "marked", "called"]), "A": "with {a}", "B": "with {b}",
-            "D": rng.choice(["on", "dated"]), "N": rng.choice(["with {n} above", "with {n} over", "with {n} beyond"])}
-    cues = {slot: cues[slot.replace("L", "K")].format(**names) for slot in slots}
+    cues = {"K": rng.choice(["with {k}", "with {k}", "marked", "called"]), "A": "with {a}", "B": "with {b}", "D": rng.choice(["on", "dated"]),
+            "L": rng.choice(["beside", "against", "versus"]), "N": rng.choice(["with {n} above", "with {n} over", "with {n} beyond"])}
+    cues = {slot: cues[slot].format(**names) for slot in slots}
     phrases = [p.format(**names, **{slot: f"{cue} {{{slot}}}" for slot, cue in cues.items()}) for p in phrases.split(" // ")]
     wordings = [frame.format(phrases[i % len(phrases)]) for i, frame in enumerate(rng.sample(FRAMES, 3))]
     words = [re.findall("[a-z]+", wording.lower()) for wording in wordings]
-    by_cue = all(said.count(cue.split()[-1]) == 1 for said in words for cue in cues.values()) and rng.random() < 0.5
-    if not by_cue:                              # values in the order of the slots in all wordings
-        ordered = [p for p in phrases if re.findall("{(.)}", p) == slots]
-        wordings = [frame.format(ordered[i % len(ordered)]) for i, frame in enumerate(rng.sample(FRAMES, 3))]
-        words = [re.findall("[a-z]+", wording.lower()) for wording in wordings]
+    if not all(said.count(cue.split()[-1]) == 1 for said in words for cue in cues.values()):
+        return None                             # a value is found behind its cue, which must be there once
 
     free = [name for name in rng.sample(SLOTS, len(SLOTS)) if not any(name in said for said in words)]
     each, local = rng.choice(EACH), rng.sample(LOCALS, len(LOCALS))
-    renamed = {slot: cues[slot].split()[-1] if by_cue else free.pop() for slot in slots}
+    renamed = {slot: cues[slot].split()[-1] for slot in slots}
     renamed |= {"P": free.pop(), "Q": free.pop(), "x": each} | {cue.upper(): names[cue] for cue in "wuvt"}
     renamed |= dict(zip("rows other more best values names text some total both result".split(), local))
     steps, filled = [], []
@@ -597,6 +594,10 @@ def make_template(kind, group):
                 code += group.write(rename(f"result = {line[6:-1]}", renamed), each)
                 line = "print(result)"
             code += group.write(rename(line, renamed).format(**names), each)
+    for (_, code), (_, following) in zip(steps, steps[1:]):     # what the next step reads is printed behind its name
+        read = [renamed[slot] for slot in "PQ" if f'{renamed[slot]} = "..."' in following]
+        for i, name in zip([i for i, line in enumerate(code) if line.startswith("print(")], read):
+            code[i] = f'print("{name}", {code[i][6:]}'
     title = title.format(**names)
     last = steps[-1][1][-1]
     if "complete_task" not in last:
@@ -604,6 +605,7 @@ def make_template(kind, group):
         if printed.isidentifier() and rng.random() < 0.3:
             steps.append((f"the {title.split()[0]} is kept in {printed}", [f'complete_task("{report}", str({printed}))']))
         else:
+            steps[-1][1][-1] = f'print("{name}", {printed})'
             steps.append((rng.choice(CLOSINGS).format(title), [f'{name} = "..."', f'complete_task("{report}", {name})']))
     for _, code in steps:
         join_lines(code, "\n".join(line for _, code in steps for line in code), rng)
