@@ -28,10 +28,12 @@ $python distill.py $learn --data $run/hinted1.jsonl --lr 4e-3 --epochs 8 --out $
 adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
-# Rounds 2 and 3: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
-for round in 2 3; do
+# Later rounds: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
+for hints in hints/starter/round[2-9]; do
+    [ -d "$hints" ] || continue                # as many as somebody has written hints for
+    round=${hints##*round}
     $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --trials 3 --seed $round --out $run/seen$round.jsonl
-    $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --out $run/flagged$round.jsonl
+    $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints task --trials 1 --seed $round --out $run/candidates$round.jsonl
     $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
