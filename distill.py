@@ -197,7 +197,7 @@ def train(model, chat, records, args, folder, validation=()):
         if args.loss == "ce":
             hidden = None
         elif first or not learn:
-            hidden = teach(share, files if learn and args.epochs > 1 else None)
+            hidden = teach(share, files if learn and args.epochs > 1 and parallel.share(batch) else None)
         else:
             hidden = torch.cat([torch.load(files[id(r)]) for r in share]).to(model.device)
         with autocast:
