@@ -109,6 +109,8 @@ def main():
                     weight.copy_(random(key, *weight.shape, scale=0.2))
             model.save_pretrained(HERE / name)                          # peft writes, we load
             (HERE / name / "README.md").unlink()
+            config = HERE / name / "adapter_config.json"                # of which the folder was this machine's alone
+            config.write_text(config.read_text().replace(f"{folder}/", ""))
             logits[name] = model(torch.tensor([ROW])).logits[0, ::8].clone()
         for base in ("grouped", "llama3"):                              # we write, peft loads
             path = folder / f"ours-{base}"
