@@ -7,12 +7,15 @@ cache carries on, and a whole trajectory is trained on in one pass.
 Nothing here knows how a model computes or how it is trained.
 """
 
+import copy
 import functools
 import json
+import os
 import re
 import select
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
@@ -83,7 +86,7 @@ class Chat:
 
     def _encode_text(self, text):
         self.tokenizer.encode_special_tokens = True
-        return self.tokenizer.encode(_TAG.sub("&lt;", text), add_special_tokens=False).ids
+        return self.tokenizer.encode(disarmed(text), add_special_tokens=False).ids
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -124,25 +127,48 @@ class Chat:
             slots.append(content)
             return f"\ue000{len(slots) - 1}\ue001"
 
-        content = PROTOCOL + "\n\n"
-        if hints:
-            content += f"<hints>\n{slot(chr(10).join(hints))}\n</hints>\n"
-        content += f"<task_description>\n{slot(question)}\n</task_description>\n"
-        messages = []
-        for n, step in enumerate(steps):
-            if step.get("hint"):
-                content += f"<hint>\n{slot(step['hint']['text'])}\n</hint>\n"
-            for name, tag, request in RESPONSES:
-                messages.append({"role": "user", "content": f"{content}Step {n + 1}{request}"})
-                if ask == name and n == len(steps) - 1:
-                    return self.encode(messages, slots, f"<{tag}>\n")[0], {}
-                mark = slot(step["token_ids"][name])
-                sampled[n, name] = len(slots) - 1
-                messages.append({"role": "assistant", "content": f"<{tag}>\n{mark}"})
-                content = ""
-            content = f"<observation>\n{slot(step['observation'])}\n</observation>\n"
+        def said(n, name):
+            sampled[n, name] = len(slots)
+            return slot(steps[n]["token_ids"][name])
+
+        messages = conversation(question, hints, steps, ask, slot, said)
+        if ask:
+            return self.encode(messages, slots, f"<{dict((name, tag) for name, tag, _ in RESPONSES)[ask]}>\n")[0], {}
         ids, spans = self.encode(messages, slots)
         return ids, {key: spans[index] for key, index in sampled.items()}
+
+    def ask(self, text):
+        """A single question → ids."""
+        return self.encode([{"role": "user", "content": "\ue0000\ue001"}], [text], "")[0]
+
+    def heard(self, prompt, ids, tag):
+        """A response → its text, its token ids, how many tokens were read and written for it."""
+        return self.decode(ids), list(ids), (len(prompt), len(ids))
+
+
+def conversation(question, hints, steps, ask, outside, said):
+    """The messages of a trajectory, [{"role", "content"}], up to the response asked for. `outside(text)` stands for a text that came
+    from outside, `said(n, name)` for step n's monologue or code with its closing tag; other arguments as in `Chat.prompt`."""
+    messages, content = [], PROTOCOL + "\n\n"
+    if hints:
+        content += f"<hints>\n{outside(chr(10).join(hints))}\n</hints>\n"
+    content += f"<task_description>\n{outside(question)}\n</task_description>\n"
+    for n, step in enumerate(steps):
+        if step.get("hint"):
+            content += f"<hint>\n{outside(step['hint']['text'])}\n</hint>\n"
+        for name, tag, request in RESPONSES:
+            messages.append({"role": "user", "content": f"{content}Step {n + 1}{request}"})
+            if ask == name and n == len(steps) - 1:
+                return messages
+            messages.append({"role": "assistant", "content": f"<{tag}>\n{said(n, name)}"})
+            content = ""
+        content = f"<observation>\n{outside(step['observation'])}\n</observation>\n"
+    return messages
+
+
+def disarmed(text):
+    """A text from outside, in which none of our tags has any power."""
+    return _TAG.sub("&lt;", text)
 
 
 def read_json(file):
@@ -164,8 +190,9 @@ NOTHING_USED = {"input_tokens": 0, "output_tokens": 0, "seconds": 0.0}
 
 @dataclass
 class Generate:
-    """What an agent yields to get text: `prompt` ids to go on from until `tag` is closed. It receives (ids, "stop" | "length")."""
-    prompt: list[int]
+    """What an agent yields to get text: `prompt` (ids, or messages for an endpoint) to go on from until `tag` is closed. It receives
+    (ids, "stop" | "length")."""
+    prompt: list
     tag: str
     seed: str
 
@@ -193,11 +220,13 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
         step = steps[n]
         for i, (name, tag, _) in enumerate(RESPONSES):
             prompt, _ = chat.prompt(trajectory["task"]["question"], [h["text"] for h in trajectory["hints"]], steps, ask=name)
-            ids, end = yield Generate(prompt, tag, seed=f"{trajectory['seed']}/{n}/{i}")
-            usage["input_tokens"] += len(prompt)
-            usage["output_tokens"] += len(ids)
-            text, closed, _ = chat.decode(ids).partition(f"</{tag}>")
-            step["token_ids"][name] = list(ids)
+            said, end = yield Generate(prompt, tag, seed=f"{trajectory['seed']}/{n}/{i}")
+            text, ids, (read, written) = chat.heard(prompt, said, tag)
+            usage["input_tokens"] += read
+            usage["output_tokens"] += written
+            text, closed, _ = text.partition(f"</{tag}>")
+            if ids is not None:                                       # a model behind an endpoint does not tell
+                step["token_ids"][name] = ids
             step[name] = plain_code(text) if name == "code" else text.strip()
             if not closed:
                 step["observation"] = ""
@@ -287,12 +316,27 @@ def trials(tasks, args):
                    "hints": hints, "steps": [], **UNPLAYED, "usage": dict(NOTHING_USED)}
 
 
+def corrections(states, args):
+    """From every flagged state `--samples` trajectories that go on from it, with the hint (or as `--control` without) before the next step."""
+    for state in states:
+        for sample in range(args.samples):
+            t = copy.deepcopy(state) | UNPLAYED
+            t["id"] = f"{state['id']}~{sample}"
+            t |= {"seed": crc32(f"{args.seed}/{t['id']}".encode()), "model": args.model, "adapters": args.adapter,
+                  "targets": [len(t["steps"])], "usage": dict(NOTHING_USED)}
+            hint = t.pop("hint")
+            t["steps"].append({"monologue": "", "code": "", "observation": None, "hint": None if args.control else hint, "token_ids": {}})
+            yield t
+
+
 def play_all(trajectories, args, output, chat, sampler, request, only_next=False):
     """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share."""
     agent = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
     todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
     successes, first = 0, output.rank == 0
     with World(args.tools, args.data) as world, tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+        if world.missing and args.require_sandbox:
+            raise ValueError(f"--require-sandbox: on this system the agent's code cannot be kept from {', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
         if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
         for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
@@ -302,18 +346,22 @@ def play_all(trajectories, args, output, chat, sampler, request, only_next=False
             progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
 
 
+def summary(file):
+    """One line on a finished file: how many trajectories, how many of them right, and how they ended."""
+    trajectories = records.read_trajectories(file)
+    stops = Counter(t["stop"] or "to be continued" for t in trajectories)
+    return f"{file}: {len(trajectories)} trajectories, {sum(t['success'] for t in trajectories)} right; ended by " + ", ".join(f"{k} {n}" for k, n in stops.most_common())
+
+
 def add_arguments(parser):
-    """The options that collect.py and evaluate.py share."""
+    """The options of every stage in which a model acts."""
     add = parser.add_argument
-    add("--model", help="directory or hub id in Hugging Face format")
+    add("--model", help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
+    add("--base-url", default=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"), metavar="URL", help="of the endpoint; its key is in OPENAI_API_KEY")
+    add("--prefill", action="store_true", help="start the endpoint's response with its tag, where the server can (vLLM)")
     add("--adapter", action="append", default=[], metavar="DIR", help="repeats, in order")
-    add("--tasks", metavar="FILE", help="JSONL of tasks")
-    add("--hints", choices=("none", "task", "combined"), default="none", help="which hints stand in the prompt")
-    add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
-    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
-    add("--trials", type=records.number(int, 1), default=3, help="times each task is played")
     add("--temperature", type=records.number(float, 0), default=0.7, help="0 is greedy")
     add("--top-p", type=records.number(float, 0, 1), default=1.0)
     add("--seed", type=int, default=0)
@@ -321,7 +369,19 @@ def add_arguments(parser):
     add("--max-new-tokens", type=records.number(int, 1), default=512, help="of one monologue, or of one step's code")
     add("--max-length", type=records.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
     add("--batch", type=records.number(int, 1), default=32, help="agents at a time")
+    add("--tp", type=records.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
+    add("--require-sandbox", action="store_true", help="refuse to run where the system lacks one of the sandbox's protections")
     add("--out", metavar="FILE")
+
+
+def add_task_arguments(parser):
+    """Those of collect.py and evaluate.py beyond that: what is played, with which hints."""
+    add = parser.add_argument
+    add("--tasks", metavar="FILE", help="JSONL of tasks")
+    add("--hints", choices=("none", "task", "combined"), default="none", help="which hints stand in the prompt")
+    add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
+    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
+    add("--trials", type=records.number(int, 1), default=3, help="times each task is played")
 
 
 # ---------------------------------------------------------------------------------------------------- hints

@@ -7,8 +7,8 @@ cd "$(dirname "$0")"
 python=${PYTHON:-python}                       # make coach sets the virtual environment's
 run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
-agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.3 --batch 64 --max-new-tokens 256"
-learn="--model starter --rank 16 --alpha 32 --lora-dropout 0 --batch 64 --hint-dropout 0.9 --decay"
+agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
+learn="--model starter --rank 16 --alpha 32 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
 
 [ -f $tasks/test.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -24,7 +24,7 @@ evaluate 2-combined   --hints combined
 
 # Round 1: what the hints make the agent do goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 3 --out $run/hinted1.jsonl
-$python distill.py $learn --data $run/hinted1.jsonl --lr 4e-3 --epochs 8 --out $run/round1
+$python distill.py $learn --data $run/hinted1.jsonl --lr 4e-3 --epochs 6 --out $run/round1
 adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
@@ -34,7 +34,7 @@ for hints in hints/starter/round[2-9]; do
     round=${hints##*round}
     $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --trials 3 --seed $round --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
-    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --out $run/corrected$round.jsonl
+    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints task --trials 1 --seed $round --out $run/candidates$round.jsonl
     $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"

@@ -7,56 +7,42 @@ The first is how a round gets its experience: with the hints of round 1 (paper ย
 states where review.py found a mistake, puts the corrective hint at the end of the prompt, and samples the action anew (ยง3.2).
 """
 
-import copy
-import functools
-from zlib import crc32
-
 import agent
+import endpoint
 import parallel
 import records
-from model import Request, Sampler, local_folder
-
-
-def corrections(states, args):
-    """From every flagged state `--samples` trajectories that go on from it, with the hint shown before the next step."""
-    for state in states:
-        for sample in range(args.samples):
-            t = copy.deepcopy(state) | agent.UNPLAYED
-            t["id"] = f"{state['id']}~{sample}"
-            t |= {"seed": crc32(f"{args.seed}/{t['id']}".encode()), "model": args.model, "adapters": args.adapter,
-                  "targets": [len(t["steps"])], "usage": dict(agent.NOTHING_USED)}
-            t["steps"].append({"monologue": "", "code": "", "observation": None, "hint": t.pop("hint"), "token_ids": {}})
-            yield t
 
 
 def main():
     parser = records.Parser(__doc__)
     agent.add_arguments(parser)
+    agent.add_task_arguments(parser)
     parser.add_argument("--resample", metavar="FILE", help="JSONL of flagged states, instead of --tasks")
     parser.add_argument("--samples", type=records.number(int, 1), default=4, help="actions from each flagged state")
+    parser.add_argument("--control", action="store_true", help="do not show the hint: what its effect is measured against")
     parser.add_argument("--rollout", action="store_true", help="play on after the corrected action to the task's end, without further hints")
     args = parser.parse_args()
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
 
     if args.resample:
-        states = records.read_flagged(args.resample)
-        planned = corrections(states, args)
+        planned = agent.corrections(records.read_flagged(args.resample), args)
     else:
         tasks = records.read_tasks(args.tasks)
         planned = agent.trials(tasks, args)
-    chat = agent.Chat(local_folder(args.model))
+    chat = endpoint.chat_with(args)
     parallel.start()
-    output = records.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
-    model = parallel.load(args.model, args.adapter)
-    sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
-    request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(planned, args, output, chat, sampler, request,
-                   only_next=bool(args.resample) and not args.rollout)
+    replica, replicas, leads = parallel.replica(args.tp)
+    if leads:
+        output = records.Output(args.out, vars(args), replica, replicas)
+        agent.play_all(planned, args, output, chat, *endpoint.engine(args), only_next=bool(args.resample) and not args.rollout)
+        parallel.dismiss()
+    else:
+        parallel.follow(args)
     parallel.wait()
-    output.gather()
     if parallel.RANK == 0:
-        print(f"{args.out}: {len(output.done)} trajectories")
+        output.gather()
+        print(agent.summary(args.out))
     parallel.stop()
 
 

@@ -26,8 +26,9 @@ from tqdm import tqdm
 import agent
 import parallel
 import records
+from attention import packed_attention
 from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
-from model import local_folder, packed_attention
+from model import local_folder
 
 CHUNK = 2 ** 25                                                       # logits in memory at a time: 128 MiB in float32
 
@@ -272,6 +273,7 @@ def main():
     p.add_argument("--adapter", action="append", default=[], metavar="DIR", help="earlier rounds', in order; they stay as they are")
     p.add_argument("--data", nargs="+", required=True, metavar="FILE", help="trajectories with hints, corrected actions")
     p.add_argument("--balance", metavar="FILE", help="candidate trajectories for the paper's data balancing (Appendix F)")
+    p.add_argument("--verified", action="store_true", help="learn only from what ended in success (corrected actions: collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
     p.add_argument("--rank", type=records.number(int, 1), default=128)
@@ -296,17 +298,16 @@ def main():
         return
 
     chat = agent.Chat(local_folder(args.model))
-    data = read(args.data)
+    keep = lambda r: usable(r) and (r["success"] or not (args.verified or args.loss == "ce"))
+    data = [r for r in read(args.data) if keep(r)]
     if args.balance:
-        candidates = read([args.balance])
+        candidates = [r for r in read([args.balance]) if keep(r)]
         chosen = balance(data, candidates, random.Random(args.seed))
         print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
         data += chosen
-    if args.loss == "ce":
-        data = [r for r in data if r["success"]]
-    data = [r for r in data if usable(r)]
     if not data:
-        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({'no successes' if args.loss == 'ce' else 'no finished actions'})")
+        missing = "no successes" if args.loss == "ce" or args.verified else "no finished actions"
+        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 
     parallel.start()

@@ -1,19 +1,20 @@
 """How good an agent is: a model → success rates; several results → the paper's table.
 
-    python evaluate.py --model starter --adapter runs/demo/round1 --tasks data/starter/test.jsonl --hints none --out runs/demo/test-round1.jsonl
-    python evaluate.py --table runs/demo/test-*.jsonl          Markdown, a row for each file
+    python evaluate.py --model starter --adapter runs/demo/round1 --tasks data/starter/test.jsonl --hints none --out runs/demo/test/3-round1.jsonl
+    python evaluate.py --table runs/demo/test/*.jsonl [--html run.html]          Markdown, a row for each file; the run as a page
 
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
 """
 
-import functools
+import json
 import math
 from pathlib import Path
 
 import agent
+import endpoint
 import parallel
 import records
-from model import Request, Sampler, local_folder
+import report
 
 
 def percent(trajectories):
@@ -50,28 +51,58 @@ def table(files):
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def run_page(files):
+    """The page of a whole run: success by agent and group, and what each adapter was trained on, as far as its folder tells."""
+    agents, adapters = [], {}
+    for file in files:
+        trajectories, groups = records.read_trajectories(file), {}
+        for t in trajectories:
+            groups.setdefault(t["task"]["group"], []).append(t)
+            adapters.update(dict.fromkeys(t.get("adapters", [])))
+        rates = {name: [x if math.isfinite(x) else 0 for x in percent(ts)] for name, ts in [*groups.items(), ("all", trajectories)]}
+        agents.append({"name": Path(file).stem, "rates": rates, "tokens": sum(t["usage"]["input_tokens"] for t in trajectories) / len(trajectories)})
+    for folder in map(Path, adapters):
+        if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
+            hints, data = {}, json.loads((folder / "arguments.json").read_text())["data"]
+            for r in (r for file in data if Path(file).exists() for r in records.read_trajectories(file)):
+                given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
+                hints.update((h["name"], h["text"]) for h in given if h)
+            losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
+            adapters[str(folder)] = {"name": folder.name, "losses": losses, "hints": dict(sorted(hints.items()))}
+    return report.run_page("Coaching, round by round", agents, [a for a in adapters.values() if a])
+
+
 def main():
     parser = records.Parser(__doc__)
     agent.add_arguments(parser)
+    agent.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, instead of playing")
+    parser.add_argument("--html", metavar="FILE", help="with --table: write the run as a page, too")
     args = parser.parse_args()
+    if args.html and not args.table:
+        parser.error("--html needs --table")
     if args.table:
         print(table(args.table))
+        if args.html:
+            Path(args.html).write_text(run_page(args.table), encoding="utf-8")
+            print(f"\n{args.html}: written")
         return
     if not (args.model and args.tasks and args.out):
         parser.error("give --model, --tasks and --out, or --table")
     tasks = records.read_tasks(args.tasks)
-    chat = agent.Chat(local_folder(args.model))
+    chat = endpoint.chat_with(args)
     parallel.start()
-    output = records.Output(args.out, vars(args), parallel.RANK, parallel.WORLD)
-    model = parallel.load(args.model, args.adapter)
-    sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
-    request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    agent.play_all(agent.trials(tasks, args), args, output, chat, sampler, request)
+    replica, replicas, leads = parallel.replica(args.tp)
+    if leads:
+        output = records.Output(args.out, vars(args), replica, replicas)
+        agent.play_all(agent.trials(tasks, args), args, output, chat, *endpoint.engine(args))
+        parallel.dismiss()
+    else:
+        parallel.follow(args)
     parallel.wait()
-    output.gather()
     if parallel.RANK == 0:
-        print(table([args.out]))
+        output.gather()
+        print(table([args.out]), agent.summary(args.out), sep="\n\n")
     parallel.stop()
 
 

@@ -1,11 +1,14 @@
-"""Where a model runs: one process on a CPU or a GPU, or under torchrun many of which each holds a part (FSDP2).
+"""Where a model runs: one process on a CPU or a GPU, or under torchrun many.
 
-    torchrun --standalone --nproc-per-node 8 distill.py …
+    torchrun --standalone --nproc-per-node 8 distill.py …                 each holds a part of every layer, FSDP2
+    torchrun --standalone --nproc-per-node 8 collect.py … --tp 4          two replicas of the model, each split over four (tensor parallelism)
 
 Without torchrun there is one process, and every function here does the plain thing.
 """
 
+import functools
 import os
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -16,8 +19,10 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from lora import load_adapter
 from model import Llama, local_folder, read_weight, weight_files
+from sampler import Request, Sampler
 
 RANK, WORLD, LOCAL = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+TENSORS = PLANS = None                                              # this replica's process groups: sums of activations; what is run next
 
 
 def device_and_dtype():
@@ -42,13 +47,108 @@ def stop():
 
 def load(path, adapters=(), whole=True):
     """The model in the directory or hub id `path`, with its adapters stacked in order. Not `whole`: under torchrun the weights stay
-    away until `share_out` gives every process its part."""
+    away until `share_out` or `split` gives every process its part."""
     device, dtype = device_and_dtype()
     model = Llama.from_pretrained(path, dtype=dtype, device=device if whole or WORLD == 1 else "meta")
     for adapter in adapters:
         load_adapter(model, adapter)
     return model.eval()
 
+
+# ---------------------------------------------------------------------------------------------------- replicas, each of --tp processes
+
+def replica(tp):
+    """(which replica this process belongs to, how many there are, whether it leads: the one that plays; the others only compute).
+    Joins the processes of the replica. Raises ValueError if --tp does not divide the processes."""
+    global TENSORS, PLANS
+    if WORLD % tp:
+        raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, and is {WORLD}; start them with torchrun --nproc-per-node")
+    if tp > 1:
+        for first in range(0, WORLD, tp):                            # every process has to take part in making every group
+            members = list(range(first, first + tp))
+            groups = dist.new_group(members), dist.new_group(members, backend="gloo")
+            if RANK in members:
+                TENSORS, PLANS = groups
+    return RANK // tp, WORLD // tp, RANK % tp == 0
+
+
+def sampler(args):
+    """Of the options that agent.add_arguments defines: the model, ready to sample, and what makes its requests."""
+    model = load(args.model, args.adapter, whole=args.tp == 1)
+    if args.tp > 1:
+        split(model, args.model, RANK % args.tp, args.tp)
+    sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
+    if args.tp > 1:
+        sampler.announce = announce
+    return sampler, functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
+
+
+def split(model, path, part, parts):
+    """Tensor parallelism (Megatron's): of every block this process keeps 1 / parts of the heads and of the MLP's width, and the replica's
+    processes add up what their o_proj and down_proj give. Embedding, norms and lm_head are whole everywhere.
+
+    The model was loaded without weights; of each tensor only the part is read. Raises ValueError if `parts` does not divide the model."""
+    c, folder = model.config, local_folder(path)
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if getattr(c, name) % parts:
+            raise ValueError(f"{folder / 'config.json'}: {name} is {getattr(c, name)}, which --tp {parts} does not divide")
+    device, dtype = device_and_dtype()
+    dimension = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0), "o_proj": 1, "down_proj": 1}
+    shards = weight_files(folder)
+
+    def mine(size):
+        return slice(part * size // parts, (part + 1) * size // parts)
+
+    for name, module in model.named_modules():
+        d, split_along = dimension.get(name.split(".")[-1]), {}
+        for kind, p in list(module.named_parameters(recurse=False)):
+            at = {"weight": d, "bias": 0 if d == 0 else None, "frozen_A": 1 if d == 1 else None, "frozen_B": 0 if d == 0 else None}[kind]
+            index = tuple(mine(n) if i == at else slice(None) for i, n in enumerate(p.shape))
+            if p.is_meta and not (name == "lm_head" and c.tie_word_embeddings):
+                full = f"{name}.{kind}"
+                p = read_weight(shards, full if name == "lm_head" else f"model.{full}", p.shape, index).to(device, dtype)
+                if kind == "bias" and d == 1 and part:               # added once
+                    p = torch.zeros_like(p)
+            else:
+                p = p[index]
+            split_along[kind] = torch.nn.Parameter(p.to(device).contiguous() if not p.is_meta else p, requires_grad=False)
+        for kind, p in split_along.items():
+            setattr(module, kind, p)
+        if d == 1:
+            module.register_forward_hook(lambda module, inputs, y: _sum(y))
+    if c.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
+    model.frequencies = model.frequencies.to(device)
+    model.config = replace(c, num_attention_heads=c.num_attention_heads // parts, num_key_value_heads=c.num_key_value_heads // parts,
+                           intermediate_size=c.intermediate_size // parts)
+
+
+def _sum(y):
+    dist.all_reduce(y, group=TENSORS)
+    return y
+
+
+def announce(plan):
+    """The leader says what is run next; the others hear it. None: nothing more."""
+    said = [plan]
+    dist.broadcast_object_list(said, src=dist.get_global_rank(PLANS, 0), group=PLANS)
+    return said[0]
+
+
+def dismiss():
+    """The leader has nothing more to run."""
+    if PLANS:
+        announce(None)
+
+
+def follow(args):
+    """What a process does that does not lead: run what the leader runs, with its own part of the model, until there is no more."""
+    sampler_, _ = sampler(args)
+    while (plan := announce(None)) is not None:
+        sampler_.run(plan)
+
+
+# ---------------------------------------------------------------------------------------------------- FSDP2
 
 def share_out(model, path):
     """Gives every process its part of a model that was loaded without its weights: FSDP2, block by block. From the checkpoint each

@@ -115,7 +115,8 @@ class Output:
         self.file.seek(0)
         content = self.file.read()
         if rank == 0:
-            same_arguments(self.part("args"), arguments, bool(content))
+            matter = {k: v for k, v in arguments.items() if k not in ("tp", "require_sandbox")}
+            same_arguments(self.part("args"), matter, bool(content))
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self.file.truncate(end)

@@ -1,18 +1,29 @@
 """The reviewer: trajectories → the states in which a known mistake was made, each with the hint against it (paper §3.2, Fig. 3b).
 
     python review.py runs/demo/seen2.jsonl --show 5                                  read failures, to find out what goes wrong
+    python review.py runs/demo/seen2.jsonl --html report.html                        the same as a page
+    python review.py runs/demo/seen2.jsonl --try my-hint.md --model starter          what it detects, what the agent does with it
     python review.py runs/demo/seen2.jsonl --hint-dir hints/starter/round2 --out runs/demo/flagged2.jsonl
+    python review.py runs/demo/seen2.jsonl --hint-dir hints/starter/round2 --corrected runs/demo/corrected2.jsonl    does it help?
 
 A mistake is one Markdown file: between two lines of +++ how it is detected (TOML), below them the hint. See README, "coaching".
 """
 
 import re
+import shutil
 import signal
+import textwrap
 import tomllib
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
+from types import SimpleNamespace
 
+import agent
+import endpoint
+import judge
 import records
+import report
 
 
 PATIENCE = 5                                                          # seconds for a detector to look at one step
@@ -51,8 +62,9 @@ class Mistake:
         ways = [way for way in ("regex", "python", "judge") if way in header]
         if len(ways) != 1:
             raise ValueError(f"{file}: give exactly one of regex, python and judge, not {' and '.join(ways) or 'none'}")
+        self.judge = header.get("judge")
         if ways == ["judge"]:
-            raise ValueError(f"{file}, field 'judge': there is no LLM judge yet; use regex or python")
+            return
         if ways == ["regex"]:
             try:
                 pattern = re.compile(header["regex"], re.M)
@@ -105,6 +117,59 @@ def flag(trajectory, mistake, n):
                          "hint": {"name": mistake.name, "text": mistake.hint}}
 
 
+def outcomes(file, found):
+    """The corrected actions in a file, made from these flagged states → {(trajectory's id, mistake's name): [records]}."""
+    states = {f"{t['id']}!{mistake.name}": (t["id"], mistake.name) for t, mistake, _ in found}
+    by_state = {}
+    for r in records.read_trajectories(file):
+        state = r["id"].rpartition("~")[0]
+        if state not in states:
+            raise ValueError(f"{file}: {r['id']} goes on from a state that is not flagged here; give the trajectories and the --hint-dir it was made with")
+        by_state.setdefault(states[state], []).append(r)
+    return by_state
+
+
+def effects(mistakes, found, corrected, control):
+    """What each hint did → {name: {"before", "without", "with": whether the task was solved, of all flagged trajectories and of all rollouts
+    without and with the hint; "corrected": {trajectory's id: records}}}. A state whose task went on unfinished counts in neither."""
+    played = lambda rs: [r["success"] for r in rs if r["stop"]]
+    table = {}
+    for m in mistakes:
+        ids = [t["id"] for t, mistake, _ in found if mistake is m]
+        table[m.name] = {"before": [t["success"] for t, mistake, _ in found if mistake is m],
+                         "without": [s for key in ids for s in played(control.get((key, m.name), []))],
+                         "with": [s for key in ids for s in played(corrected.get((key, m.name), []))],
+                         "corrected": {key: corrected[key, m.name] for key in ids if (key, m.name) in corrected}}
+    return table
+
+
+def resample(found, args):
+    """An action with the hint from each flagged state, as collect.py --resample makes them: records, the same order."""
+    states, new = [flag(*f) for f in found], []
+    args.samples, args.control = 1, False
+    chat = endpoint.chat_with(args)
+    collected = SimpleNamespace(world=1, rank=0, done=(), write=new.append)
+    agent.play_all(agent.corrections(states, args), args, collected, chat, *endpoint.engine(args), only_next=not args.rollout)
+    new = {r["id"]: r for r in new}
+    return [new[f"{state['id']}~0"] for state in states]
+
+
+def side_by_side(left, right, width):
+    """Two texts as columns."""
+    wrap = lambda text: [part for line in text.splitlines() for part in textwrap.wrap(line, width, subsequent_indent="  ") or [""]]
+    return "\n".join(f"{a:{width}} │ {b}".rstrip() for a, b in zip_longest(wrap(left), wrap(right), fillvalue=""))
+
+
+def compare(trajectory, mistake, n, corrected):
+    """Mistake, hint and corrected action, as in the paper's Figure 4."""
+    width = (min(shutil.get_terminal_size().columns, 160) - 3) // 2
+    text = lambda step: f"{step['monologue']}\n\n{step['code']}\n\n→ {step['observation']}"
+    outcome = f"  then: {'right' if corrected['success'] else 'wrong'}" if corrected["stop"] else ""
+    return "\n".join([f"=== {trajectory['id']}, step {n + 1} ({'a success' if trajectory['success'] else 'a failure'})", trajectory["task"]["question"], "", textwrap.indent(mistake.hint, "    "), "",
+                      side_by_side("as it was", "with the hint" + outcome, width), "─" * width + "─┼─" + "─" * width,
+                      side_by_side(text(trajectory["steps"][n]), text(corrected["steps"][n]), width)])
+
+
 def show(trajectory):
     """A trajectory for reading in a terminal."""
     task = trajectory["task"]
@@ -119,27 +184,60 @@ def main():
     p = records.Parser(__doc__)
     p.add_argument("trajectories", help="JSONL")
     p.add_argument("--hint-dir", metavar="DIR", help="the mistakes to look for, one Markdown file each")
-    p.add_argument("--out", metavar="FILE", help="JSONL of flagged states")
     p.add_argument("--show", type=records.number(int, 0), default=0, metavar="N", help="print N failures that no filter flags")
+    p.add_argument("--html", metavar="FILE", help="write all of it as a page")
+    p.add_argument("--corrected", metavar="FILE", help="what collect.py --resample --rollout made of the flagged states: a table of what each hint does")
+    p.add_argument("--control", metavar="FILE", help="the same made with --control, without the hint")
+    p.add_argument("--try", dest="attempt", metavar="FILE", help="one mistake: what it flags and, with --model, what the agent does when it gets the hint")
+    p.add_argument("--judge", metavar="MODEL", help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME")
+    p.add_argument("--states", type=records.number(int, 1), default=8, help="how many states to --try at most, failures first")
+    p.add_argument("--rollout", action="store_true", help="with --try: play on to the task's end")
+    agent.add_arguments(p)
     args = p.parse_args()
+    if args.attempt and (args.hint_dir or args.out or args.corrected or args.control):
+        p.error("--try looks at one mistake alone: no --hint-dir, --out, --corrected or --control with it")
+    if (args.corrected or args.control) and not args.hint_dir:
+        p.error("--corrected and --control need the --hint-dir they were made with")
     trajectories = records.read_trajectories(args.trajectories)
-    mistakes = load_mistakes(args.hint_dir) if args.hint_dir else []
-    found = [(t, m, n) for t in trajectories for m in mistakes if (n := m.first_step(t)) is not None]
+    mistakes = [Mistake(Path(args.attempt))] if args.attempt else load_mistakes(args.hint_dir) if args.hint_dir else []
+    judged, silent = [m for m in mistakes if m.judge], 0
+    if judged and not args.judge:
+        raise ValueError(f"{judged[0].file}, field 'judge': give the model that judges with --judge")
+    first = {(t["id"], m.name): m.first_step(t) for t in trajectories for m in mistakes if not m.judge}
+    if judged:
+        steps, silent = judge.first_steps(trajectories, judged, args)
+        first |= steps
+    found = [(t, m, n) for t in trajectories for m in mistakes if (n := first.get((t["id"], m.name))) is not None]
 
     failures = [t for t in trajectories if not t["success"]]
     flagged = {t["id"] for t, _, _ in found}
-    print(f"{len(trajectories)} trajectories, {len(failures)} failed; flagged: {len(found)} states in {len(flagged)} trajectories")
+    print(f"{len(trajectories)} trajectories, {len(failures)} failed; flagged: {len(found)} states in {len(flagged)} trajectories"
+          + (f"; {silent} verdicts of the judge could not be read, they flag nothing" if silent else ""))
+    corrected, control = (outcomes(file, found) if file else {} for file in (args.corrected, args.control))
+    if args.attempt and args.model and found:
+        found = sorted(found, key=lambda f: f[0]["success"])[:args.states]
+        again = resample(found, args)
+        corrected = {(t["id"], m.name): [r] for (t, m, _), r in zip(found, again)}
+        for (t, m, n), r in zip(found, again):
+            print("\n" + compare(t, m, n, r))
+        print()
+    table = effects(mistakes, found, corrected, control)
     for mistake in mistakes:
-        states = [t for t, m, _ in found if m is mistake]
-        print(f"  {mistake.name:<40} {len(states):4} states, {sum(t['success'] for t in states):4} of them in successes")
+        row = table[mistake.name]
+        print(f"  {mistake.name:<40} {len(row['before']):4} states, {sum(row['before']):4} of them in successes"
+              + "".join(f"; right {how} the hint {report.rate(row[how])}" for how in ("without", "with") if row[how]))
     missed = [t for t in failures if t["id"] not in flagged]
-    if missed:
+    if missed and not args.attempt:
         print(f"{len(missed)} failures are not flagged, by template:")
         played = Counter(t["task"]["template"] for t in trajectories)
         for template, n in Counter(t["task"]["template"] for t in missed).most_common():
             print(f"  {template:<40} {n:4} of {played[template]}")
     for t in missed[:args.show]:
         print("\n" + show(t))
+    if args.html:
+        Path(args.html).write_text(report.review_page(Path(args.trajectories).stem, trajectories, [(t, m.name, n) for t, m, n in found],
+                                                      {m.name: m.hint for m in mistakes}, table), encoding="utf-8")
+        print(f"{args.html}: written")
     if args.out:
         if not found:
             raise ValueError(f"{args.hint_dir}: no step of {args.trajectories} has any of these mistakes, there is nothing to correct")

@@ -4,12 +4,14 @@
     python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
 
 Every sample is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
-actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, and none that occurs in the
-tools or hints of the worlds that are evaluated (--exclude) is ever drawn. The checkpoint is saved all the time; run again, it goes on.
+actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, syllables or letters. No tool's,
+table's or column's name of the evaluated world, no wording of its questions and no line of its recipes comes through: what holds one by
+chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
 """
 
 import argparse
 import functools
+import inspect
 import json
 import multiprocessing
 import random
@@ -17,120 +19,190 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 from agent import Chat
 from model import Config, Llama
+from tools import starter_world, toolqa
 
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
               num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
 PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
+VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 9, 8, 5, 18, 2, 16))
+ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z".split() + [""] * 5
+VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
+CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
+LATER = [(0.70, 512, 16), (1.00, 768, 12)]                                        # the same with --init
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
-MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.5        # peak rates of Muon and AdamW; updates; last part, to zero
+MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
 
 # ---------------------------------------------------------------------------------------------------- made-up worlds
 
-def excluded_words(paths):
-    """Every run of two letters or more, in lower case, in the files below `paths`: words that are never drawn."""
-    files = [f for p in map(Path, paths) for f in ([p] if p.is_file() else p.rglob("*")) if f.suffix in (".py", ".md", ".jsonl", ".txt")]
-    return {w for f in files for w in re.findall("[a-z]{2,}", f.read_text().lower())}
+class Forbidden(NamedTuple):
+    """What of the evaluated world must never occur: names of tools, tables and columns, and, in lower case, wordings and recipe lines."""
+    names: frozenset = frozenset()
+    texts: tuple = ()
+
+    def within(self, text):
+        """Is any of the texts in there?"""
+        text = text.lower()
+        return any(t in text for t in self.texts)
+
+
+def evaluated():
+    """The starter world's, to be kept out of the training."""
+    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__} | {"complete_task"}
+    world = starter_world.World(0)
+    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings, "businesses": world.businesses}
+    columns = {column for rows in tables.values() for column in rows[0]}
+    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
+    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in sorted((ROOT / "hints").rglob("*.md")) for line in file.read_text().splitlines()}
+    recipes = {line for line in lines if re.search(r"\w{3}", line) and not re.fullmatch(r'\w+ = "\.\.\."', line)}
+    texts = {t.lower() for t in wordings | recipes if len(re.findall(r"\w+", t)) > 1}
+    return Forbidden(frozenset(functions | set(tables) | columns | {"AuthorNet", "PaperNet"}), tuple(sorted(texts)))
 
 
 class World:
     """One made-up world: its words, tools and recipes. Everything is drawn from `rng`."""
 
-    def __init__(self, rng, pieces, excluded):
-        self.rng, self.pieces, self.excluded = rng, pieces, excluded
+    def __init__(self, rng, pieces, forbidden):
+        self.rng, self.pieces, self.forbidden = rng, pieces, forbidden
+        self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
+        self.kind, self.drawn, self.common = None, {}, []              # of the last value, the last one of each kind, words that come again
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
-        self.keys = [self.name(rng.choice((1, 1, 2))) for _ in range(rng.randint(3, 7))]
-        self.keys = [rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))(k) for k in self.keys]
+        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))) for _ in range(rng.randint(3, 7))]
+        self.common = [self.word() for _ in range(rng.randint(4, 12))]
+        self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
+        self.years, self.months, self.days = ([rng.randint(a, b) for _ in range(rng.randint(1, 3))] for a, b in ((1950, 2030), (1, 12), (1, 31)))
 
-    def word(self):
+    def word(self, form=str):
+        """Made of the vocabulary's pieces, or of syllables, or letters: names of the real world are many short tokens."""
+        r = self.rng
         while True:
-            w = "".join(self.rng.choices(self.pieces, k=self.rng.choice((1, 1, 2, 2, 2, 3)))).lower()
-            if 2 <= len(w) <= 10 and w not in self.excluded:
+            how = r.random()
+            if how < 0.4:
+                w = "".join(r.choices(self.pieces, k=r.choice((1, 1, 1, 1, 2, 2, 3)))).lower()
+            elif how < 0.9:
+                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 1, 2, 2, 3))))
+            else:
+                w = "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 5)))
+            w = form(w)
+            if 2 <= len(w) <= 11 and w not in self.forbidden.names:
                 return w
 
-    def words(self, low, high):
-        return " ".join(self.word() for _ in range(self.rng.randint(low, high)))
+    def again(self, form=str):
+        """A word, often one that this world has used before: what is copied must be told from what begins like it."""
+        return form(self.rng.choice(self.common)) if self.rng.random() < 0.35 else self.word(form)
 
-    def name(self, parts):
-        return "_".join(self.word() for _ in range(parts))
+    def words(self, low, high):
+        return " ".join(self.again() for _ in range(self.rng.randint(low, high)))
+
+    def name(self, parts, form=str):
+        while True:
+            name = form("_".join(self.word() for _ in range(parts)))
+            if name not in self.forbidden.names:
+                return name
 
     def variable(self):
-        return self.word() if self.rng.random() < 0.75 else self.rng.choice("abcdghijklmnpqrstuvxyz")
+        while True:
+            name = self.word() if self.rng.random() < 0.75 else self.rng.choice("abcdghijklmnpqrstuvxyz")
+            if name not in self.common:
+                return name
 
     # values of questions and observations
 
     def number(self):
         r = self.rng
-        return r.choice((str(r.randint(0, 99)), str(r.randint(100, 99999)), f"{r.randint(0, 999)}.{r.randint(0, 99)}", f"{r.random():.3f}",
-                         str(-r.randint(1, 60))))
+        if r.random() < 0.4:
+            return "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9)) + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
+        return r.choice((str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)), str(r.randint(1, 99) * 10),
+                         str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}", f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
+                         f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
 
     def capitals(self, n):
-        s = "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
-        return s if s.lower() not in self.excluded else self.capitals(n)
+        s = "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n)) if self.rng.random() < 0.7 else self.word()[:n].upper()
+        return s
 
     def names(self, low, high):
         r = self.rng
-        words = [self.word().capitalize() for _ in range(r.randint(low, high))]
+        words = [self.again(str.capitalize) for _ in range(r.randint(low, high))]
         if len(words) > 1 and r.random() < 0.1:
             words[0] = words[0][0] + "."
         return r.choice((" ",) * 12 + ("-", " & ")).join(words)
 
     def value(self):
-        """(text, in quotes in a question)"""
+        """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
         r = self.rng
-        kind = r.random()
-        if kind < 0.2:
-            sep = r.choice("--/")
-            return f"{r.randint(1950, 2030)}{sep}{r.randint(1, 12):02d}{sep}{r.randint(1, 31):02d}", False
-        if kind < 0.27:
-            return f"{r.randint(0, 23):02d}:{r.randint(0, 59):02d}", False
-        if kind < 0.37:
-            return self.number(), False
-        if kind < 0.47:
-            return self.capitals(r.randint(1, 3)) + r.choice(("", "-")) + str(r.randint(1, 9999)), False
-        if kind < 0.56:
-            return self.capitals(r.randint(2, 4)), False
-        if kind < 0.8:
-            return self.names(1, 4), False
-        words = [self.word() for _ in range(r.randint(1, 7))]
-        words = [w.capitalize() if r.random() < 0.5 else w for w in words]
-        if len(words) > 2 and r.random() < 0.3:
-            words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", " of", "-", " " + str(r.randint(1, 99))))
-        return " ".join(words), True
+        kind, self.kind = self.kind if self.kind and r.random() < 0.45 else r.choices(*VALUES)[0], None
+        text = self.draw(kind)
+        if kind in self.drawn and r.random() < 0.4:
+            parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
+            mixed = "".join(map(r.choice, zip(parts, others)))
+            if len(parts) == len(others) and mixed != self.drawn[kind]:
+                text = mixed
+        self.drawn[kind], self.kind = text, kind
+        return text, kind == "phrase"
+
+    def draw(self, kind):
+        r = self.rng
+        year, month, day = (r.choice(known) if r.random() < 0.6 else r.randint(*span) for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
+        day = f"{year}-{month:02d}-{day:02d}"
+        if kind == "date":
+            return day if r.random() < 0.85 else day.replace("-", "/")
+        if kind == "month":
+            return day[:7]
+        if kind == "time":
+            return f"{r.randint(0, 23):02d}:{r.choice((r.randint(0, 59), r.randrange(0, 60, 15))):02d}"
+        if kind == "number":
+            return self.number()
+        if kind == "code":
+            return self.capitals(r.randint(1, 3)) + r.choice(("", "", "-")) + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999), "".join(r.choices(self.pairs, k=2)))))
+        if kind == "capitals":
+            return self.capitals(r.randint(2, 4))
+        if kind == "address":
+            return f"{r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999)))} {self.names(1, 2)}"
+        if kind == "name":
+            return self.names(1, 4)
+        if kind == "list":
+            return ", ".join(self.names(2, 2) for _ in range(r.randint(2, 4)))
+        style = r.random()
+        words = [self.again(str.capitalize if (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0) else str) for i in range(r.randint(1, 7))]
+        if len(words) > 2 and r.random() < 0.2:
+            words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", "-", " " + str(r.randint(1, 99))))
+        return " ".join(words)
 
     def text(self, slots, phrase="", end="?"):
         """Prose that holds each slot's value right behind the slot's name, in any order and among others; `phrase` somewhere in it."""
         r = self.rng
         slots = r.sample(slots, len(slots))
-        for _ in range(r.choice((0, 0, 1, 2))):
-            slots.insert(r.randint(0, len(slots)), (self.word(), self.value()))
-        out = []
+        for _ in range(r.choice((0, 0, 1, 2) if end == "?" else (0, 1, 2, 4, 6))):
+            slots.insert(r.randint(0, len(slots)), (self.variable(), self.value()))
+        out, between = [], ("",) * 12 + (",", ",", ":", "'s")
         for name, (value, quoted) in slots:
             value = f'"{value}"' if quoted else value
-            out += [self.words(1, r.choice((1, 2, 4, 6))), f"{name} {value}{r.choice(('',) * 14 + (',', chr(39) + 's'))}"]
+            out += [self.words(1, r.choice((1, 2, 4, 6))), f"{name} {value}{r.choice(between)}"]
         out.append(self.words(1, 5) if r.random() < 0.5 or not slots else "")
         if phrase:
             out.insert(2 * r.randint(0, len(slots)), phrase)
-        s = " ".join(c for c in out if c)
-        return (s[0].upper() + s[1:] if r.random() < 0.9 else s) + end
+        s = " ".join(c for c in out if c).rstrip(",:")
+        begun = s[0].upper() + s[1:]
+        return (begun if r.random() < 0.9 and re.match(r"\w+", begun)[0] not in self.forbidden.names else s) + end
 
     # code
 
     def constant(self):
         r = self.rng
-        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"', str(r.randint(0, 100)), f'"{self.word().capitalize()}"'))
+        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"', str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
 
     def condition(self, x):
         r = self.rng
@@ -150,7 +222,7 @@ class World:
         if r.random() < 0.2:
             parts.append(f'"-{r.randint(1, 31)}"')
         if r.random() < 0.3:
-            parts[0] = f'"{r.choice(self.keys)}={self.word().capitalize()}, ' + parts[0][1:]
+            parts[0] = f'"{r.choice(self.keys)}={self.word(str.capitalize)}, ' + parts[0][1:]
         return " + ".join(parts)
 
     def call(self, env):
@@ -192,17 +264,71 @@ class World:
         """n lines of code that use and extend the variables in env."""
         r, lines = self.rng, []
         for _ in range(n):
-            if env and r.random() < 0.08:
+            if self.plain and env:
+                lines += self.plain_lines(env)
+            elif env and r.random() < 0.08:
                 x, v = r.choice("xyzc"), r.choice(env)
                 body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})", f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
                 lines.append(f"for {x} in {v}:\n    {body}" if r.random() < 0.7 else f"if {self.condition(v)}:\n    {body}")
             elif r.random() < 0.06:
                 lines.append(f"print({self.nested(env)})")
+            elif env and r.random() < 0.12:
+                lines += self.narrowed(env)
             else:
                 name = r.choice(env) if env and r.random() < 0.1 else self.variable()
                 lines.append(f"{name} = {self.expression(env)}")
                 env.append(name)
+                if len(env) > 2 and r.random() < 0.25:
+                    lines.append(self.sibling(lines[-1], env))
         return lines
+
+    def narrowed(self, env):
+        """Lines that call one tool again and again on what it gave."""
+        r, tool, name = self.rng, self.rng.choice(self.tools), self.variable()
+        lines = [f'{name} = {r.choice(self.tools)}("{self.word()}")']
+        for _ in range(r.randint(1, 3)):
+            key, sign = r.choice(self.keys), r.choice(("=", "=", "=", ">", "<", ">=", "<="))
+            what = f'"{key}{sign}" + {r.choice(env)}' if r.random() < 0.8 else f'"{key}{sign}{self.word(str.capitalize)}"'
+            lines.append(f"{name} = {tool}({name}, {what})")
+            if r.random() < 0.4:
+                name = self.variable()
+                lines[-1] = name + lines[-1][lines[-1].index(" = "):]
+        env.append(name)
+        return lines
+
+    def plain_lines(self, env):
+        """One or more lines of the kind that recipes for looking something up are made of."""
+        r, v, w, k, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice(self.keys), self.rng.choice("xyzcp"), self.variable()
+        if r.random() < 0.4:
+            lines = self.narrowed(env)
+            return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
+        line = f"{name} = " + r.choice((
+            f'{r.choice(self.tools)}({v})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v} + " " + {w})', f'{r.choice(self.tools)}("{self.word()}")',
+            f'sorted({r.choice(self.tools)}({v}, {w}))', f'{v}["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', f"sum({v}) / len({v})",
+            f'sum({v}["{k}"]) / len({v})', f'max({v}, key=lambda {x}: {x}["{k}"])', f'min({v}, key=lambda {x}: {x}["{k}"])', f'[{x} for {x} in {v} if {x}["{k}"] {r.choice("<>")} {x}["{r.choice(self.keys)}"]]',
+            f'[{x} for {x} in {v} if {x} in {w}]', f'set({v}["{k}"])', f'", ".join({v})', f'{v}[0]["{k}"] * int({w})', f'[{r.choice(self.tools)}({w}, {x})["{k}"] for {x} in {v}]', f'{v}.{self.word()}()',
+            f"int({v}[:2]) - int({w}[:2])", f"int({v}[3:]) - int({w}[3:])", f"{v} - {w}", f"{v} * {r.choice((7, 10, 24, 60, 100))} + {w}"))
+        env.append(name)
+        return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
+
+    def shown(self, env):
+        """What a step prints."""
+        r, v = self.rng, self.rng.choice(env[-3:])
+        if not self.plain:
+            return self.nested(env) if r.random() < 0.6 else r.choice(env)
+        return r.choice((v, v, f'{v}[0]["{r.choice(self.keys)}"]', f'{v}[0]["{r.choice(self.keys)}"]', f'{v}["{r.choice(self.keys)}"]', f"len({v})", f"round({v}, {r.randint(0, 3)})", f'{v}["{r.choice(self.keys)}"][0]'))
+
+    def sibling(self, line, env):
+        """A line that differs from `line` in a name or a constant or two, as two look-ups with the same tool do."""
+        r = self.rng
+        for _ in range(r.choice((1, 2, 2))):
+            word = r.choice(re.findall("[A-Za-z]+", line))
+            new = r.choice(env) if word in env else r.choice(self.keys) if word in self.keys else self.variable() if r.random() < 0.5 else word
+            line = re.sub(f"(?<![A-Za-z]){word}(?![A-Za-z])", new, line, count=1)
+        name = line.split(" = ")[0]
+        if re.fullmatch("[a-z]+", name) and name not in env:
+            env.append(name)
+        return line
 
     # recipes and what follows from them
 
@@ -213,18 +339,18 @@ class World:
         env += slots
         lines = self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
         if following is None:
-            value = r.choice((env[-1], env[-1], f"str({env[-1]})", self.expression(env, 1)))
+            value = r.choice((env[-1], env[-1], f"str({env[-1]})", env[-1] if self.plain else self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
         elif following and labels:
-            lines += [f'print("{name}", {self.nested(env) if r.random() < 0.6 else r.choice(env)})' for name in following]
+            lines += [f'print("{name}", {self.shown(env)})' for name in following]
         else:
-            lines.append(f"print({self.nested(env) if r.random() < 0.6 else r.choice(env)})")
+            lines.append(f"print({self.shown(env)})")
         return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "labels": labels, "code": lines}
 
     def recipe(self, size):
         r, env = self.rng, []
         n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
-        size = r.randint(1, size)                                      # short ones are dense in values to copy
+        size = r.choice((1, r.randint(1, size)))                       # short ones are dense in values to copy
         names = iter(dict.fromkeys(self.variable() for _ in range(60)))
         counts = [r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
         slots = [[next(names) for _ in range(count)] for count in counts]
@@ -321,7 +447,7 @@ def sample(world, chat, length):
     each = r.random() < 0.6
     while len(ids) < length:
         if begins := each or not ids:
-            world = World(r, world.pieces, world.excluded)
+            world = World(r, world.pieces, world.forbidden)
             recipes, hints, corrective = hint_block(world, chat, length)
         title, recipe = r.choice(recipes)
         question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective)
@@ -352,25 +478,27 @@ def vocabulary_pieces(chat):
     return sorted(t for t in chat.tokenizer.get_vocab() if re.fullmatch("[A-Za-z]{1,8}", t))
 
 
-def schedule(total):
+def schedule(total, phases=PHASES):
     """(length, rows, tokens before) of each update of a training on `total` tokens."""
     done, updates = 0, []
     while done < total:
-        _, length, rows = next(phase for phase in PHASES if done < phase[0] * total)
+        _, length, rows = next(phase for phase in phases if done < phase[0] * total)
         updates.append((length, rows, done))
         done += length * rows
     return updates
 
 
-def batch(chat, seed, length, n, excluded):
+def batch(chat, seed, length, n, forbidden):
     """n rows of `length` tokens, drawn from `seed` → ids, targets (rows, length) int64; -100 is no target."""
     rng, rows = random.Random(seed), []
-    tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t.lower() not in excluded]
-    for _ in range(n):
+    tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t not in forbidden.names]
+    while len(rows) < n:
         if length == 128 and rng.random() < 0.5:
             rows.append(repeated(rng, tokens, length))
-        else:
-            rows.append(sample(World(rng, vocabulary_pieces(chat), excluded), chat, length))
+            continue
+        row = sample(World(rng, vocabulary_pieces(chat), forbidden), chat, length)
+        if not forbidden.within(chat.decode(row[0])):
+            rows.append(row)
     ids = np.array([ids for ids, _ in rows])
     targets = np.where([mask for _, mask in rows], ids, -100)
     return ids, np.pad(targets[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
@@ -410,11 +538,11 @@ class Muon:
                 p.mul_(1 - 0.01 * lr).sub_(u, alpha=lr)
 
 
-def produce(queue, seed, start, updates, excluded):
+def produce(queue, seed, start, updates, forbidden):
     torch.set_num_threads(1)
     chat = Chat(ROOT / "starter")
     for index in range(start, len(updates)):
-        queue.put(batch(chat, f"{seed} {index}", *updates[index][:2], excluded))
+        queue.put(batch(chat, f"{seed} {index}", *updates[index][:2], forbidden))
 
 
 def loss_of(model, ids, targets):
@@ -453,16 +581,16 @@ def main():
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
     p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--exclude", nargs="*", default=[str(ROOT / "tools"), str(ROOT / "hints")], help="files or folders whose words are never drawn")
+    p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
     p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
     args = p.parse_args()
-    chat, excluded = Chat(ROOT / "starter"), excluded_words(args.exclude)
+    chat, forbidden = Chat(ROOT / "starter"), evaluated()
     if args.print:
         for i in range(args.print):
             rng = random.Random(f"{args.seed} print {i}")
-            ids, _ = sample(World(rng, vocabulary_pieces(chat), excluded), chat, 512)
+            ids, _ = sample(World(rng, vocabulary_pieces(chat), forbidden), chat, 512)
             print(f"--- sample {i}\n{chat.decode(ids)}\n")
         return
 
@@ -480,7 +608,9 @@ def main():
         torch.nn.init.zeros_(block.mlp.down_proj.weight)
     torch.nn.init.normal_(model.embed_tokens.weight, std=0.05)
     muon, adam = Muon(matrices), torch.optim.AdamW(rest, lr=1, betas=(0.9, 0.95), weight_decay=0.0)
-    updates, start = schedule(args.tokens), 0
+    updates, start = schedule(args.tokens, LATER if args.init else PHASES), 0
+    if args.init:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in load_file(args.init).items()}, strict=False)
     file = args.checkpoint or args.out / "checkpoint.pt"
     if file.exists():
         state = torch.load(file)
@@ -489,17 +619,17 @@ def main():
         muon.state = state["muon"]
         adam.load_state_dict(state["adam"])
     file = args.out / "checkpoint.pt"
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(excluded)} words excluded")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
     hidden = model.hidden
     if args.compile:
         model.hidden = torch.compile(hidden, dynamic=False)
     queue = multiprocessing.get_context("spawn").Queue(8)
-    producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, excluded), daemon=True)
+    producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
     producer.start()
-    held_out = [batch(chat, f"held out {i}", 512, 16, excluded) for i in range(6)]
+    held_out = [batch(chat, f"held out {i}", 512, 16, forbidden) for i in range(6)]
     began, losses = time.time(), []
     for update, (length, rows, done) in list(enumerate(updates))[start:]:
-        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY)
+        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * (0.6 if args.init else 1)
         ids, targets = (torch.from_numpy(x) for x in queue.get())
         loss, _, _ = loss_of(model, ids, targets)
         loss.backward()

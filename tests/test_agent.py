@@ -1,6 +1,7 @@
 """The prompt, the agent's loop, the records and the hints."""
 import json
 import os
+import types
 from pathlib import Path
 
 import pytest
@@ -206,3 +207,19 @@ def test_an_output_made_by_other_arguments_or_in_use_is_refused_and_left_alone(t
     with pytest.raises(ValueError, match="other arguments .*seed"):
         records.Output(file, {"seed": 2})
     assert file.read_text() == '{"id": "a"}\n'
+
+
+def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypatch, capsys):
+    class Leaky:
+        missing = ["the network"]
+        __init__ = lambda self, *paths: None
+        __enter__ = lambda self: self
+        __exit__ = lambda self, *error: None
+
+    monkeypatch.setattr(agent, "World", Leaky)
+    monkeypatch.setattr(agent, "serve", lambda *_: [])
+    play = lambda **args: agent.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, None, None)
+    with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
+        play(require_sandbox=True)
+    play(require_sandbox=False)
+    assert "cannot enforce: the network" in capsys.readouterr().err

@@ -147,10 +147,11 @@ def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
     tiny_checkpoint(tmp_path)
     data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
-    data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(8)))
-    run = subprocess.run([sys.executable, ROOT / "distill.py", "--model", tmp_path, "--data", data, "--loss", "ce", "--rank", "4", "--alpha", "8", "--lr", "1e-2", "--warmup", "2",
+    data.write_text("".join(json.dumps(record(chat, n) | fields | {"success": n < 8}) + "\n" for n in range(10)))
+    run = subprocess.run([sys.executable, ROOT / "distill.py", "--model", tmp_path, "--data", data, "--loss", "ce", "--verified", "--rank", "4", "--alpha", "8", "--lr", "1e-2", "--warmup", "2",
                           "--epochs", "6", "--batch", "6", "--out", tmp_path / "adapter"], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
+    assert run.stdout.startswith("8 records, 24 actions")             # the failures are left out
     losses = [json.loads(line)["loss"] for line in open(tmp_path / "adapter" / "log.jsonl")]
     assert losses[-1] < 0.7 * losses[0]
     assert len(read_adapter(tmp_path / "adapter")[1]) == 2 * 7 + 1

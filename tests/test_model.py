@@ -9,7 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model import Config, Llama, Request, Sampler, draw
+from model import Config, Llama, Request, Sampler
+from sampler import draw
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))

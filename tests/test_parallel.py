@@ -89,22 +89,59 @@ def test_a_process_is_killed_and_another_number_of_them_goes_on_to_the_same_adap
     same(folder, "one", "killed")
 
 
-def test_many_processes_collect_each_task_once_also_after_one_died(prepared, tmp_path):
+@pytest.fixture
+def collect(prepared, tmp_path):
+    """collect(processes, out, …) → the records by id."""
     folder, _ = prepared
-    for name in ("data", "hints"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "data").mkdir()
     (tmp_path / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
     tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"} for n in range(11)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
 
-    def collect(processes, out):
+    def run(processes, out, *more):
         launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         command = ["collect.py", "--model", folder / "model", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
-                   "--trials", 2, "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out]
+                   "--trials", 2, "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more]
         done = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr
         return {r["id"]: r for r in read_trajectories(tmp_path / out)}                 # which refuses an id that comes twice
+    return run
 
+
+LOGITS = """
+import sys
+sys.path.insert(0, {root!r})
+import parallel, torch
+from argparse import Namespace
+args = Namespace(model={model!r}, adapter=[{adapter!r}], batch=4, max_length=64, max_new_tokens=9, temperature=0.0, top_p=1.0, tp=int(sys.argv[1]))
+parallel.start()
+_, _, leads = parallel.replica(args.tp)
+sampler, _ = parallel.sampler(args)
+with torch.inference_mode():
+    logits = sampler.model(torch.arange(3, 40)[None])
+torch.save((logits, sum(p.numel() for p in sampler.model.layers.parameters())), sys.argv[2] + str(parallel.RANK))
+parallel.stop()
+"""
+
+
+def test_a_model_split_over_processes_computes_the_same(prepared, collect, tmp_path):
+    folder, command = prepared
+    adapter = ["--adapter", folder / "one"]
+    one, two = collect(1, "one.jsonl", *adapter), collect(4, "two.jsonl", *adapter, "--tp", 2)     # two replicas, each of two processes
+    assert one.keys() == two.keys() and len(one) == 22
+    assert all(one[key]["steps"] == two[key]["steps"] for key in one) and any(s["token_ids"]["monologue"] for r in one.values() for s in r["steps"])
+    script = tmp_path / "logits.py"
+    script.write_text(LOGITS.format(root=str(ROOT), model=str(folder / "model"), adapter=str(folder / "one")))
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run([sys.executable, script, "1", tmp_path / "whole"], check=True, env=environment)
+    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "2", tmp_path / "part"], check=True, env=environment)
+    logits, parameters = torch.load(tmp_path / "whole0")
+    for rank in range(2):
+        other, held = torch.load(tmp_path / f"part{rank}")
+        assert (other - logits).abs().max() <= 1e-5 * logits.abs().max() and held < 0.6 * parameters
+
+
+def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_path):
     one, two = collect(1, "one.jsonl"), collect(2, "two.jsonl")
     assert one.keys() == two.keys() and len(one) == 22
     assert all(one[key]["steps"] == two[key]["steps"] for key in one)

@@ -18,9 +18,9 @@ from tools import starter_world, toolqa
 @pytest.fixture(scope="module")
 def stream():
     """A part of the training stream as text, without agent.py's own wording."""
-    chat, excluded, texts = agent.Chat(ROOT / "starter"), pretrain.excluded_words([ROOT / "tools", ROOT / "hints"]), []
+    chat, forbidden, texts = agent.Chat(ROOT / "starter"), pretrain.evaluated(), []
     for length, n in ((128, 64), (256, 64), (512, 192), (768, 96)):
-        ids, _ = pretrain.batch(chat, f"test {length}", length, n, excluded)
+        ids, _ = pretrain.batch(chat, f"test {length}", length, n, forbidden)
         texts += [re.sub(r"\w+$", "", chat.decode(row.tolist())) for row in ids]          # a row's last word may be cut
     text = "\n".join(texts)
     for phrase in (agent.PROTOCOL, agent.THINK, agent.CODE):
@@ -45,8 +45,8 @@ def names(world):
 def test_no_tool_table_or_column_name_is_in_the_stream(stream, world):
     tools, tables, columns = names(world)
     assert len(tools) == 8 and len(tables) >= 6 and len(columns) >= 25
-    words = set(re.findall(r"\w+", stream.lower()))
-    found = {name.lower() for name in tools + tables + columns} & words
+    words = set(re.findall(r"\w+", stream))
+    found = set(tools + tables + columns) & words
     assert not found
 
 
@@ -65,13 +65,15 @@ def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(strea
 
 def test_the_stream_is_the_same_again_for_the_same_seed():
     chat = agent.Chat(ROOT / "starter")
-    first, second = (pretrain.batch(chat, "7 3", 256, 4, {"word"}) for _ in range(2))
+    first, second = (pretrain.batch(chat, "7 3", 256, 4, pretrain.Forbidden()) for _ in range(2))
     assert (first[0] == second[0]).all() and (first[1] == second[1]).all()
 
 
-def test_excluded_words_are_never_drawn():
+def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn_again():
     chat = agent.Chat(ROOT / "starter")
     pieces = pretrain.vocabulary_pieces(chat)
-    excluded = {p.lower() for p in pieces}
-    w = pretrain.World(random.Random(0), pieces, excluded)
-    assert not {w.word() for _ in range(3000)} & excluded
+    w = pretrain.World(random.Random(0), pieces, pretrain.Forbidden(frozenset(pieces)))
+    assert not {w.word() for _ in range(3000)} & set(pieces)
+    common = "print("
+    assert any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden())[0])
+    assert not any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden(texts=(common,)))[0])

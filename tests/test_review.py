@@ -60,3 +60,22 @@ def test_a_detector_that_raises_is_named_with_the_step(tmp_path):
     m = mistake(tmp_path, "python = 'def detect(trajectory, step): return step[\"nothing\"]'")
     with pytest.raises(ValueError, match=r"print-it\.md, field 'python': on step 0 of t#0: KeyError"):
         m.first_step(trajectory("x"))
+
+
+def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
+    import json
+    m = mistake(tmp_path, "regex = 'x'")
+    full = lambda n, success: trajectory("x") | {"id": f"t{n}#0", "success": success, "task": {"id": f"t{n}", "group": "coffee", "template": "p", "question": "q", "answer": "a"}, "seed": 0, "hints": [],
+                                                 "answer": "", "stop": "complete", "usage": {}}
+    found = [(full(n, n == 0), m, 0) for n in range(3)]
+    records = [full(n, n > 0) | {"id": f"t{n}#0!print-it~{k}", "stop": "complete" if k else ""} for n in range(3) for k in range(2)]
+    (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    corrected = review.outcomes(tmp_path / "corrected.jsonl", found)
+    row = review.effects([m], found, corrected, {})["print-it"]
+    assert row["before"] == [True, False, False] and row["with"] == [False, True, True] and row["without"] == []
+    with pytest.raises(ValueError, match="t0#0!print-it~0 goes on from a state that is not flagged here"):
+        review.outcomes(tmp_path / "corrected.jsonl", found[1:])
+
+
+def test_two_texts_side_by_side():
+    assert review.side_by_side("a b\nc", "one two three", 7) == "a b     │ one two\nc       │   three"

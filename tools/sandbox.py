@@ -241,6 +241,8 @@ def serve(arguments):
                 finally:
                     os._exit(0)
             os.close(sockets[0])
+    except ConnectionError:
+        pass                                             # the stage is gone
     finally:
         shutil.rmtree(scratch, ignore_errors=True)       # for a stage that cannot do it any more
 
