@@ -10,6 +10,7 @@ states where review.py found a mistake, puts the corrective hint at the end of t
 import agent
 import endpoint
 import parallel
+import plan
 import records
 
 
@@ -21,7 +22,10 @@ def main():
     parser.add_argument("--samples", type=records.number(int, 1), default=4, help="actions from each flagged state")
     parser.add_argument("--control", action="store_true", help="do not show the hint: what its effect is measured against")
     parser.add_argument("--rollout", action="store_true", help="play on after the corrected action to the task's end, without further hints")
+    plan.add_argument(parser)
     args = parser.parse_args()
+    if args.model and args.plan:
+        return plan.print_collection(args)
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
 

@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 import agent
 import parallel
+import plan as planning
 import records
 from attention import packed_attention
 from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
@@ -105,6 +106,15 @@ def batches(records, size, rng):
             batch = []
     if batch:
         yield batch
+
+
+def longest(args):
+    """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one."""
+    chat, lengths = agent.Chat(local_folder(args.model)), []
+    for batch in batches(read(args.data), args.batch, random.Random(args.seed)):
+        rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
+        lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
+    return max(lengths, key=lambda rows: sum(row[1] for row in rows))
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -271,7 +281,7 @@ def main():
     p = records.Parser(__doc__)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR", help="earlier rounds', in order; they stay as they are")
-    p.add_argument("--data", nargs="+", required=True, metavar="FILE", help="trajectories with hints, corrected actions")
+    p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions")
     p.add_argument("--balance", metavar="FILE", help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--verified", action="store_true", help="learn only from what ended in success (corrected actions: collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
@@ -288,8 +298,13 @@ def main():
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--out", type=Path, required=True, help="directory of the new adapter")
+    p.add_argument("--out", type=Path, help="directory of the new adapter")
+    planning.add_argument(p)
     args = p.parse_args()
+    if args.plan:
+        return planning.print_distillation(args, longest(args) if args.data else None)
+    if not args.data or not args.out:
+        p.error("give --data and --out")
     if parallel.RANK == 0:
         made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint.pt"))
         records.same_arguments(args.out / "arguments.json", vars(args), made)

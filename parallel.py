@@ -153,13 +153,14 @@ def follow(args):
 def share_out(model, path):
     """Gives every process its part of a model that was loaded without its weights: FSDP2, block by block. From the checkpoint each
     process reads only its own rows of every tensor; the adapters, which every process has, are cut down to its rows."""
+    device, _ = device_and_dtype()
+    for block in model.layers:
+        block.recompute = WORLD > 1 or device.type == "cuda"
     if WORLD == 1:
         return model
-    device, _ = device_and_dtype()
     mesh = init_device_mesh(device.type, (WORLD,))
     model.frequencies = model.frequencies.to(device)
     for block in model.layers:
-        block.recompute = True
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")

@@ -1,0 +1,276 @@
+"""What a run will hold on each GPU and how long it will take, before anybody pays for it: --plan of distill.py and collect.py.
+
+    python distill.py --model meta-llama/Llama-3.1-70B-Instruct --plan 8 80                 8 GPUs of 80 GiB
+    python collect.py --model meta-llama/Llama-3.1-70B-Instruct --tp 4 --plan 8 80 400 3350
+
+No formula here repeats what the code does: the code itself runs, on tensors without storage, and what would be in memory is added up,
+storage by storage, and so are the operations. Computed is only how FSDP2 and tensor parallelism divide it. A few seconds, no weights,
+no GPU.
+"""
+
+import argparse
+import weakref
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+import attention
+from lora import add_adapter, adapters
+from model import Config, Llama
+
+GIB = 2 ** 30
+HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100       # a trajectory's tokens, if there is none yet: hints; of each step what is shown and what is sampled
+
+
+class Memory(TorchDispatchMode):
+    """Adds up the bytes of all storages that are alive, remembers the most that there were, and counts floating-point operations."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.live, self.peak, self.flops = {}, 0, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if count := flop_registry.get(function.overloadpacket):
+            self.flops += count(*args, **(kwargs or {}), out_val=result)
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
+                self.sizes[key] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.gone, key)
+        return result
+
+    def gone(self, key):
+        self.live -= self.sizes.pop(key)
+
+    def above(self, work):
+        """Bytes that `work` needs at most beyond what is there already, and its floating-point operations."""
+        before, self.flops = self.live, 0
+        self.peak = before
+        work()
+        return self.peak - before, self.flops
+
+
+@contextmanager
+def without_storage(gpus):
+    """Inside, tensors have shapes only; with `gpus`, attention is the fused kernel that a GPU would run."""
+    kept = attention.causal_attention
+    if gpus:
+        attention.causal_attention = fused_attention
+    try:
+        with FakeTensorMode(), Memory() as memory:
+            yield memory
+    finally:
+        attention.causal_attention = kept
+
+
+def fused_attention(q, k, v):
+    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]
+
+
+def bare(config, dtype):
+    """A frozen model of that precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return Llama(config).requires_grad_(False)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def size(parameters):
+    return sum(p.numel() * p.element_size() for p in parameters)
+
+
+def earlier(args):
+    """Bytes of the adapters that are there already."""
+    return sum((Path(folder) / "adapter_model.safetensors").stat().st_size for folder in args.adapter)
+
+
+def config_of(path):
+    """Of a directory, a config.json, or a hub id, of which nothing else is fetched."""
+    if Path(path).is_dir():
+        path = Path(path) / "config.json"
+    elif not Path(path).is_file():
+        try:
+            from huggingface_hub import hf_hub_download
+            path = hf_hub_download(path, "config.json")
+        except Exception as e:
+            raise ValueError(f"{path}: neither a directory, a config.json nor a model on the hub ({str(e).splitlines()[0]})") from None
+    return Config.from_json(path)
+
+
+def by_layers(config, measure):
+    """measure(config) → a tuple of numbers. All blocks are alike: what two and three of them need tells what any number needs."""
+    two, three = (measure(replace(config, num_hidden_layers=n)) for n in (2, 3))
+    return [a + (b - a) * (config.num_hidden_layers - 2) for a, b in zip(two, three)]
+
+
+# ---------------------------------------------------------------------------------------------------- distill.py
+
+def stand_ins(batch):
+    """An update's records before there are any → [(teacher's tokens, student's tokens, action tokens, actions)]."""
+    return [(HINTS + STEPS * (SHOWN + SAMPLED), STEPS * (SHOWN + SAMPLED), STEPS * SAMPLED, STEPS)] * max(1, -(-batch // STEPS))
+
+
+def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True):
+    """What each of `gpus` processes holds in an update of distill.py on records of the given lengths (see `stand_ins`).
+
+    → ({part: bytes}, floating-point operations of the teacher's pass over a process's share of the records, of the student's update with
+    them, bytes that each process receives when the weights are gathered once). args: rank, alpha, lora_dropout, targets, kl_temperature, loss."""
+    import distill
+    mine = lengths[::gpus]
+    rows = [([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m) for _, n, m, k in mine]
+    taught = [([0] * n, list(range(n - m, n))) for n, _, m, _ in mine]
+
+    def measure(config):
+        with without_storage(on_gpu) as memory:
+            model = bare(config, dtype)
+            weights, blocks = size(model.parameters()), size(model.layers.parameters())
+            adapter = size(add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets))
+            in_blocks = size(p for p in model.layers.parameters() if p.requires_grad)
+            for block in model.layers:
+                block.recompute = on_gpu or gpus > 1
+
+            def teach():
+                with torch.no_grad(), adapters(model, newest=False):
+                    distill.hidden_at(model, taught)
+
+            teaching, teacher_flops = memory.above(teach)
+            hidden = torch.empty(sum(len(row[1]) for row in rows), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
+            learning, flops = memory.above(lambda: distill.loss_of(model, rows, hidden, args.kl_temperature))
+        return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
+
+    weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
+    parts = {"weights": weights / gpus, "adapter": adapter / gpus, "its gradients": adapter / gpus, "AdamW's moments": 2 * adapter / gpus,
+             "activations, logits": max(teaching, learning - adapter)}
+    if gpus > 1:                                                       # FSDP2: the root's, a block's, the next one's on its way in
+        parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
+    return parts, teacher_flops, flops, (weights + adapter) * (gpus - 1) / gpus
+
+
+# ---------------------------------------------------------------------------------------------------- collect.py, evaluate.py
+
+def collection(config, args, dtype=torch.bfloat16, on_gpu=True):
+    """What each of the --tp processes of a replica holds while agents act.
+
+    → ({part: bytes}, floating-point operations of a token, bytes that each reads for one more token of each of --batch agents
+    whose slots are half full). args: tp, batch, max_length. Raises ValueError if --tp does not divide the model."""
+    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
+        if getattr(config, name) % args.tp:
+            raise ValueError(f"--tp {args.tp} does not divide {name}, which is {getattr(config, name)}")
+    length = min(args.max_length, config.max_position_embeddings)
+    prompt = min(length, 4096)                                         # prompts run in pieces of about this size
+    part = replace(config, num_attention_heads=config.num_attention_heads // args.tp, num_key_value_heads=config.num_key_value_heads // args.tp,
+                   intermediate_size=config.intermediate_size // args.tp)
+
+    def measure(part):
+        with without_storage(on_gpu) as memory:
+            model = bare(part, dtype)
+            cache = size([torch.empty(2, part.num_hidden_layers, args.batch, part.num_key_value_heads, length, part.head_dim, dtype=dtype)])
+
+            def run():
+                with torch.no_grad():
+                    x = model.hidden(torch.zeros(1, prompt, dtype=torch.long), attend=attention.packed_attention([prompt]))
+                    p = model.lm_head(x[0, :args.batch]).float().softmax(-1)
+                    p.cumsum(-1, dtype=torch.float64)
+
+            working, flops = memory.above(run)
+            return size(model.parameters()), cache, working, flops * args.tp / prompt
+
+    weights, cache, working, flops = by_layers(part, measure)
+    embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize    # a row of it is read, not all
+    return {"weights": weights, "KV cache": cache, "activations, logits": working}, flops, weights - embedding + cache / 2
+
+
+# ---------------------------------------------------------------------------------------------------- what is printed
+
+def add_argument(parser):
+    parser.add_argument("--plan", nargs="+", type=float, metavar="N",
+                        help="GPUS GIB [TFLOPS GBS]: only print what each of so many GPUs of so much memory would hold, and how long it takes if each "
+                             "computes at TFLOPS [400] and moves GBS gigabytes a second [300 between GPUs, 2500 out of its memory]")
+
+
+def given(args, bandwidth):
+    """--plan's numbers → GPUs, bytes of memory, operations a second, bytes a second."""
+    numbers = [*args.plan, *(8, 80, 400, bandwidth)[len(args.plan):]]
+    if len(args.plan) not in (2, 4) or min(numbers) <= 0 or numbers[0] % 1:
+        raise ValueError("--plan: give GPUS GIB or GPUS GIB TFLOPS GBS, such as 8 80 or 8 80 400 300")
+    return int(numbers[0]), numbers[1] * GIB, numbers[2] * 1e12, numbers[3] * 1e9
+
+
+def table(parts, memory):
+    """Markdown, and whether it fits: a twentieth is left to CUDA itself and to fragmentation."""
+    whole = sum(parts.values())
+    rows = [("on each GPU", "GiB"), ("---", "---:"), *((name, f"{n / GIB:.2f}") for name, n in parts.items()), ("together", f"{whole / GIB:.2f} of {memory / GIB:g}")]
+    return "\n".join(f"| {a:<22} | {b:>11} |" for a, b in rows), whole < 0.95 * memory
+
+
+def count(config):
+    with without_storage(True):
+        return sum(p.numel() for p in bare(config, torch.bfloat16).parameters())
+
+
+def print_distillation(args, lengths=None):
+    """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones."""
+    gpus, memory, rate, bandwidth = given(args, 300)
+    config, lengths = config_of(args.model), lengths or stand_ins(args.batch)
+
+    def planned(gpus):
+        parts, *costs = distillation(config, gpus, args, lengths)
+        return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), *costs
+
+    parts, teacher, student, gathered = planned(gpus)
+    text, fits = table(parts, memory)
+    print(f"{count(config) / 1e9:.3g}B parameters in bfloat16, an adapter of rank {args.rank} in float32, {gpus} GPU{'s' * (gpus > 1)}; an update of {sum(n[3] for n in lengths)} "
+          f"actions in {len(lengths)} trajectories of {max(n[0] for n in lengths):,} tokens with hints, {max(n[1] for n in lengths):,} without\n\n{text}\n")
+    computing = [(student + t) / rate for t in (teacher, 0)]
+    moving = [n * gathered / bandwidth for n in (4, 3)]                # the teacher's pass, forward, recomputed, backward
+    first, later = (max(pair) for pair in zip(computing, moving))
+    mean = (first + (args.epochs - 1) * later) / args.epochs
+    print(f"an update: {(teacher + student) / 1e12:,.1f} TFLOP on a GPU in the first epoch, {student / 1e12:,.1f} later; {first:.2g} s and {later:.2g} s at {rate / 1e12:g} TFLOP/s"
+          + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "") + f"; 1,000 updates in {args.epochs} epochs {mean / 3.6:.2g} h")
+    if gpus > len(lengths):
+        print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take about as long")
+    if not fits:
+        enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
+        more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
+        print("it does NOT fit; it would " + (f"on {more} such GPUs" if more else "with shorter trajectories or fewer actions a trajectory: no number of GPUs is enough"))
+    return fits
+
+
+def print_collection(args):
+    """What collect.py --plan and evaluate.py --plan print."""
+    gpus, memory, rate, bandwidth = given(args, 2500)
+    if gpus % args.tp:
+        raise ValueError(f"--tp {args.tp}: the number of GPUs has to be a multiple of it, and is {gpus}")
+    config = config_of(args.model)
+
+    def planned(**other):
+        parts, *costs = collection(config, argparse.Namespace(**vars(args) | other))
+        return parts | ({"adapters": earlier(args)} if args.adapter else {}), *costs
+
+    parts, flops, read = planned()
+    text, fits = table(parts, memory)
+    replicas = gpus // args.tp
+    seconds = max(read / bandwidth, args.batch * flops / args.tp / rate)
+    print(f"{count(config) / 1e9:.3g}B parameters in bfloat16; {replicas} replica{'s' * (replicas > 1)} on {args.tp} GPU{'s' * (args.tp > 1)} each, "
+          f"{args.batch} agents at a time of {min(args.max_length, config.max_position_embeddings):,} tokens at most\n\n{text}\n")
+    print(f"a token: {flops / 1e9:.3g} GFLOP; at most {replicas * args.batch / seconds:,.0f} new tokens/s and {gpus * rate / flops:,.0f} prompt tokens/s "
+          f"at {rate / 1e12:g} TFLOP/s and {bandwidth / 1e9:g} GB/s out of the memory of each GPU")
+    if not fits:
+        def would(**other):
+            return table(planned(**other)[0], memory)[1]
+
+        batch = next((n for n in range(args.batch - 1, 0, -1) if would(batch=n)), None)
+        tp = next((n for n in range(args.tp + 1, config.num_key_value_heads + 1) if config.num_key_value_heads % n == 0 and would(tp=n)), None)
+        ways = [f"with --batch {batch}"] * bool(batch) + [f"with --tp {tp}"] * bool(tp)
+        print("it does NOT fit; it would " + (" or ".join(ways) or "with a shorter --max-length"))
+    return fits
