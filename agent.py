@@ -329,9 +329,10 @@ def corrections(states, args):
             yield t
 
 
-def play_all(trajectories, args, output, chat, sampler, request, only_next=False):
-    """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share."""
-    agent = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
+def play_all(trajectories, args, output, chat, sampler, request, agent=None):
+    """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share.
+    agent(trajectory) → its generator, `play` unless something else is to be played."""
+    agent = agent or functools.partial(play, chat, max_steps=args.max_steps)
     todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
     successes, first = 0, output.rank == 0
     with World(args.tools, args.data) as world, tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:

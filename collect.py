@@ -7,6 +7,8 @@ The first is how a round gets its experience: with the hints of round 1 (paper ย
 states where review.py found a mistake, puts the corrective hint at the end of the prompt, and samples the action anew (ยง3.2).
 """
 
+import functools
+
 import agent
 import endpoint
 import parallel
@@ -39,7 +41,8 @@ def main():
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
         output = records.Output(args.out, vars(args), replica, replicas)
-        agent.play_all(planned, args, output, chat, *endpoint.engine(args), only_next=bool(args.resample) and not args.rollout)
+        player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=bool(args.resample) and not args.rollout)
+        agent.play_all(planned, args, output, chat, *endpoint.engine(args), player)
         parallel.dismiss()
     else:
         parallel.follow(args)

@@ -1,11 +1,13 @@
 """How good an agent is: a model → success rates; several results → the paper's table.
 
     python evaluate.py --model starter --adapter runs/demo/round1 --tasks data/starter/test.jsonl --hints none --out runs/demo/test/3-round1.jsonl
+    python evaluate.py --suite humaneval|gsm8k --file F --model M --out humaneval.jsonl         standard benchmarks (suites.py)
     python evaluate.py --table runs/demo/test/*.jsonl [--html run.html]          Markdown, a row for each file; the run as a page
 
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
 """
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -13,8 +15,10 @@ from pathlib import Path
 import agent
 import endpoint
 import parallel
+import plan
 import records
 import report
+import suites
 
 
 def percent(trajectories):
@@ -78,6 +82,9 @@ def main():
     agent.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, instead of playing")
     parser.add_argument("--html", metavar="FILE", help="with --table: write the run as a page, too")
+    parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
+    parser.add_argument("--file", metavar="FILE", help="with --suite: its official file")
+    plan.add_argument(parser)
     args = parser.parse_args()
     if args.html and not args.table:
         parser.error("--html needs --table")
@@ -87,15 +94,21 @@ def main():
             Path(args.html).write_text(run_page(args.table), encoding="utf-8")
             print(f"\n{args.html}: written")
         return
-    if not (args.model and args.tasks and args.out):
-        parser.error("give --model, --tasks and --out, or --table")
-    tasks = records.read_tasks(args.tasks)
+    if args.model and args.plan:
+        return plan.print_collection(args)
+    if not (args.model and args.out and bool(args.tasks) != bool(args.suite)) or bool(args.suite) != bool(args.file):
+        parser.error("give --model, --out, and --tasks or --suite with --file; or --table")
+    if args.suite:
+        tasks, args.tools, args.data, args.hints = suites.read_suite(args.suite, args.file), None, None, "none"
+    else:
+        tasks = records.read_tasks(args.tasks)
     chat = endpoint.chat_with(args)
+    player = functools.partial(suites.attempt, chat) if args.suite else None
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
         output = records.Output(args.out, vars(args), replica, replicas)
-        agent.play_all(agent.trials(tasks, args), args, output, chat, *endpoint.engine(args))
+        agent.play_all(agent.trials(tasks, args), args, output, chat, *endpoint.engine(args), player)
         parallel.dismiss()
     else:
         parallel.follow(args)

@@ -9,6 +9,7 @@
 A mistake is one Markdown file: between two lines of +++ how it is detected (TOML), below them the hint. See README, "coaching".
 """
 
+import functools
 import re
 import shutil
 import signal
@@ -149,7 +150,8 @@ def resample(found, args):
     args.samples, args.control = 1, False
     chat = endpoint.chat_with(args)
     collected = SimpleNamespace(world=1, rank=0, done=(), write=new.append)
-    agent.play_all(agent.corrections(states, args), args, collected, chat, *endpoint.engine(args), only_next=not args.rollout)
+    player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=not args.rollout)
+    agent.play_all(agent.corrections(states, args), args, collected, chat, *endpoint.engine(args), player)
     new = {r["id"]: r for r in new}
     return [new[f"{state['id']}~0"] for state in states]
 

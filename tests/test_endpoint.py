@@ -1,4 +1,5 @@
 """A model behind an endpoint: a real server process' protocol, spoken by a thread; the agent, the judge, and what goes wrong."""
+import gzip
 import json
 import sys
 import threading
@@ -10,6 +11,7 @@ import endpoint
 import evaluate
 import records
 import review
+import suites
 
 
 @pytest.fixture
@@ -122,3 +124,30 @@ def test_a_judge_flags_the_first_bad_step_and_is_asked_nothing_twice(server, sta
     assert server.seen[0][2]["messages"][0]["content"].count("<verdict>yes") == 1        # ours, not the agent's
     stage(*command)
     assert len(server.seen) == 18
+
+
+HUMANEVAL = [{"task_id": "HumanEval/0", "entry_point": "twice", "prompt": "import math\n\ndef helper(x):\n    return x\n\ndef twice(x):\n    \"\"\" Twice x.\n    >>> twice(2)\n    4\n    \"\"\"\n",
+              "canonical_solution": "    return 2 * helper(x)\n", "test": "def check(candidate):\n    assert candidate(2) == 4\n    assert candidate(-1) == -2\n"},
+             {"task_id": "HumanEval/1", "entry_point": "half", "prompt": "def half(x):\n    \"\"\" Half of x. \"\"\"\n", "canonical_solution": "    return x / 2\n",
+              "test": "def check(candidate):\n    assert candidate(4) == 2\n"}]
+GSM8K = [{"question": "Tom has 3 boxes of 400 nails. How many nails?", "answer": "3 * 400 = <<3*400=1200>>1200\n#### 1,200"},
+         {"question": "And 4 boxes?", "answer": "4 * 400 = 1600\n#### 1600"}]
+
+
+@pytest.mark.parametrize("suite, lines, right, wrong", [
+    ("humaneval", HUMANEVAL, "```python\ndef twice(x):\n    return helper(x) + x\n```", "complete_task('', 'passed')\ndef half(x):\n    return 3"),
+    ("gsm8k", GSM8K, "Three times 400 is 1200. <answer>1200.00", "I think it is 1500.")])
+def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong):
+    file = tmp_path / "official.jsonl.gz"
+    file.write_bytes(gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode()))
+    server.answer = lambda body: said(right if "wice" in body["messages"][0]["content"] or "Tom" in body["messages"][0]["content"] else wrong)
+    stage(evaluate, "--suite", suite, "--file", file, "--model", "openai:m", "--base-url", server.url, "--trials", 1, "--temperature", 0, "--out", tmp_path / "out.jsonl")
+    results = records.read_trajectories(tmp_path / "out.jsonl")
+    assert sorted((t["task"]["id"][-1], t["success"], t["stop"]) for t in results) == [(str(int(suite == "gsm8k")), True, "complete"), (str(1 + (suite == "gsm8k")), False, "complete")]
+    assert "50.0" in evaluate.table([tmp_path / "out.jsonl"])
+    with pytest.raises(SystemExit) as graded:
+        stage(suites, suite, file)
+    assert graded.value.code == 0                                      # the official solutions pass
+    file.write_bytes(gzip.compress(b'{"question": 1}\n'))
+    with pytest.raises(ValueError, match="official.jsonl.gz, line 1, field"):
+        suites.read_suite(suite, file)

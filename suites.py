@@ -1,0 +1,113 @@
+"""Standard benchmarks, to see whether coaching has cost a model anything else (paper, Table 6): HumanEval's pass@1 and GSM8K, zero-shot.
+
+    python evaluate.py --suite humaneval --file HumanEval.jsonl.gz --model M [--adapter A …] --trials 1 --temperature 0 --out humaneval.jsonl
+    python evaluate.py --suite gsm8k --file test.jsonl --model M [--adapter A …] --trials 1 --temperature 0 --out gsm8k.jsonl
+    python suites.py humaneval HumanEval.jsonl.gz          grades the official solutions: 100 %, or something is wrong here
+
+The files are the official ones. Generated code runs in the agent's sandbox.
+"""
+
+import argparse
+import gzip
+import json
+import re
+import secrets
+import sys
+from pathlib import Path
+
+import records
+from agent import Execute, Generate, plain_code
+from tools.sandbox import World
+
+PROMPTS = {
+    "humaneval": "Write this Python function, the whole of it with its imports, between <python> and </python>, and nothing else.\n\n{question}",
+    "gsm8k": "Solve this problem. Reason step by step, then write the answer, a number alone, between <answer> and </answer>.\n\n{question}",
+}
+TAGS = {"humaneval": "python", "gsm8k": "answer"}
+FIELDS = {"humaneval": ("task_id", "prompt", "entry_point", "canonical_solution", "test"), "gsm8k": ("question", "answer")}
+
+
+def read_suite(suite, file):
+    """The official file (JSONL, or that gzipped) → tasks as evaluate.py plays them. Raises ValueError, naming file, line and field."""
+    file = Path(file)
+    try:
+        lines = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode().splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as e:
+        raise ValueError(f"{file}: cannot be read ({e}); --file names the official file of {suite}") from None
+    tasks = []
+    for n, line in enumerate(lines, 1):
+        try:
+            given = json.loads(line)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+        for name in FIELDS[suite]:
+            if not isinstance(given, dict) or not isinstance(given.get(name), str):
+                raise ValueError(f"{file}, line {n}, field {name!r}: missing, or not text; is this {suite}'s official file?")
+        task = {"id": f"gsm8k/{n}", "question": given["question"], "answer": number(given["answer"]), "solution": given["answer"]} if suite == "gsm8k" else {
+            "id": given["task_id"], "question": given["prompt"], "answer": "passed", "solution": given["prompt"] + given["canonical_solution"],
+            "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
+        tasks.append(task | {"group": suite, "template": suite})
+    if not tasks:
+        raise ValueError(f"{file}: empty")
+    return tasks
+
+
+def number(text):
+    """The last number of a text, in one form: "1,200.00" is "1200"; "" if there is none."""
+    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    value = found[-1].replace(",", "") if found else ""
+    return value.rstrip("0").rstrip(".") if "." in value else value
+
+
+def attempt(chat, trajectory):
+    """The counterpart of agent.play: one response, graded. A generator that yields Generate and Execute requests."""
+    task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
+    prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
+    said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))
+    text, ids, (read, written) = chat.heard(prompt, said, tag)
+    trajectory["usage"]["input_tokens"] += read
+    trajectory["usage"]["output_tokens"] += written
+    before, opened, inside = text.rpartition(f"<{tag}>")               # without it: the response was begun with the tag, or has none
+    inside, closed, _ = inside.partition(f"</{tag}>")
+    step = {"monologue": before, "code": plain_code(inside) if tag == "python" else "", "observation": "", "hint": None, "token_ids": {} if ids is None else {"code": ids}}
+    trajectory["steps"].append(step)
+    ended = closed or (tag == "answer" and end == "stop")              # a number without its tag is a number
+    trajectory["stop"] = "complete" if ended else "length" if end == "length" else "invalid"
+    if tag == "answer":
+        trajectory["answer"] = number(inside)
+    elif closed:
+        passed = secrets.token_hex(8)                                  # the code cannot say so by itself
+        observation = yield Execute(program(task, step["code"], passed))
+        step["observation"] = observation.text
+        trajectory["answer"] = "passed" if observation.completed and observation.completed[1] == passed else "failed"
+    trajectory["success"] = trajectory["stop"] == "complete" and trajectory["answer"] == task["answer"]
+
+
+def program(task, code, passed):
+    """The prompt (its imports and helpers), the code, the tests."""
+    return f"{task['question']}\n\n{code}\n\n{task['test']}\ncomplete_task('', {passed!r})"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suite", choices=PROMPTS)
+    parser.add_argument("file")
+    args = parser.parse_args()
+    tasks, right = read_suite(args.suite, args.file), 0
+    with World(None) as world:
+        for task in tasks:
+            if args.suite == "gsm8k":
+                ok = number(task["solution"].rpartition("####")[2]) == task["answer"] != ""
+            else:
+                with world.start() as box:
+                    observation = box.run(program(task, task["solution"], "yes"))
+                ok = observation.completed == ("", "yes")
+            right += ok
+            if not ok:
+                print(f"{task['id']}: {observation.text if args.suite == 'humaneval' else task['solution']}")
+    print(f"{args.suite}: {right} of {len(tasks)} official solutions pass, {100 * right / len(tasks):.1f} %")
+    sys.exit(right < len(tasks))
+
+
+if __name__ == "__main__":
+    records.run_stage(main)
