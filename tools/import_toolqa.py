@@ -1,0 +1,312 @@
+"""Makes a world and tasks for collect.py out of the real ToolQA (Zhuang et al., 2023).
+
+    python tools/import_toolqa.py corpora ToolQA/data/external_corpus --out data/toolqa/world
+    python tools/import_toolqa.py questions toolqa/questions --out data/toolqa
+
+The first reads the release's corpora: flights/*.csv (four million rows), coffee/*.csv, airbnb/*.csv, yelp/*.json (JSON lines), dblp/*.pkl
+(networkx graphs and dictionaries) and agenda/*.jsonl, and writes the one SQLite file that tools/toolqa.py reads. It streams: memory stays small
+but for the graphs. A part that is done is not done again. What is cleaned (the paper's Appendix C) is written to cleaning.log with its reason.
+
+The second reads questions as the paper's authors corrected and split them: train, val and test, and train-unseen, val-unseen and test-unseen,
+whose test templates do not occur in training.
+
+Pickles can run code when they are read. These are read by an unpickler that makes dictionaries, lists and networkx graphs, and nothing else.
+"""
+
+import argparse
+import csv
+import json
+import os
+import pickle
+import re
+import sqlite3
+import sys
+from collections import Counter
+from pathlib import Path
+
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import records
+from tools import toolqa
+
+GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")
+INDEXES = {"flights": [("FlightDate", "Origin", "Dest"), ("IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline"), ("Origin",), ("Dest",), ("Airline",)],
+           "coffee": [("Date",)], "airbnb": [("id",), ("neighbourhood",), ("NAME",)], "yelp": [("name",), ("postal_code",), ("city",)]}
+TEXT = {"airbnb": {"id", "host id"}, "yelp": {"postal_code", "business_id"}}       # columns of codes, though they may look like numbers
+
+# DBLP questions say no template. The first of these that is found in a question names it, with the others' names.
+DBLP = {
+    r"^Who are the authors of": "author",
+    r"^How many papers .* cited \"": "how many papers",
+    r"^How many collaborators does": "how many collaborators",
+    r" write together ": "papers write together",
+    r"^How many papers did .* write in": "number of papers written by A",
+    r"common collaborators": "common collaborators",
+    r"most cited paper": "most cited paper",
+    r"accumulated citations": "accumulated citations",
+    r"collaborators plus those": "papers by collaborators and others",
+    r"^What institutions": "institution",
+    r"^What organization": "organization",
+    r"^How many pages": "pages",
+    r"^What papers did": "papers written by A",
+    r"^Which co-author": "co-author with the highest citation",
+    r"^Who collaborated with": "collaborate most",
+}
+SPLITS = {"train": "train", "val": "val", "test": "test", "train-unseen": "train-seen-questions", "val-unseen": "val-seen-questions", "test-unseen": "test-unseen-questions"}
+
+
+# ---------------------------------------------------------------------------------------------------- questions
+
+def read_questions(folder, split):
+    """The tasks of one split, from <folder>/<split's folder>/<group>-*.jsonl. Raises ValueError, naming file and line."""
+    tasks = []
+    for group in GROUPS:
+        files = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
+        if len(files) != 1:
+            raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(files)} files {group}-*.jsonl; one is needed")
+        for n, line in enumerate(files[0].read_text(encoding="utf-8").splitlines(), 1):
+            where = f"{files[0]}, line {n}"
+            try:
+                given = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{where}: not JSON ({e.msg})") from None
+            if not isinstance(given, dict) or "question" not in given or "answer" not in given:
+                raise ValueError(f"{where}: no question or no answer")
+            question = given["question"].strip()
+            template = given.get("type") or next((name for pattern, name in DBLP.items() if group == "dblp" and re.search(pattern, question)), None)
+            if template is None:
+                raise ValueError(f"{where}: the question has no type, and is like none of the known ones: {question[:80]}")
+            answers = [a.strip() for a in str(given["answer"]).split("//")]
+            tasks.append({"id": f"{group}-{split}-{n:03}", "group": group, "template": f"{group}: {template}", "question": question,
+                          "answer": answers[0] if len(answers) == 1 else answers})
+    return tasks
+
+
+def import_questions(folder, out):
+    out.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        tasks = read_questions(folder, split)
+        (out / f"{split}.jsonl").write_text("".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks), encoding="utf-8")
+        print(f"{out}/{split}.jsonl: {len(tasks)} tasks of {len({t['template'] for t in tasks})} templates")
+
+
+# ---------------------------------------------------------------------------------------------------- corpora
+
+class Log:
+    """cleaning.log: what was changed or left out, and why; the first hundred cases of a kind, and how many there were."""
+
+    def __init__(self, file):
+        self.file, self.counts = open(file, "a", encoding="utf-8"), Counter()
+
+    def __call__(self, reason, what):
+        self.counts[reason] += 1
+        if self.counts[reason] <= 100:
+            self.file.write(f"{reason}: {what}\n")
+
+    def close(self):
+        for reason, n in self.counts.items():
+            self.file.write(f"in all {n}: {reason}\n")
+        self.file.close()
+
+
+def value_of(text):
+    """A cell as the table holds it: a number where the text is one and nothing is lost, "" as nothing, else the text."""
+    if text in ("", None):
+        return None
+    if isinstance(text, (dict, list)):
+        return json.dumps(text, ensure_ascii=False)
+    if not isinstance(text, str):
+        return int(text) if isinstance(text, bool) else text
+    if re.fullmatch(r"-?(0|[1-9]\d{0,14})", text):
+        return int(text)
+    return float(text) if re.fullmatch(r"-?(0|[1-9]\d{0,14})\.\d{1,15}", text) else text
+
+
+def csv_rows(file):
+    """(header, rows of text, bytes read so far) of a CSV file, row by row. Raises ValueError naming file and line of a broken row."""
+    with open(file, newline="", encoding="utf-8-sig", errors="replace") as f:
+        reader = csv.reader(f)
+        header = next(reader, None)
+        if not header:
+            raise ValueError(f"{file}: empty; a CSV file with a header is needed")
+        yield header
+        for row in reader:
+            if len(row) != len(header):
+                raise ValueError(f"{file}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}")
+            yield row
+
+
+def json_rows(file):
+    """The same of a file of JSON objects, one a line; the first one's keys are the columns."""
+    header = None
+    with open(file, encoding="utf-8") as f:
+        for n, line in enumerate(f, 1):
+            try:
+                record = json.loads(line)
+            except json.JSONDecodeError as e:
+                raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+            if header is None:
+                header = list(record)
+                yield header
+            if unknown := record.keys() - set(header):
+                raise ValueError(f"{file}, line {n}, field {min(unknown)!r}: line 1 has no such field")
+            yield [record.get(name) for name in header]
+    if header is None:
+        raise ValueError(f"{file}: empty; it should hold one JSON object a line")
+
+
+def one_file(folder, pattern):
+    files = sorted(folder.glob(pattern))
+    if len(files) != 1:
+        raise ValueError(f"{folder}: {len(files)} files {pattern}; one is needed, as in ToolQA's release")
+    return files[0]
+
+
+def import_table(db, group, file, log):
+    """db/<group>: rows streamed from a CSV or JSON-lines file, then its indexes."""
+    rows = csv_rows(file) if file.suffix == ".csv" else json_rows(file)
+    header = next(rows)
+    keep = [i for i, name in enumerate(header) if name.strip()]        # pandas writes its index as a column without a name
+    names, text = [header[i] for i in keep], TEXT.get(group, set())
+    quoted = [toolqa._quote(name) for name in names]
+    table, seen = toolqa._quote(f"db/{group}"), set()
+    db.execute(f"DROP TABLE IF EXISTS {table}")
+    db.execute(f"CREATE TABLE {table} ({', '.join(quoted)})")
+
+    def cleaned():
+        for row in tqdm(rows, desc=group, unit=" rows", unit_scale=True, mininterval=1):
+            if group == "airbnb":                                      # the file lists some homes several times
+                key = hash(tuple(row))
+                if key in seen:
+                    log("airbnb, a row that is there already", row[0])
+                    continue
+                seen.add(key)
+            yield [row[i] if header[i] in text and row[i] != "" else value_of(row[i]) for i in keep]
+
+    db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", cleaned())
+    for columns in INDEXES[group]:
+        if set(columns) <= set(names):
+            db.execute(f"CREATE INDEX {toolqa._quote('index/' + group + '/' + '+'.join(columns))} ON {table} ({', '.join(map(toolqa._quote, columns))})")
+
+
+class Careful(pickle.Unpickler):
+    """Reads dictionaries, lists, texts, numbers and networkx graphs. Graphs become `Plain`, whatever networkx is installed or not."""
+
+    def find_class(self, module, name):
+        if module.startswith("networkx.classes.") and name in ("Graph", "DiGraph", "MultiGraph", "MultiDiGraph"):
+            return Plain
+        if (module, name) in {("builtins", "dict"), ("builtins", "list"), ("builtins", "set"), ("collections", "OrderedDict"), ("collections", "defaultdict")}:
+            return {"dict": dict, "list": list, "set": set, "OrderedDict": dict, "defaultdict": lambda *_: {}}[name]
+        if module.startswith("networkx."):                             # factories and views that newer versions keep
+            return Plain
+        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not read")
+
+
+class Plain:
+    """A networkx object without networkx: what it was pickled with stands in its attributes."""
+
+    def __init__(self, *_):
+        pass
+
+    def __setstate__(self, state):
+        self.__dict__.update(state if isinstance(state, dict) else {})
+
+
+def read_pickle(file):
+    """Raises ValueError, naming the file, for anything else than such data."""
+    try:
+        with open(file, "rb") as f:
+            return Careful(f).load()
+    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError, ImportError) as e:
+        raise ValueError(f"{file}: cannot be read safely ({e})") from None
+    except OSError as e:
+        raise ValueError(f"{file}: {e.strerror}; it belongs to ToolQA's release") from None
+
+
+def import_dblp(db, folder, log):
+    """Both graphs, nodes by their titles and names: Appendix C's first kind of cleaning."""
+    for graph, word, there, back in (("PaperNet", "title", "title2id_dict", "id2title_dict"), ("AuthorNet", "author", "author2id_dict", "id2author_dict")):
+        net = read_pickle(folder / f"{'paper' if graph == 'PaperNet' else 'author'}_net.pkl")
+        to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
+        if not (isinstance(net, Plain) and isinstance(getattr(net, "_node", None), dict) and isinstance(to_id, dict) and isinstance(to_name, dict)):
+            raise ValueError(f"{folder}: {graph}'s files are not a graph and two dictionaries")
+        name_of = {}
+        for name, key in to_id.items():
+            if to_name.get(key) != name:
+                log(f"dblp, {there} and {back} do not agree", f"{name!r} is {key!r}, that is {to_name.get(key)!r}")
+            elif key not in net._node:
+                log(f"dblp, in {there} but not in {graph}", repr(name))
+            else:
+                name_of[key] = name
+        papers = to_name if graph == "PaperNet" else papers
+        spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v for k, v in attributes.items()}
+        nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
+        directed = hasattr(net, "_pred")
+        edges = ((name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)) for a, others in net._adj.items() for b, attributes in others.items()
+                 if a in name_of and b in name_of and (directed or str(a) <= str(b)))
+        for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", edges)):
+            table = toolqa._quote(f"{kind}/{graph}")
+            db.execute(f"DROP TABLE IF EXISTS {table}")
+            db.execute(f"CREATE TABLE {table} ({columns})")
+            db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({'?, ?' if kind == 'nodes' else '?, ?, ?'})",
+                           tqdm(rows, desc=f"{graph}, {kind}", unit=" rows", unit_scale=True, mininterval=1))
+        db.execute(f"CREATE INDEX {toolqa._quote('index/' + graph)} ON {toolqa._quote('edges/' + graph)} (node2)")
+
+
+def import_agenda(db, file):
+    """agenda: the texts, a full-text index."""
+    rows = json_rows(file)
+    header = next(rows)
+    if "event" not in header:
+        raise ValueError(f"{file}, line 1, field 'event': missing; it holds the text of an entry")
+    db.execute("DROP TABLE IF EXISTS agenda")
+    db.execute("CREATE VIRTUAL TABLE agenda USING fts5(text)")
+    at = header.index("event")
+    db.executemany("INSERT INTO agenda VALUES (?)", ((row[at].strip(),) for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1)))
+
+
+def import_corpora(folder, out):
+    """world.sqlite in `out`. Group by group, each in one transaction: started again, it goes on with the next."""
+    out.mkdir(parents=True, exist_ok=True)
+    file, part = out / "world.sqlite", out / "world.sqlite.part"
+    if file.exists():
+        print(f"{file}: there already")
+        return
+    db, log = sqlite3.connect(part, isolation_level=None), Log(out / "cleaning.log")
+    try:
+        db.execute("PRAGMA cache_size = -200000")                      # 200 MB
+        db.execute("CREATE TABLE IF NOT EXISTS imported (part PRIMARY KEY)")
+        for group in GROUPS:
+            if db.execute("SELECT 1 FROM imported WHERE part = ?", (group,)).fetchone():
+                continue
+            db.execute("BEGIN")
+            if group == "dblp":
+                import_dblp(db, folder / group, log)
+            elif group == "agenda":
+                import_agenda(db, one_file(folder / group, "*.jsonl"))
+            else:
+                import_table(db, group, one_file(folder / group, "*.json" if group == "yelp" else "*.csv"), log)
+            db.execute("INSERT INTO imported VALUES (?)", (group,))
+            db.execute("COMMIT")
+        db.execute("DROP TABLE imported")
+        db.execute("ANALYZE")
+    finally:
+        db.close()
+        log.close()
+    os.replace(part, file)
+    print(f"{file}: {file.stat().st_size / 2 ** 20:,.0f} MiB; what was cleaned stands in {out / 'cleaning.log'}")
+
+
+def main():
+    parser = records.Parser(__doc__)
+    parser.add_argument("what", choices=("corpora", "questions"))
+    parser.add_argument("folder", type=Path, help="where the release's files are")
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    (import_corpora if args.what == "corpora" else import_questions)(args.folder, args.out)
+
+
+if __name__ == "__main__":
+    records.run_stage(main)
