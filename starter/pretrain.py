@@ -40,7 +40,8 @@ VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "na
 ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z".split() + [""] * 5
 VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
-LATER = [(0.70, 512, 16), (1.00, 768, 12)]                                        # the same with --init
+SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
+LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -77,7 +78,8 @@ class World:
     def __init__(self, rng, pieces, forbidden):
         self.rng, self.pieces, self.forbidden = rng, pieces, forbidden
         self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
-        self.kind, self.drawn, self.common = None, {}, []              # of the last value, the last one of each kind, words that come again
+        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
+        self.kind, self.drawn, self.common, self.slots = None, {}, [], set()     # of the last value, the last one of each kind, words that come again, slots' names
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
         self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))) for _ in range(rng.randint(3, 7))]
@@ -101,8 +103,18 @@ class World:
                 return w
 
     def again(self, form=str):
-        """A word, often one that this world has used before: what is copied must be told from what begins like it."""
-        return form(self.rng.choice(self.common)) if self.rng.random() < 0.35 else self.word(form)
+        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name: what is looked
+        for must be told from what looks like it."""
+        r, how = self.rng, self.rng.random()
+        if how < 0.25:
+            return form(r.choice(self.common))
+        if how < 0.45:
+            like, new = r.choice([*self.common, *sorted(self.slots), *sorted(self.slots)]), self.word()
+            part = r.randint(1, len(like))
+            word = form(r.choice((like[:part] + new, new + like[-part:], new + like[-part:])))
+            if len(word) <= 14 and word not in self.slots and word not in self.forbidden.names:
+                return word
+        return self.word(form)
 
     def words(self, low, high):
         return " ".join(self.again() for _ in range(self.rng.randint(low, high)))
@@ -181,11 +193,11 @@ class World:
             words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", "-", " " + str(r.randint(1, 99))))
         return " ".join(words)
 
-    def text(self, slots, phrase="", end="?"):
+    def text(self, slots, phrase="", end="?", others=(0, 0, 1, 2)):
         """Prose that holds each slot's value right behind the slot's name, in any order and among others; `phrase` somewhere in it."""
         r = self.rng
         slots = r.sample(slots, len(slots))
-        for _ in range(r.choice((0, 0, 1, 2) if end == "?" else (0, 1, 2, 4, 6))):
+        for _ in range(r.choice(others)):
             slots.insert(r.randint(0, len(slots)), (self.variable(), self.value()))
         out, between = [], ("",) * 12 + (",", ",", ":", "'s")
         for name, (value, quoted) in slots:
@@ -206,7 +218,8 @@ class World:
 
     def condition(self, x):
         r = self.rng
-        return f'{x}["{r.choice(self.keys)}"] {r.choice(("==", ">", "<", ">=", "!="))} {r.choice((self.constant(), str(r.randint(0, 50))))}'
+        part = r.choice((f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]', f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
+        return f'{x}{part} {r.choice(("==", "==", ">", "<", ">=", "!=", "in"))} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}'
 
     def argument(self, env):
         r = self.rng
@@ -264,7 +277,9 @@ class World:
         """n lines of code that use and extend the variables in env."""
         r, lines = self.rng, []
         for _ in range(n):
-            if self.plain and env:
+            if r.random() < self.free:
+                lines.append(self.anything())
+            elif self.plain and env:
                 lines += self.plain_lines(env)
             elif env and r.random() < 0.08:
                 x, v = r.choice("xyzc"), r.choice(env)
@@ -281,6 +296,17 @@ class World:
                 if len(env) > 2 and r.random() < 0.25:
                     lines.append(self.sibling(lines[-1], env))
         return lines
+
+    def anything(self):
+        """A line without any form: nothing but copying gets it right."""
+        r = self.rng
+        while True:
+            if r.random() < 0.3:
+                line = self.words(3, 8)
+            else:
+                line = "".join((r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS)) + r.choice(("", "", " ")) for _ in range(r.randint(4, 16))).strip()
+            if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
+                return line
 
     def narrowed(self, env):
         """Lines that call one tool again and again on what it gave."""
@@ -306,7 +332,7 @@ class World:
             f'{r.choice(self.tools)}({v})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v} + " " + {w})', f'{r.choice(self.tools)}("{self.word()}")',
             f'sorted({r.choice(self.tools)}({v}, {w}))', f'{v}["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', f"sum({v}) / len({v})",
             f'sum({v}["{k}"]) / len({v})', f'max({v}, key=lambda {x}: {x}["{k}"])', f'min({v}, key=lambda {x}: {x}["{k}"])', f'[{x} for {x} in {v} if {x}["{k}"] {r.choice("<>")} {x}["{r.choice(self.keys)}"]]',
-            f'[{x} for {x} in {v} if {x} in {w}]', f'set({v}["{k}"])', f'", ".join({v})', f'{v}[0]["{k}"] * int({w})', f'[{r.choice(self.tools)}({w}, {x})["{k}"] for {x} in {v}]', f'{v}.{self.word()}()',
+            f'[{x} for {x} in {v} if {x} in {w}]', f'[{x} for {x} in {v} if {self.condition(x)}]', f'set({v}["{k}"])', f'", ".join({v})', f'{v}[0]["{k}"] * int({w})', f'[{r.choice(self.tools)}({w}, {x})["{k}"] for {x} in {v}]', f'{v}.{self.word()}()',
             f"int({v}[:2]) - int({w}[:2])", f"int({v}[3:]) - int({w}[3:])", f"{v} - {w}", f"{v} * {r.choice((7, 10, 24, 60, 100))} + {w}"))
         env.append(name)
         return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
@@ -354,6 +380,7 @@ class World:
         names = iter(dict.fromkeys(self.variable() for _ in range(60)))
         counts = [r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
         slots = [[next(names) for _ in range(count)] for count in counts]
+        self.slots = {name for names in slots for name in names}
         return [self.step(env, slots[i], slots[i + 1] if i + 1 < n else None, size) for i in range(n)]
 
     @staticmethod
@@ -406,11 +433,11 @@ class World:
                 hint = {"name": "", "text": self.write_step(i, step)}
             slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
             if i == 0:
-                question = self.text(slots, phrase)
+                question = self.text(slots, phrase, r.choice("???.."))
             elif slots and recipe[i - 1]["labels"]:
                 steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
             elif slots:
-                steps[-1]["observation"] = self.text(slots, end=r.choice((".", "")))
+                steps[-1]["observation"] = self.text(slots, end=r.choice((".", "")), others=(0, 1, 2, 4, 6))
             else:
                 steps[-1]["observation"] = r.choice((self.number(), self.value()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
             code = [f'{name} = "{value}"' for name, (value, _) in slots] + step["code"]

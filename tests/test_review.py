@@ -79,3 +79,24 @@ def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
 
 def test_two_texts_side_by_side():
     assert review.side_by_side("a b\nc", "one two three", 7) == "a b     │ one two\nc       │   three"
+
+
+def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, capsys):
+    """With the starter: mistake, hint and what the agent does with the hint, side by side in the terminal and in the page."""
+    import json
+    import sys
+    (tmp_path / "hint.md").write_text('+++\nregex = "guess"\n+++\nStep 1: look up the price\non = "..."\nrow = look_up(on)\nprint("price", row)\n')
+    (tmp_path / "tools.py").write_text('def look_up(day):\n    """The row of a day."""\n    return "of " + day\n')
+    records = [trajectory("guess(1)") | {"id": f"t{n}#0", "task": {"id": f"t{n}", "group": "coffee", "template": "p", "question": f"What did it cost on 2014-03-0{n + 1}?", "answer": "a"}, "seed": 0,
+                                         "hints": [], "answer": "", "stop": "complete", "usage": {}, "success": n == 1} for n in range(3)]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    monkeypatch.setattr(sys, "argv", ["review.py", *map(str, (tmp_path / "seen.jsonl", "--try", tmp_path / "hint.md", "--model", "starter", "--tools", tmp_path / "tools.py", "--data", tmp_path,
+                                                             "--temperature", 0, "--states", 2, "--html", tmp_path / "page.html"))])
+    monkeypatch.chdir(review.Path(review.__file__).parent)
+    review.main()
+    said = capsys.readouterr().out
+    assert "3 trajectories, 2 failed; flagged: 3 states in 3 trajectories" in said and "1 of them in successes" in said
+    assert said.count("=== t") == 2 and "=== t1#0" not in said         # failures first, two states
+    for day in ("2014-03-01", "2014-03-03"):
+        assert f'│ on = "{day}"' in said and f"→ price of {day}" in said
+    assert "row = look_up(on)" in (tmp_path / "page.html").read_text()

@@ -1,0 +1,158 @@
+"""Every worked example in hints/toolqa runs in the sandbox, step by step, and gives the answer that plain Python finds in the raw rows."""
+
+import csv
+import datetime
+import random
+import re
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+import agent
+from tools import import_toolqa
+from tools.sandbox import World
+
+ROOT = Path(__file__).resolve().parent.parent
+HINTS = agent.load_hints(ROOT / "hints" / "toolqa" / "round1")
+EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
+
+
+def make_coffee(rng):
+    """A random walk over the working days of ToolQA's years; every seventh day is missing, as holidays are."""
+    rows, price, day = [], 100.0, datetime.date(2000, 1, 3)
+    while day < datetime.date(2022, 8, 1):
+        if day.weekday() < 5 and (day.toordinal() % 7 or rng.random() < 0.9):
+            opened, closed = (round(price + rng.uniform(-4, 4), 2) for _ in range(2))
+            rows.append({"Date": str(day), "Open": opened, "High": round(max(opened, closed) + rng.random(), 2), "Low": round(min(opened, closed) - rng.random(), 2), "Close": closed,
+                         "Volume": rng.randint(1, 30000), "Currency": "USD"})
+            price = min(300, max(40, closed))
+        day += datetime.timedelta(1)
+    return rows
+
+
+def make_flights(rng):
+    """Some flights on each way that an example asks about, and others; some are cancelled, of those times are empty."""
+    ways = [("American Airlines Inc.", "AA", 2319, "MIA", "LAS", "2022-06-05"), ("United Air Lines Inc.", "UA", 2106, "LAS", "IAH", "2022-02-05"), ("SkyWest Airlines Inc.", "UA", 3831, "SBN", "ORD", "2022-06-13"),
+            ("Horizon Air", "AS", 3388, "PDX", "SEA", "2022-02-12"), ("Republic Airlines", "DL", 5698, "DCA", "JFK", "2022-07-01"), ("Southwest Airlines Co.", "WN", 327, "TPA", "BNA", "2022-03-01"),
+            ("Envoy Air", "AA", 4000, "LAW", "DFW", "2022-04-24"), ("Alaska Airlines Inc.", "AS", 55, "BRW", "ANC", "2022-03-09"), ("Comair Inc.", "AA", 5300, "MKE", "CLT", "2022-02-02"),
+            ("United Air Lines Inc.", "UA", 1600, "SLC", "EWR", "2022-05-05"), ("Allegiant Air", "G4", 1015, "PIE", "AVL", "2022-05-07"), ("Allegiant Air", "G4", 899, "PIA", "FLL", "2022-01-06"),
+            ("Delta Air Lines Inc.", "DL", 2993, "GRB", "ATL", "2022-04-01"), ("Delta Air Lines Inc.", "DL", 1372, "ATL", "MIA", "2022-01-27"),
+            ("Commutair Aka Champlain Enterprises, Inc.", "UA", 4900, "IAD", "ALB", "2022-03-24"), ("JetBlue Airways", "B6", 1075, "PVD", "MCO", "2022-04-23"), ("JetBlue Airways", "B6", 90, "BOS", "FLL", "2022-07-02")]
+    rows, clock = [], lambda minutes: float(minutes // 60 % 24 * 100 + minutes % 60)
+    for airline, code, number, origin, dest, day in ways:
+        for n in range(30):                                            # the first is the one that is asked about
+            other = n and rng.random() < 0.5
+            date = datetime.date.fromisoformat(day) + datetime.timedelta(0 if n % 3 == 0 else rng.choice((1, 7, 14)) if n else 0)
+            departs, late, taken, cancelled = rng.randrange(300, 1380), rng.randint(-12, 90), rng.randint(40, 300), n > 0 and rng.random() < 0.15
+            planned = taken + rng.randint(-15, 15)
+            row = {"FlightDate": str(date), "Airline": airline, "Origin": origin, "Dest": rng.choice(("ORD", dest)) if other else dest, "Cancelled": str(bool(cancelled)), "Diverted": str(n > 0 and rng.random() < 0.3),
+                   "CRSDepTime": int(clock(departs)), "DepTime": clock(departs + late), "DepDelayMinutes": float(max(late, 0)), "DepDelay": float(late), "ArrTime": clock(departs + late + taken),
+                   "ArrDelayMinutes": float(max(late - 5, 0)), "AirTime": float(taken - 20), "CRSElapsedTime": float(planned), "ActualElapsedTime": float(taken), "Distance": float(rng.randint(150, 900)),
+                   "DayOfWeek": date.isoweekday(), "IATA_Code_Marketing_Airline": code, "Flight_Number_Marketing_Airline": number + (n if other or n % 3 == 0 and number != 3388 else 0), "TaxiIn": float(rng.randint(2, 19)),
+                   "CRSArrTime": int(clock(departs + planned)), "ArrDelay": float(late - 5)}
+            if cancelled:
+                row |= dict.fromkeys(("DepTime", "DepDelayMinutes", "DepDelay", "ArrTime", "ArrDelayMinutes", "AirTime", "ActualElapsedTime", "TaxiIn", "ArrDelay"), "")
+            rows.append(row)
+    rng.shuffle(rows)
+    return rows
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """The raw rows, and the sandbox with the tools over what the importer made of them."""
+    folder, rng = tmp_path_factory.mktemp("toolqa"), random.Random(0)
+    raw = {"coffee": make_coffee(rng), "flights": make_flights(rng)}
+    db = sqlite3.connect(folder / "world.sqlite")
+    for group, rows in raw.items():
+        with open(folder / f"{group}.csv", "w", newline="") as f:
+            writer = csv.DictWriter(f, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+        import_toolqa.import_table(db, group, folder / f"{group}.csv", None)
+    db.commit()
+    db.close()
+    with World(ROOT / "tools" / "toolqa.py", folder) as sandbox:
+        yield raw, sandbox
+
+
+def between(rows, first, last):
+    return [r for r in rows if first <= r["Date"] <= last]
+
+
+def changes(rows):
+    return [((b["Close"] - a["Close"]) / a["Close"], b["Date"]) for a, b in zip(rows, rows[1:])]
+
+
+def flights(rows, **wanted):
+    short = {"day": "FlightDate", "code": "IATA_Code_Marketing_Airline", "number": "Flight_Number_Marketing_Airline", "origin": "Origin", "dest": "Dest", "airline": "Airline"}
+    return [r for r in rows if all(r[short.get(k, k)] == v for k, v in wanted.items())]
+
+
+def mean(numbers):
+    numbers = [x for x in numbers if x != ""]
+    return str(round(sum(numbers) / len(numbers), 1))
+
+
+def on_the_clock(minutes):
+    return int(minutes) // 100 * 60 + int(minutes) % 100
+
+
+# How each answer follows from the raw rows; a second way, without our tools.
+RIGHT = {
+    "coffee/prices of a day": lambda c: str(between(c, "2013-12-26", "2013-12-26")[0]["Open"]),
+    "coffee/percentage change": lambda c: "{:.2f}%".format(*((r["Close"] / r["Open"] - 1) * 100 for r in between(c, "2007-04-10", "2007-04-10"))),
+    "coffee/A or B": lambda c: ["bearish", "bullish"][[r["Close"] > r["Open"] for r in between(c, "2004-08-23", "2004-08-23")][0]],
+    "coffee/range of coffee price": lambda c: "{:.2f}".format(*(r["High"] - r["Low"] for r in between(c, "2006-05-11", "2006-05-11"))),
+    "coffee/highest coffee price": lambda c: f"{max(r['High'] for r in between(c, '2009-12-23', '2019-05-10'))} USD",
+    "coffee/lowest coffee price": lambda c: f"{min(r['Low'] for r in between(c, '2009-11-25', '2021-11-29'))} USD",
+    "coffee/average coffee price": lambda c: mean([r["Close"] for r in between(c, "2013-12-30", "2016-02-05")]) + " USD",
+    "coffee/coffee price change": lambda c: f"{round(between(c, '2018-03-21', '2022-07-25')[-1]['Close'] - between(c, '2018-03-21', '2022-07-25')[0]['Open'], 1)} USD",
+    "coffee/percentage change comparison": lambda c: f"{round(dict((d, x) for x, d in changes(c))['2018-07-06'] * 100, 1)}%",
+    "coffee/day with the greatest price change": lambda c: sorted((r["Low"] - r["High"], r["Date"]) for r in between(c, "2012-05-11", "2017-07-17"))[0][1],
+    "coffee/average daily volume": lambda c: mean([r["Volume"] for r in between(c, "2002-12-02", "2003-09-04")]),
+    "coffee/day with the highest increase": lambda c: sorted(changes(between(c, "2015-09-28", "2018-12-20")))[-1][1],
+    "coffee/times of coffee price": lambda c: str(len([x for x, _ in changes(between(c, "2002-10-18", "2014-11-30")) if x > 0])),
+    "coffee/percentage increase": lambda c: f"{round((between(c, '2013-11-14', '2015-09-17')[-1]['Close'] / between(c, '2013-11-14', '2015-09-17')[0]['Open'] - 1) * 100, 1)}%",
+    "coffee/coffee price range": lambda c: f"{round(max(r['High'] for r in between(c, '2000-01-03', '2012-04-04')) - min(r['Low'] for r in between(c, '2000-01-03', '2012-04-04')), 1)} USD",
+    "coffee/day with the higher close price": lambda c: str(len([r for r in between(c, "2000-01-03", "2013-11-11") if r["Close"] > r["Open"]])),
+    "coffee/average percentage change": lambda c: mean([(r["Close"] / r["Open"] - 1) * 100 for r in between(c, "2016-04-19", "2021-10-14")]) + "%",
+    "flights/times of a flight": lambda f: "{}:{:02}".format(*divmod(int(flights(f, code="AA", number=2319, origin="MIA", dest="LAS", day="2022-06-05")[0]["DepTime"]), 100)),
+    "flights/yes or no": lambda f: {"True": "Yes", "False": "No"}[flights(f, code="UA", number=2106, origin="LAS", dest="IAH", day="2022-02-05")[0]["Cancelled"]],
+    "flights/flight number": lambda f: ", ".join(str(r["Flight_Number_Marketing_Airline"]) for r in flights(f, airline="Delta Air Lines Inc.", origin="ATL", dest="MIA", day="2022-01-27")),
+    "flights/time difference": lambda f: str(abs(int(flights(f, code="UA", number=3831, origin="SBN", dest="ORD", day="2022-06-13")[0]["DepDelay"]))),
+    "flights/delay of arrival time": lambda f: str(sum(r["ArrDelayMinutes"] for r in flights(f, code="AS", number=3388, day="2022-02-12") if r["Cancelled"] == "False")),
+    "flights/extra minutes": lambda f: str([r["ActualElapsedTime"] - r["CRSElapsedTime"] for r in flights(f, code="DL", number=5698, origin="DCA", dest="JFK", day="2022-07-01")][0]),
+    "flights/flight duration and taxi in": lambda f: "{:.0f}".format(flights(f, code="WN", number=327, origin="TPA", dest="BNA", day="2022-03-01")[0]["AirTime"]),
+    "flights/percentage": lambda f: "{:.1%}".format(len(flights(f, origin="LAW", day="2022-04-24", Cancelled="True")) / len(flights(f, origin="LAW", day="2022-04-24"))),
+    "flights/average delay time": lambda f: mean([r["DepDelayMinutes"] for r in flights(f, origin="BRW", day="2022-03-09")]),
+    "flights/diverted flights": lambda f: str(len(flights(f, day="2022-04-23", Diverted="True"))),
+    "flights/flights with long distance": lambda f: str(len([r for r in flights(f, day="2022-07-02") if r["Distance"] > 300])),
+    "flights/average airtime": lambda f: mean([r["AirTime"] for r in flights(f, origin="MKE", dest="CLT", airline="Comair Inc.")]),
+    "flights/flights from A to B": lambda f: str(len({r["Flight_Number_Marketing_Airline"] for r in flights(f, origin="SLC", dest="EWR", airline="United Air Lines Inc.")})),
+    "flights/average flight time": lambda f: mean([r["AirTime"] for r in flights(f, code="G4", number=1015)]),
+    "flights/fastest flight": lambda f: "G4" + str(sorted((r["AirTime"], n, r["Flight_Number_Marketing_Airline"]) for n, r in enumerate(flights(f, origin="PIA", dest="FLL", DayOfWeek=4)) if r["AirTime"] != "")[0][2]),
+    "flights/average speed": lambda f: mean([r["Distance"] / r["AirTime"] for r in flights(f, code="DL", number=2993, origin="GRB", dest="ATL") if r["AirTime"] != ""]),
+    "flights/total number": lambda f: str(len(flights(f, airline="Commutair Aka Champlain Enterprises, Inc.", day="2022-03-24"))),
+}
+
+
+def test_there_is_an_example_for_every_template():
+    """Of the groups that have hints so far, all of the paper's templates."""
+    covered = {t for s in EXAMPLES.values() for t in s["templates"]}
+    assert len([t for t in covered if t.startswith("coffee: ")]) == 21 and len([t for t in covered if t.startswith("flights: ")]) == 20
+    assert EXAMPLES.keys() == RIGHT.keys()
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_a_worked_example_gives_the_right_answer(name, world):
+    raw, sandbox = world
+    steps = re.split(r"^Step \d+: .*$", EXAMPLES[name]["text"], flags=re.M)[1:]
+    assert len(steps) >= 2
+    with sandbox.start() as box:
+        for n, step in enumerate(steps):
+            observation = box.run("\n".join(line.removeprefix("    ") for line in step.strip("\n").splitlines()))
+            assert (observation.completed is None) == (n + 1 < len(steps)), observation.text
+            assert observation.completed or observation.text.strip(), "a step shows nothing"
+            assert "Error" not in observation.text
+    assert observation.completed[1] == RIGHT[name](raw[name.split("/")[0]])
