@@ -2,6 +2,8 @@
 
 import csv
 import datetime
+import json
+import math
 import random
 import re
 import sqlite3
@@ -58,18 +60,54 @@ def make_flights(rng):
     return rows
 
 
+def make_airbnb(rng):
+    """Twenty homes in each neighbourhood that an example asks about, and the single ones; some cells are empty."""
+    places = ["Bushwick", "Port Richmond", "Grant City", "Co-op City", "Kew Gardens", "Springfield Gardens", "College Point", "Upper East Side"]
+    asked = {0: 18737898, 1: 14295197, 2: 2130237, 3: 18732928}
+    rows = []
+    for n in range(20 * len(places)):
+        price = f"${rng.randint(50, 1200):,} "
+        rows.append({"id": str(asked.get(n, 5000000 + n)), "NAME": "Amazing One Bedroom Apartment in Prime Brooklyn" if n == 8 else f'Home {n}, "nice" & quiet', "host id": "80014485718",
+                     "host name": f"Host {n % 9}", "neighbourhood": places[n % len(places)], "lat": round(40.58 + rng.uniform(-0.4, 0.4), 5), "long": round(-74.06 + rng.uniform(-0.4, 0.4), 5),
+                     "cancellation_policy": rng.choice(("strict", "moderate", "flexible")), "room type": rng.choice(("Private room", "Entire home/apt", "Shared room", "Hotel room")),
+                     "Construction year": rng.randint(2003, 2022), "price": "" if n % 17 == 9 else price, "service fee": "$193 ", "minimum nights": rng.randint(1, 30), "number of reviews": rng.randint(0, 200),
+                     "last review": "10/19/2021", "reviews per month": round(rng.random() * 3, 2), "review rate number": rng.randint(1, 5), "availability 365": rng.randint(0, 365), "house_rules": "No.\nReally, no.",
+                     "license": ""})
+    return rows
+
+
+def make_yelp(rng):
+    """The businesses that the examples ask about, and forty others of their kinds around them."""
+    asked = [("Snip Philadelphia", "12 Fairmount Ave", "Philadelphia", "PA", "19130"), ("Riverview Restaurant & Marina", "1 River Rd", "Ashland City", "TN", "37015"),
+             ("Riverview Restaurant & Marina", "2 Lake Rd", "Nashville", "TN", "37011"), ("Riverview Restaurant & Marina", "3 Lake Rd", "Nashville", "TN", "37012"),
+             ("The Home Depot", "4 Mall", "Sicklerville", "NJ", "08081"), ("Saigon Noodle Bar", "5 Main St", "Philadelphia", "PA", "19118"), ("Mayuri Indian Restaurant", "6 Main St", "Tampa", "FL", "33617"),
+             ("Pennsylvania Soup & Seafood House", "7 Main St", "Doylestown", "PA", "18901"), ("Chal-Brit Beverages", "8 Main St", "Chalfont", "PA", "18914"),
+             ("Maro Brothers' Discount Liquor Mart", "9 Main St", "Philadelphia", "PA", "19100"), ("Harcourts NV1", "10 Main St", "Reno", "NV", "89501"), ("Offices", "2 Engineer Rd", "Belle Chasse", "LA", "70037")]
+    towns = [("Lansdale", "PA", "19446"), ("Edmonton", "AB", "T6V 1B1"), ("Sun City Center", "FL", "33573"), ("Terra Ceia", "FL", "34250"), ("Hermitage", "TN", "37076")]
+    kinds = ["Florists", "Dry Cleaning", "Restaurants", "Bangladeshi", "Pet Groomers"]
+    asked += [(f"Shop {n}", f"{n} Elm St", *towns[n % len(towns)]) for n in range(120)]
+    return [{"business_id": f"b{n}", "name": name, "address": address, "city": city, "state": state, "postal_code": code, "latitude": round(40 + rng.uniform(-0.12, 0.12), 6),
+             "longitude": round(-75 + rng.uniform(-0.12, 0.12), 6), "stars": rng.randint(2, 10) / 2, "review_count": rng.randint(1, 300), "is_open": rng.randint(0, 1),
+             "attributes": rng.choice((None, {"ByAppointmentOnly": "True"}, {"WiFi": "u'no'", "ByAppointmentOnly": "False"})), "categories": ", ".join(rng.sample(kinds, 2)) if n % 13 != 12 else None,
+             "hours": {"Monday": "11:0-15:0", "Sunday": "0:0-0:0"}} for n, (name, address, city, state, code) in enumerate(asked)]
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """The raw rows, and the sandbox with the tools over what the importer made of them."""
     folder, rng = tmp_path_factory.mktemp("toolqa"), random.Random(0)
-    raw = {"coffee": make_coffee(rng), "flights": make_flights(rng)}
+    raw = {"coffee": make_coffee(rng), "flights": make_flights(rng), "airbnb": make_airbnb(rng), "yelp": make_yelp(rng)}
     db = sqlite3.connect(folder / "world.sqlite")
     for group, rows in raw.items():
-        with open(folder / f"{group}.csv", "w", newline="") as f:
-            writer = csv.DictWriter(f, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
-        import_toolqa.import_table(db, group, folder / f"{group}.csv", None)
+        file = folder / f"{group}.{'json' if group == 'yelp' else 'csv'}"
+        with open(file, "w", newline="") as f:
+            if group == "yelp":
+                f.writelines(json.dumps(row) + "\n" for row in rows)
+            else:
+                writer = csv.DictWriter(f, rows[0])
+                writer.writeheader()
+                writer.writerows(rows)
+        import_toolqa.import_table(db, group, file, None)
     db.commit()
     db.close()
     with World(ROOT / "tools" / "toolqa.py", folder) as sandbox:
@@ -94,8 +132,30 @@ def mean(numbers):
     return str(round(sum(numbers) / len(numbers), 1))
 
 
-def on_the_clock(minutes):
-    return int(minutes) // 100 * 60 + int(minutes) % 100
+def homes(rows, **wanted):
+    return [r for r in rows if all(r[k.replace("_", " ")] == v for k, v in wanted.items())]
+
+
+def dollars(row):
+    return int(row["price"].replace("$", "").replace(",", ""))
+
+
+def cheapest(rows):
+    return sorted((dollars(r), n, r["NAME"]) for n, r in enumerate(rows) if r["price"])[0][2]
+
+
+def shops(rows, kind=None, **wanted):
+    return [r for r in rows if all(r[k] == v for k, v in wanted.items()) and (kind is None or kind in (r["categories"] or "").split(", "))]
+
+
+def miles(a, b):
+    """By the angle between two unit vectors; the hints have the haversine formula."""
+    vector = lambda r: (math.cos(math.radians(r[0])) * math.cos(math.radians(r[1])), math.cos(math.radians(r[0])) * math.sin(math.radians(r[1])), math.sin(math.radians(r[0])))
+    return 3959 * math.acos(min(1, sum(x * y for x, y in zip(vector(a), vector(b)))))
+
+
+def near(rows, here, limit):
+    return [r for r in rows if miles((here["latitude"], here["longitude"]), (r["latitude"], r["longitude"])) <= limit]
 
 
 # How each answer follows from the raw rows; a second way, without our tools.
@@ -133,14 +193,42 @@ RIGHT = {
     "flights/average flight time": lambda f: mean([r["AirTime"] for r in flights(f, code="G4", number=1015)]),
     "flights/fastest flight": lambda f: "G4" + str(sorted((r["AirTime"], n, r["Flight_Number_Marketing_Airline"]) for n, r in enumerate(flights(f, origin="PIA", dest="FLL", DayOfWeek=4)) if r["AirTime"] != "")[0][2]),
     "flights/average speed": lambda f: mean([r["Distance"] / r["AirTime"] for r in flights(f, code="DL", number=2993, origin="GRB", dest="ATL") if r["AirTime"] != ""]),
+    "airbnb/a home's text": lambda a: homes(a, id="18737898")[0]["room type"],
+    "airbnb/a home's number": lambda a: str(homes(a, id="14295197")[0]["availability 365"]),
+    "airbnb/review rate number": lambda a: f"{homes(a, id='2130237')[0]['review rate number']}.0",
+    "airbnb/host's name": lambda a: homes(a, NAME="Amazing One Bedroom Apartment in Prime Brooklyn")[0]["host name"],
+    "airbnb/price": lambda a: f"${dollars(homes(a, id='18732928')[0])}",
+    "airbnb/how many airbnbs": lambda a: str(len(homes(a, neighbourhood="Port Richmond"))),
+    "airbnb/average price": lambda a: "$" + mean([dollars(r) for r in homes(a, neighbourhood="Grant City") if r["price"]]),
+    "airbnb/proporion of airbnbs": lambda a: str(round(len([r for r in homes(a, neighbourhood="Co-op City") if r["cancellation_policy"] == "flexible"]) / 20, 1)),
+    "airbnb/cost per night": lambda a: f"${max(dollars(r) for r in homes(a, neighbourhood='Kew Gardens', room_type='Entire home/apt') if r['price'])}",
+    "airbnb/airbnb with high rate": lambda a: str(len([r for r in homes(a, neighbourhood="Springfield Gardens") if r["review rate number"] in (4, 5)])),
+    "airbnb/room with the lowest price": lambda a: cheapest(homes(a, neighbourhood="College Point", room_type="Hotel room")),
+    "airbnb/shared room with the lowest price": lambda a: cheapest([r for r in homes(a, room_type="Shared room") if miles((40.5813729578663, -74.06269614778004), (r["lat"], r["long"])) <= 10]),
+    "yelp/a business's text": lambda y: shops(y, name="Snip Philadelphia")[0]["address"],
+    "yelp/city and state": lambda y: "Ashland City, Nashville",
+    "yelp/a business's number": lambda y: str(shops(y, name="The Home Depot")[0]["stars"]),
+    "yelp/yes or no - openning": lambda y: ["No", "Yes"][shops(y, name="Saigon Noodle Bar")[0]["is_open"]],
+    "yelp/yes or no - appointment": lambda y: ["No", "Yes"][(shops(y, name="Mayuri Indian Restaurant")[0]["attributes"] or {}).get("ByAppointmentOnly") == "True"],
+    "yelp/hours of operation": lambda y: "Monday: 11:0-15:0, Sunday: 0:0-0:0",
+    "yelp/coordinates": lambda y: "{latitude}, {longitude}".format(**shops(y, name="Chal-Brit Beverages")[0]),
+    "yelp/how many business": lambda y: str(len(shops(y, "Florists", city="Lansdale"))),
+    "yelp/business in total": lambda y: str(len(shops(y, postal_code="T6V 1B1"))),
+    "yelp/best of a category": lambda y: sorted((-r["stars"], n, r["name"]) for n, r in enumerate(shops(y, "Dry Cleaning", city="Sun City Center")))[0][2],
+    "yelp/average review counts": lambda y: "{:.2f}".format((lambda found: sum(found) / len(found))([r["review_count"] for r in near(y, shops(y, name="Maro Brothers' Discount Liquor Mart")[0], 5)])),
+    "yelp/nearest business": lambda y: (lambda here: sorted((miles((here["latitude"], here["longitude"]), (r["latitude"], r["longitude"])), r["name"]) for r in shops(y, "Bangladeshi") if r is not here)[0][1])(
+        shops(y, name="Harcourts NV1")[0]),
+    "yelp/business recommendation": lambda y: sorted((-r["stars"], n, r["name"]) for n, r in enumerate(shops(near(y, shops(y, address="2 Engineer Rd")[0], 5), "Restaurants")))[0][2],
+    "yelp/business not open": lambda y: str(len(shops(y, city="Terra Ceia", is_open=0))),
+    "yelp/average star rating": lambda y: mean([r["stars"] for r in shops(y, "Pet Groomers", city="Hermitage")]),
     "flights/total number": lambda f: str(len(flights(f, airline="Commutair Aka Champlain Enterprises, Inc.", day="2022-03-24"))),
 }
 
 
 def test_there_is_an_example_for_every_template():
     """Of the groups that have hints so far, all of the paper's templates."""
-    covered = {t for s in EXAMPLES.values() for t in s["templates"]}
-    assert len([t for t in covered if t.startswith("coffee: ")]) == 21 and len([t for t in covered if t.startswith("flights: ")]) == 20
+    covered = [t.split(": ")[0] for t in {t for s in EXAMPLES.values() for t in s["templates"]}]
+    assert {group: covered.count(group) for group in covered} == {"coffee": 21, "flights": 20, "airbnb": 17, "yelp": 20}
     assert EXAMPLES.keys() == RIGHT.keys()
 
 
