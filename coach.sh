@@ -8,7 +8,7 @@ python=${PYTHON:-python}                       # make coach sets the virtual env
 run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
-learn="--model starter --rank 16 --alpha 32 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
+learn="--model starter --rank 32 --alpha 64 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
 
 [ -f $tasks/test.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -23,8 +23,8 @@ evaluate 1-task       --hints task
 evaluate 2-combined   --hints combined
 
 # Round 1: what the hints make the agent do goes into the weights.
-$python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 3 --out $run/hinted1.jsonl
-$python distill.py $learn --data $run/hinted1.jsonl --lr 4e-3 --epochs 6 --out $run/round1
+$python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
+$python distill.py $learn --data $run/hinted1.jsonl --lr 5e-3 --epochs 13 --out $run/round1
 adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
