@@ -125,7 +125,11 @@ CASES = [                                                               # script
     # the command line
     (C, COLLECT + " --resample {f}/flagged.jsonl", nothing, "give --model, --out, and either --tasks or --resample"),
     (C, "--tasks {f}/tasks.jsonl --out {f}/out.jsonl", nothing, "give --model"),
-    (E, "--model {f}/model", nothing, "give --model, --tasks and --out, or --table"),
+    (E, "--model {f}/model", nothing, "give --model, --out, and --tasks or --suite with --file; or --table"),
+    (E, "--model {f}/model --suite gsm8k --file {f}/tasks.jsonl --out {f}/o.jsonl", nothing, r"tasks.jsonl, line 1.*gsm8k's official file"),
+    (E, "--model {f}/model --suite humaneval --file {f}/none.gz --out {f}/o.jsonl", nothing, "none.gz: cannot be read"),
+    (E, "--model {f}/model --plan 8", nothing, "--plan: give GPUS GIB"),
+    (D, "--model {f}/none --plan 8 80", nothing, "none: neither a directory, a config.json nor a model on the hub"),
     *((C, COLLECT + f" --{flag} {value}", nothing, f"argument --{flag}: '{value}' is not a") for flag, value in (
         ("trials", 0), ("trials", "x"), ("batch", -1), ("batch", 1.5), ("max-steps", 0), ("max-new-tokens", 0), ("max-length", 0), ("temperature", -0.1),
         ("temperature", "nan"), ("top-p", 1.1), ("samples", 0))),
