@@ -126,7 +126,7 @@ CASES = [                                                               # script
     (C, COLLECT + " --resample {f}/flagged.jsonl", nothing, "give --model, --out, and either --tasks or --resample"),
     (C, "--tasks {f}/tasks.jsonl --out {f}/out.jsonl", nothing, "give --model"),
     (E, "--model {f}/model", nothing, "give --model, --out, and --tasks or --suite with --file; or --table"),
-    (E, "--model {f}/model --suite gsm8k --file {f}/tasks.jsonl --out {f}/o.jsonl", nothing, r"tasks.jsonl, line 1.*gsm8k's official file"),
+    (E, "--model {f}/model --suite humaneval --file {f}/tasks.jsonl --out {f}/o.jsonl", nothing, "tasks.jsonl, line 1, field .task_id.: missing, or not text"),
     (E, "--model {f}/model --suite humaneval --file {f}/none.gz --out {f}/o.jsonl", nothing, "none.gz: cannot be read"),
     (E, "--model {f}/model --plan 8", nothing, "--plan: give GPUS GIB"),
     (D, "--model {f}/none --plan 8 80", nothing, "none: neither a directory, a config.json nor a model on the hub"),
