@@ -106,8 +106,8 @@ class World:
         """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name: what is looked
         for must be told from what looks like it."""
         r, how = self.rng, self.rng.random()
-        if how < 0.25:
-            return form(r.choice(self.common))
+        if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
+            return word
         if how < 0.45:
             like, new = r.choice([*self.common, *sorted(self.slots), *sorted(self.slots)]), self.word()
             part = r.randint(1, len(like))

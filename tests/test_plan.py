@@ -86,6 +86,8 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
     args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "plan": [1, 1.6], "tp": 1, "max_length": 2048, "batch": 8})
     assert not plan.print_distillation(args) and "it does NOT fit; it would on 2 such GPUs" in capsys.readouterr().out
+    (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
+    args.plan = [1, 0.2]
     assert not plan.print_collection(args)
     said = capsys.readouterr().out
     batch = int(said.split("with --batch ")[1].split()[0])
