@@ -22,12 +22,12 @@ def test_one_small_coaching_round(tmp_path):
     tasks = [t for t in read(tmp_path / "train.jsonl") if t["template"] in ("opening price", "listing host", "coauthor count")]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
     agent = ["--model", ROOT / "starter", "--data", tmp_path / "world", "--temperature", 0.1, "--max-steps", 4, "--max-new-tokens", 160]
-    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 32, "--lr", 4e-3, "--batch", 8, "--kl-temperature", 1, "--warmup", 5]
+    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 32, "--lr", 4e-3, "--batch", 8, "--kl-temperature", 1, "--warmup", 5, "--hint-dropout", 0.5]
 
     script("collect.py", *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2, "--out", tmp_path / "hinted.jsonl")
     hinted = read(tmp_path / "hinted.jsonl")
     assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 60
-    assert sum(t["success"] for t in hinted) >= 30
+    assert sum(t["success"] for t in hinted) >= 45
     first = (tmp_path / "hinted.jsonl").read_bytes()
     with open(tmp_path / "hinted.jsonl", "r+b") as f:                  # killed: the end is lost, half a line is left
         f.truncate(len(first) * 2 // 3)
@@ -39,7 +39,7 @@ def test_one_small_coaching_round(tmp_path):
     adapted = [*agent, "--adapter", tmp_path / "round1"]
     script("collect.py", *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
     seen = read(tmp_path / "seen.jsonl")
-    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 10
+    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 15
 
     hints = tmp_path / "round2"
     hints.mkdir()
@@ -52,7 +52,7 @@ def test_one_small_coaching_round(tmp_path):
     corrected = read(tmp_path / "corrected.jsonl")
     assert len(corrected) == 2 * len(flagged)
     assert all(t["targets"] == [len(t["steps"]) - 1] and t["steps"][-1]["hint"]["name"] == "say-more" for t in corrected)
-    assert any('was", price)' in t["steps"][-1]["code"] for t in corrected)          # the hint's words, not the recipe's
+    assert any('complete_task("opening ' in t["steps"][-1]["code"] for t in corrected)          # the hint's words, not the recipe's "opened at"
 
     script("distill.py", *learn, "--adapter", tmp_path / "round1", "--data", tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
            "--out", tmp_path / "round2-adapter")
