@@ -217,10 +217,10 @@ def main():
           + (f"; {silent} verdicts of the judge could not be read, they flag nothing" if silent else ""))
     corrected, control = (outcomes(file, found) if file else {} for file in (args.corrected, args.control))
     if args.attempt and args.model and found:
-        found = sorted(found, key=lambda f: f[0]["success"])[:args.states]
-        again = resample(found, args)
-        corrected = {(t["id"], m.name): [r] for (t, m, _), r in zip(found, again)}
-        for (t, m, n), r in zip(found, again):
+        tried = sorted(found, key=lambda f: f[0]["success"])[:args.states]
+        again = resample(tried, args)
+        corrected = {(t["id"], m.name): [r] for (t, m, _), r in zip(tried, again)}
+        for (t, m, n), r in zip(tried, again):
             print("\n" + compare(t, m, n, r))
         print()
     table = effects(mistakes, found, corrected, control)
