@@ -15,12 +15,14 @@ import networkx
 import pytest
 
 import agent
+import review
 from tools import import_toolqa
 from tools.sandbox import World
 
 ROOT = Path(__file__).resolve().parent.parent
 HINTS = agent.load_hints(ROOT / "hints" / "toolqa" / "round1")
 EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
+MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder) if not m.judge]
 
 
 def make_coffee(rng):
@@ -357,16 +359,20 @@ def test_there_is_an_example_for_every_template():
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_a_worked_example_gives_the_right_answer(name, world):
     raw, sandbox = world
-    steps, printed = re.split(r"^Step \d+: .*$", EXAMPLES[name]["text"], flags=re.M)[1:], ""
+    example, (question, *steps), played = EXAMPLES[name], re.split(r"^Step \d+: .*$", EXAMPLES[name]["text"], flags=re.M), []
     assert len(steps) >= 2
     with sandbox.start() as box:
         for n, step in enumerate(steps):
-            observation = box.run("\n".join(line.removeprefix("    ") for line in step.strip("\n").splitlines()))
+            code = "\n".join(line.removeprefix("    ") for line in step.strip("\n").splitlines())
+            observation = box.run(code)
             assert (observation.completed is None) == (n + 1 < len(steps)), observation.text
             assert observation.completed or observation.text.strip(), "a step shows nothing"
             assert "Error" not in observation.text
-            printed += observation.text
-    group = name.split("/")[0]
-    assert observation.completed[1] == RIGHT[name](raw[group])
+            played.append({"code": code, "observation": observation.text})
+    group, answer = example["group"], observation.completed[1]
+    assert answer == RIGHT[name](raw[group])
     if group == "agenda":                                              # an answer that was read: from what had been printed it follows, too
-        assert observation.completed[1] == RIGHT[name]([entry for entry in raw[group] if entry["text"] in printed.splitlines()])
+        assert answer == RIGHT[name]([entry for entry in raw[group] if any(entry["text"] in step["observation"].splitlines() for step in played)])
+    task = {"group": group, "template": example["templates"][0], "question": question}
+    trajectory = {"id": name, "task": task, "steps": played, "answer": answer, "stop": "complete"}
+    assert not [m.name for m in MISTAKES if m.first_step(trajectory) is not None], "what a hint teaches is no mistake"
