@@ -33,11 +33,11 @@ def written(template, wrong, right, **more):
 # For each mistake: (the step that has it, a trajectory), then the like of one without it.
 CASES = {
     "round2/nothing-printed": [
-        (1, played("coffee: volume", ("t = load_db('coffee')\nprint(t)", "<table>"), ("row = data_filter(t, 'Date=2013-12-26')", ""), ("print(row['Volume'])", "[7]"))),
-        (1, played("coffee: volume", ("t = load_db('coffee')\nprint(t)", "<table>"), ("row = data_filter(t, 'Date=2013-12-26')\nprint(row['Volume'])", "[7]"), ("complete_task('', '7')", ""), answer="7"))],
+        (1, played("coffee: volume", ("print(t)", "<table>"), ("row = data_filter(t, 'Date=2013-12-26')", ""), ("print(row['Volume'])", "[7]"))),
+        (1, played("coffee: volume", ("print(t)", "<table>"), ("row = data_filter(t, 'Date=2013-12-26')\nprint(row['Volume'])", "[7]"), ("complete_task('', '7')", ""), answer="7"))],
     "round2/looked-up-and-completed": [
-        (0, played("coffee: volume", ("row = data_filter(load_db('coffee'), 'Date=2013-12-26')\ncomplete_task('', get_value(row, 'Volume'))", ""), answer="715")),
-        (0, played("coffee: volume", ("row = data_filter(load_db('coffee'), 'Date=2013-12-26')\nprint(row['Volume'])", "[715]"), ("complete_task('', get_value(row, 'Volume'))", ""), answer="715"))],
+        (0, played("coffee: volume", ("row = data_filter(t, 'Date=2013-12-26')\ncomplete_task('', get_value(row, 'Volume'))", ""), answer="715")),
+        (0, played("coffee: volume", ("row = data_filter(t, 'Date=2013-12-26')\nprint(row['Volume'])", "[715]"), ("complete_task('', get_value(row, 'Volume'))", ""), answer="715"))],
     "round2/completed-on-an-error": [
         (1, played("yelp: address", ("print(get_value(rows, 'address'))", ERROR + "no row of yelp has name=Snip"), ("complete_task('', 'unknown')", ""), answer="unknown")),
         (1, played("yelp: address", ("print(get_value(rows, 'address'))", "1 Main St"), ("complete_task('', '1 Main St')", ""), answer="1 Main St"))],
@@ -45,16 +45,19 @@ CASES = {
         (1, played("yelp: address", ("print(rows['adress'])", ERROR + "there is no column"), ("print(rows['adress'])", ERROR + "there is no column"))),
         (1, played("yelp: address", ("print(rows['adress'])", ERROR + "there is no column"), ("print(rows['address'])", "['1 Main St']")))],
     "round2/date-in-another-form": written("coffee: volume", 'print(data_filter(t, "Date=2013/12/26")[0])', 'print(data_filter(t, "Date=2013-12-26")[0])'),
-    "round2/conditions-joined-by-and": written("airbnb: host's name", 'print(data_filter(t, "NAME=Bed and Bath AND neighbourhood=Bushwick")[0])', 'print(data_filter(t, "NAME=Bed and Bath, neighbourhood=Bushwick")[0])'),
+    "round2/conditions-joined-by-and": written("airbnb: host's name",
+                                                   'print(data_filter(t, "NAME=Bed and Bath AND neighbourhood=Bushwick")[0])',
+                                                   'print(data_filter(t, "NAME=Bed and Bath, neighbourhood=Bushwick")[0])'),
     "round2/arguments-swapped": written("dblp: organization", 'print(check_nodes("A B", graph))', 'print(check_nodes(graph, "A B"))'),
     "round2/column-guessed": [
         (1, played("airbnb: price", ("print(t)", "<table airbnb>"), ("print(t['Price'])", ERROR + 'there is no column of airbnb "Price"; did you mean "price"?'))),
         (1, played("airbnb: price", ("print(t)", "<table airbnb>"), ("print(t['price'])", "['$95 ']")))],
-    "round2/flight-code-as-number": written("flights: average flight time", 'print(data_filter(t, "Flight_Number_Marketing_Airline=G41015"))',
-                                            'print(data_filter(t, "IATA_Code_Marketing_Airline=G4, Flight_Number_Marketing_Airline=1015"))'),
+    "round2/flight-code-as-number": written("flights: average flight time", 'print(data_filter(t, "Flight_Number_Marketing_Airline=G41931"))',
+                                            'print(data_filter(t, "IATA_Code_Marketing_Airline=G4, Flight_Number_Marketing_Airline=1931"))'),
     "round2/agenda-day-in-figures": written("agenda: when", 'print(retrieve_agenda("Ann 2022/05/21"))', 'print(retrieve_agenda("Ann May 21, 2022 9:00 AM"))'),
     "round2/agenda-parsed": written("agenda: when", "texts = retrieve_agenda('Ann opera')\nprint(re.search('from (.*) to', texts)[1])", "texts = retrieve_agenda('Ann opera')\nprint(texts)"),
-    "round2/duplicates-kept": written("dblp: papers write together", 'print(len(check_edges(graph, "A B", "C D")["papers"]))', 'print(len(set(check_edges(graph, "A B", "C D")["papers"])))'),
+    "round2/duplicates-kept": written("dblp: papers write together", 'print(len(check_edges(graph, "A B", "C D")["papers"]))',
+                                       'print(len(set(check_edges(graph, "A B", "C D")["papers"])))'),
     "round2/percent-sign-missing": answered("flights: percentage", "0.0425", "4.2%"),
     "round3/name-never-printed": [
         (1, played("yelp: nearest business", ("print(len(others))", "31"), ("complete_task('', min(others, key=far)['name'])", ""), answer="Elm Cafe")),
@@ -66,19 +69,23 @@ CASES = {
     "round3/prices-compared-as-texts": written("airbnb: room with the lowest price", 'print(min(homes, key=lambda row: row["price"])["NAME"])',
                                                'print(min(homes, key=lambda row: float(row["price"].strip(" $").replace(",", "")))["NAME"])'),
     "round3/empty-cells-in-a-sum": [
-        (1, played("flights: average airtime", ("print(rows['AirTime'])", "[70.0, None]"), ("print(sum(rows['AirTime']))", ERROR.replace("Value", "Type") + "unsupported operand type(s) for +: 'float' and 'NoneType'"))),
+        (1, played("flights: average airtime", ("print(rows['AirTime'])", "[70.0, None]"), ("print(sum(rows['AirTime']))", ERROR + "unsupported operand type(s) for +: 'float' and 'NoneType'"))),
         (1, played("flights: average airtime", ("print(rows['AirTime'])", "[70.0, None]"), ("print(sum(x for x in rows['AirTime'] if x is not None))", "70.0")))],
-    "round3/period-without-its-ends": written("coffee: average coffee price", 'print(data_filter(t, "Date>2013-12-30, Date<2016-02-05"))', 'print(data_filter(t, "Date>=2013-12-30, Date<=2016-02-05"))'),
-    "round3/calendar-day-before": written("coffee: percentage change comparison", 'print(data_filter(t, "Date=2018-07-08")["Close"])', 'print(data_filter(t, "Date<=2018-07-09")[-2:])', question="… on 2018-07-09?"),
+    "round3/period-without-its-ends": written("coffee: average coffee price", 'print(data_filter(t, "Date>2002-02-20, Date<2005-09-08"))',
+                                                    'print(data_filter(t, "Date>=2002-02-20, Date<=2005-09-08"))'),
+    "round3/calendar-day-before": written("coffee: percentage change comparison", 'print(data_filter(t, "Date=2018-07-08")["Close"])',
+                                          'print(data_filter(t, "Date<=2018-07-09")[-2:])', question="… on 2018-07-09?"),
     "round3/timetable-for-real-time": written("flights: flight departure time", 'print(rows["CRSDepTime"])', 'print(rows["DepTime"])'),
     "round3/early-counted-as-delay": written("flights: average delay time", 'print(rows["DepDelay"])', 'print(rows["DepDelayMinutes"])'),
     "round3/elapsed-for-airtime": written("flights: flight duration", 'print(rows["ActualElapsedTime"])', 'print(rows["AirTime"])'),
     "round3/period-from-its-first-close": written("coffee: coffee price change", 'print(rows[-1]["Close"] - rows[0]["Close"])', 'print(rows[-1]["Close"] - rows[0]["Open"])'),
     "round3/neighbours-for-citations": written("dblp: how many papers", 'print(len(check_neighbours(papers, "Title")))', 'print(check_nodes(papers, "Title")["n_citation"])'),
     "round3/pages-one-too-few": written("dblp: pages", 'print(int(p["page_end"]) - int(p["page_start"]))', 'print(int(p["page_end"]) - int(p["page_start"]) + 1)'),
-    "round3/name-changed": written("dblp: organization", 'print(check_nodes(authors, "Jose M. Perez"))', 'print(check_nodes(authors, "José M Perez"))', question="What organization is José M Perez from?"),
+    "round3/name-changed": written("dblp: organization", 'print(check_nodes(authors, "Jose M. Perez"))', 'print(check_nodes(authors, "José M Perez"))',
+                                   question="What organization is José M Perez from?"),
     "round3/agenda-in-other-words": [
-        (1, played("agenda: where", ("print(retrieve_agenda('Ann opera'))", "Ann is at the opera in the Old Met at 7:00 PM."), ("complete_task('', answer)", ""), answer=answer)) for answer in ("the Metropolitan Opera", "Old Met")],
+        (1, played("agenda: where", ("print(retrieve_agenda('Ann opera'))", "Ann is at the opera in the Old Met at 7:00 PM."), ("complete_task('', answer)", ""), answer=answer))
+        for answer in ("the Metropolitan Opera", "Old Met")],
 }
 
 
