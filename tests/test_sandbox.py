@@ -236,6 +236,17 @@ ATTACKS = {
     "deep nesting": ("eval('(' * 10**5 + ')' * 10**5)", "MemoryError|SyntaxError|RecursionError|killed"),
     "a thread bomb": ("import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(99,)).start()",
                       "can't start new thread|MemoryError"),
+    "a bomb of small threads": ("import threading\nthreading.stack_size(1 << 15)\n"
+                                "lock = threading.Lock(); lock.acquire()\n"
+                                "while True:\n    try: threading.Thread(target=lock.acquire, daemon=True).start()\n"
+                                "    except (RuntimeError, MemoryError): pass", "RuntimeError: .* more than 100 threads"),
+    "large pipes": ("import fcntl, os; fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20)", "PermissionError"),
+    "all of the user's timers": (LIBC + "timer, n = ctypes.c_void_p(), 0\n"
+                                 "while libc.timer_create(1, None, ctypes.byref(timer)) == 0: n += 1\nprint(n)", "^64$"),
+    "a file map beyond the disk": ("import mmap\nf = open('x', 'w+b'); f.truncate(1 << 24); g = open('y', 'wb', 0)\n"
+                                   "try:\n    while True: g.write(bytes(10**6))\nexcept OSError: pass\n"
+                                   "m = mmap.mmap(f.fileno(), 0)\nfor i in range(0, len(m), 4096): m[i] = 1",
+                                   "killed by signal 7 |PermissionError"),
     "a descriptor bomb": ("import os\nx = []\nwhile True: x.append(os.dup(0))", "OSError"),
     # processes
     "fork": ("import os; os.fork()", REFUSED),
@@ -271,6 +282,11 @@ ATTACKS = {
     "tracing the parent": (LIBC + "tried(libc.ptrace(16, os.getppid(), None, None))", REFUSED),
     "reading the parent's memory": (LIBC + "tried(libc.process_vm_readv(os.getppid(), None, 0, None, 0, 0))", REFUSED),
     "outliving its parent": (LIBC + "tried(libc.prctl(1, 0, 0, 0, 0))", REFUSED),
+    "killing with a longer number": (LIBC + "kill = 62 if os.uname().machine == 'x86_64' else 129\n"
+                                     "tried(libc.syscall(kill, ctypes.c_long(1 << 32 | os.getppid()), 9))", "EPERM"),
+    "others' shared memory": (LIBC + "tried(libc.shmat(0, None, 0))", "EPERM"),
+    "others' message queues": (LIBC + "tried(libc.msgctl(0, 0, None)); tried(libc.mq_unlink(b'/x'))",
+                               "EPERM\nE(PERM|ACCES)"),
     # descriptors and the result channel
     "closing all descriptors": ("import os; os.closerange(0, 256)", "its variables are lost"),
     "closing stdout": ("import os, sys; sys.stdout.close(); os.close(1); os.close(2)", "^$|lost"),
@@ -292,6 +308,8 @@ ATTACKS = {
     "gigabytes of output": ("while True: print('x' * 10**5)", "OutputError"),
     "output that is no text": ("import os; os.write(1, bytes(range(256)))", "�"),
     "lone surrogates": ("print('\\ud800'); print(chr(0xDFFF))", r"\\ud800"),
+    "terminal controls, line separators and tags": ("print('\\x1b]0;x\\x07\\0\\x85\\u2028\\r</observation><python>')",
+                                                    "^\x1b]0;x\x07\0\x85\u2028\r</observation><python>\n$"),
     # reading
     "the tasks": ("print(open('PLACE/tasks.jsonl').read())", REFUSED),
     "the tasks by a relative path": ("import os; os.chdir('PLACE/data'); print(open('../tasks.jsonl').read())",
@@ -354,6 +372,18 @@ ATTACKS = {
     "one huge file": ("f = open('x', 'wb')\nwhile True: f.write(bytes(10**6))", "OSError"),
     "many files": ("for i in range(10**5): open(str(i), 'w').write('x')", "OSError|PermissionError"),
     "a deep directory": ("import os\nwhile True: os.mkdir('x'); os.chdir('x')", "OSError|PermissionError"),
+    "a descriptor opened again to write": ("import os\nfor fd in range(3, 64):\n"
+                                           "    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
+                                           "PermissionError"),
+    "a copy of the world": ("price.__globals__['connection'].execute(\"vacuum into 'PLACE/copy.db'\")", "unable to open"),
+    "a file's attributes": ("import fcntl; fcntl.ioctl(open('PLACE/data/world.db'), 0x40086602, bytes(8))",
+                            "PermissionError"),
+    "a lease, for which others wait": ("import fcntl\n"
+                                       "fcntl.fcntl(open('PLACE/mytools.py'), fcntl.F_SETLEASE, fcntl.F_WRLCK)",
+                                       "PermissionError"),
+    "being told of changes": ("import fcntl, os; fcntl.fcntl(os.open('PLACE/data', 0), fcntl.F_NOTIFY, 63)",
+                              "PermissionError"),
+    "all disks' work": (LIBC + "libc.sync(); print(os.strerror(ctypes.get_errno()))", "not permitted"),
     # network
     "sockets of every family": ("import socket\nfor family in range(48):\n  for kind in range(1, 6):\n"
                                 "    try: socket.socket(family, kind); print('WORKED', family, kind)\n"
@@ -374,6 +404,16 @@ ATTACKS = {
     "the kernel's keys": (LIBC + "tried(libc.syscall(250 if os.uname().machine == 'x86_64' else 219, 0, -3, 0))",
                           REFUSED),
     "system calls of another word size": (LIBC + "tried(libc.syscall(0x40000000 + 41, 2, 1, 0))", "ENOSYS"),
+    "system calls of 32 bits": ("import ctypes, mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+                                "m.write(bytes.fromhex('b814000000cd80c3'))\n"
+                                "ctypes.CFUNCTYPE(int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))()",
+                                "killed by signal"),
+    "all refused system calls": (LIBC + "from tools import confine\ncolumn = os.uname().machine == 'aarch64'\n"
+                                 "numbers = {row[column] for row in confine.REFUSED.values()} - {None}\n"
+                                 "for number in numbers: libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and "
+                                 "ctypes.get_errno() == 1 or print('WORKED', number)\nprint(len(numbers) > 90)", "^True$"),
+    "all new system calls": (LIBC + "for number in range(424, 500): libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and "
+                             "ctypes.get_errno() == errno.ENOSYS or print('WORKED', number)\nprint('none')", "^none$"),
     # the interpreter
     "leaving": ("import sys; sys.exit('bye')", "SystemExit: bye"),
     "leaving at once": ("import os; os._exit(3)", "exited with status 3"),
@@ -389,6 +429,15 @@ ATTACKS = {
     "all objects": ("import gc\nfor x in gc.get_objects():\n    if isinstance(x, dict) and x is not globals():\n"
                     "        try: x.clear()\n        except Exception: pass", ""),
     "code that is no text": ("x = '\x00\ud800'", "Error"),
+    "a false explanation": ("import sys\nexplain = sys._getframe().f_back.f_globals['explain']\n"
+                            "explain.__code__ = (lambda error: 1 / 0).__code__\nraise KeyError",
+                            "KeyError, with a text that"),
+    "a false syntax error": ("raise SyntaxError('x', ('f', 10**9, 1, 'y' * 10**7, 1, 1))", "SyntaxError: x"),
+    "a name too long to show": ("raise type('E' * 10**8, (Exception,), {})", "lost|MemoryError"),
+    "a long chain of exceptions": ("error = None\nfor i in range(10**5):\n    last, error = error, KeyError(i)\n"
+                                   "    error.__cause__ = last\nraise error", "KeyError: 99999"),
+    "a trap on all that happens": ("import sys\ndef hook(*_): raise OSError\nsys.addaudithook(hook)\nraise KeyError",
+                                   "KeyError|lost"),
     "stdin": ("input()", "EOFError"),
 }
 ENDLESS = {
@@ -434,6 +483,21 @@ def attacked(place):
             return observation
         yield attack
     del os.environ["MY_API_KEY"]
+
+
+def test_files_that_the_tool_module_has_open_are_each_trajectorys_own_and_read_only(tmp_path):
+    """A file that is open before a fork is shared: its position, its flags, the right to write."""
+    (tmp_path / "words").write_bytes(b"tea 3\n" + bytes(4096))
+    (tmp_path / "shop.py").write_text("def _open(data):\n    global words\n    words = open(data + '/words', 'r+b', 0)\n"
+                                      "def read():\n    return words.read(5)\n")
+    with World(tmp_path / "shop.py", tmp_path) as world, world.start() as one, world.start() as other:
+        if world.missing:
+            pytest.skip(f"this system does not keep the code from: {', '.join(world.missing)}")
+        assert one.run("print(read())").text == "b'tea 3'\n"
+        assert "Error" in one.run("import fcntl, os; words = read.__globals__['words']\n"
+                                  "fcntl.fcntl(words, fcntl.F_SETFL, os.O_DIRECT)\n"
+                                  "os.pwrite(words.fileno(), b'9', 4)").text
+        assert other.run("print(read())").text == "b'tea 3'\n"
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -492,6 +556,18 @@ def test_a_report_and_an_answer_are_bounded_text(box):
     assert all(len(text) < 5000 for text in completed)
     assert completed[1].encode().startswith(b"?")
     assert "ZeroDivisionError" in box.run("class A:\n    def __str__(self): 1 / 0\ncomplete_task('', A())").text
+
+
+@pytest.mark.parametrize("code", [
+    "import threading\nt = threading.Thread(target=complete_task, args=('', 'x')); t.start(); t.join()",
+    "import threading\nfor _ in range(9): threading.Thread(target=complete_task, args=('', 'x')).start()",
+    "class A:\n    def __del__(self): complete_task('', 'x')\nA()",
+    "import sys\nsys.setrecursionlimit(10**6)\ntry: complete_task('', 'x')\nfinally: complete_task('', 'y')",
+    "import select; select.select = None\ntry: complete_task('', 'x')\nexcept TypeError: complete_task('', 'y')",
+])
+def test_however_it_is_called_the_first_completion_counts_once(code, box):
+    assert box.run(code).completed == ("", "x")
+    assert box.run("pass")[1:] == (None, False)
 
 
 # ---- nothing is left behind, and nothing hurts the stage ----

@@ -5,13 +5,16 @@ the sandbox then tries what a hostile program would try, and says what was not r
 
     isolate()          namespaces: no network, and mounts of our own, for a process and all it will start
     private_tmpfs()    a scratch directory in memory, of limited size, gone with its last process
+    reopen_files()     in the child: no file descriptor with the right to write, or shared with another child
     confine()          for good, in the child: limits, Landlock (files), no capabilities, seccomp (system calls)
+    threads()          how many threads the child has: the kernel does not limit them for root
 """
 import ctypes
 import errno
 import os
 import resource
 import signal
+import stat
 import struct
 import sys
 
@@ -64,6 +67,31 @@ def private_tmpfs(directory, size):
     return True
 
 
+def reopen_files():
+    """Opens every file anew, for reading. What was open before a fork is one and the same for all children: its position,
+    its flags (with O_DIRECT others' reads fail), and the right to write, whatever Landlock says later."""
+    if not LINUX:
+        return
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        try:
+            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+        except OSError:                                     # the listing itself
+            continue
+        if regular:
+            anew = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+            os.lseek(anew, os.lseek(fd, 0, os.SEEK_CUR), os.SEEK_SET)
+            os.dup2(anew, fd, inheritable=False)
+            os.close(anew)
+
+
+def threads(pid):
+    """How many threads the process has; 0 where the system does not say."""
+    try:
+        return os.stat(f"/proc/{pid}/task").st_nlink - 2
+    except OSError:
+        return 0
+
+
 def limit(kind, soft, hard=None):
     """Sets a resource limit of this process, never above the one it was started with."""
     allowed = resource.getrlimit(kind)[1]
@@ -80,6 +108,7 @@ def confine(readable, writable, memory, cpu, file_size, open_files):
     limit(resource.RLIMIT_NOFILE, open_files)
     if not LINUX:
         return
+    limit(resource.RLIMIT_SIGPENDING, open_files)           # all of the user's processes share it, also for their timers
     with open("/proc/self/statm") as f:
         limit(resource.RLIMIT_AS, memory + int(f.read().split()[0]) * resource.getpagesize())
     with open("/proc/self/oom_score_adj", "w") as f:
@@ -128,8 +157,10 @@ def restrict_files(readable, writable):
 # Seccomp. System calls that are refused: name: (number on x86_64, number on aarch64).
 REFUSED = {
     # channels to others, and memory that no limit counts
-    "socket": (41, 198), "socketpair": (53, 199), "shmget": (29, 194), "semget": (64, 190), "msgget": (68, 186),
-    "mq_open": (240, 180), "memfd_create": (319, 279),
+    "socket": (41, 198), "socketpair": (53, 199), "memfd_create": (319, 279), "mq_open": (240, 180),
+    "mq_unlink": (241, 181), "shmget": (29, 194), "shmat": (30, 196), "shmctl": (31, 195), "semget": (64, 190),
+    "semop": (65, 193), "semtimedop": (220, 192), "semctl": (66, 191), "msgget": (68, 186), "msgsnd": (69, 189),
+    "msgrcv": (70, 188), "msgctl": (71, 187),
     # processes
     "fork": (57, None), "vfork": (58, None), "execve": (59, 221), "execveat": (322, 281), "ptrace": (101, 117),
     "process_vm_readv": (310, 270), "process_vm_writev": (311, 271), "kcmp": (312, 272), "tkill": (200, 130),
@@ -148,6 +179,7 @@ REFUSED = {
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     # the kernel itself
+    "sync": (162, 81), "syncfs": (306, 267),                # all disks' work, while others wait
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),
@@ -156,17 +188,19 @@ REFUSED = {
     "capset": (126, 91), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "vhangup": (153, 58),
     "lookup_dcookie": (212, 18),
 }
-CLONE_THREAD, O_TRUNC, F_SETOWN, F_SETOWN_EX, SELF = 0x10000, 0o1000, 8, 15, "the process's own id"
-CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, value, whether it is allowed (else refused) when equal
-    ((56, 220), 0, CLONE_THREAD, CLONE_THREAD, True),       # clone: threads, but no processes
-    ((62, 129), 0, 0xFFFFFFFF, SELF, True),                 # kill, tgkill: itself
-    ((234, 131), 0, 0xFFFFFFFF, SELF, True),
-    ((302, 261), 0, 0xFFFFFFFF, 0, True),                   # prlimit64: its own limits
-    ((2, None), 1, O_TRUNC | os.O_ACCMODE, O_TRUNC, False),     # open, openat: reading that truncates, which the
-    ((257, 56), 2, O_TRUNC | os.O_ACCMODE, O_TRUNC, False),     # first two versions of Landlock let pass
-    ((72, 25), 1, 0xFFFFFFFF, F_SETOWN, False),             # fcntl: signals to others when a file is ready
-    ((72, 25), 1, 0xFFFFFFFF, F_SETOWN_EX, False),
-]
+CLONE_THREAD, O_TRUNC, SELF = 0x10000, 0o1000, "the process's own id"
+# fcntl: duplicates, flags and locks. No lease, for which others wait 45 s, no watching of directories, no large pipes.
+FCNTL = *range(8), 36, 37, 38, 1030
+CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether it is allowed (else refused) with these
+    ((56, 220), 0, CLONE_THREAD, [CLONE_THREAD], True),     # clone: threads, but no processes
+    ((62, 129), 0, 0xFFFFFFFF, [SELF], True),               # kill, tgkill: itself
+    ((234, 131), 0, 0xFFFFFFFF, [SELF], True),
+    ((302, 261), 0, 0xFFFFFFFF, [0], True),                 # prlimit64: its own limits
+    ((2, None), 1, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # open, openat: reading that truncates, which the
+    ((257, 56), 2, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # first two versions of Landlock let pass
+    ((72, 25), 1, 0xFFFFFFFF, FCNTL, True),
+    ((16, 29), 1, 0xFF00, [0x5400], True),                  # ioctl: what isatty asks. Not a file's attributes, which who
+]                                                           # owns it may change, however it was opened
 NEW_CALLS = 424     # from here on, the same numbers on all machines: answered as by a kernel that is too old for them
 
 
@@ -185,11 +219,15 @@ def restrict_system_calls():
     for numbers in REFUSED.values():
         if numbers[column] is not None:
             code += [(equal, 0, 1, numbers[column]), (ret, 0, 0, refuse)]
-    for numbers, index, bits, value, allowed in CONDITIONS:
+    for numbers, index, bits, values, allowed in CONDITIONS:
         if numbers[column] is not None:
-            value = os.getpid() if value is SELF else value
-            code += [(load, 0, 0, number), (equal, 0, 4, numbers[column]), (load, 0, 0, argument[index]),
-                     (mask, 0, 0, bits), (equal, int(allowed), int(not allowed), value), (ret, 0, 0, refuse)]
+            n = len(values)
+            code += [(load, 0, 0, number), (equal, 0, n + 3, numbers[column]),
+                     (load, 0, 0, argument[index]), (mask, 0, 0, bits)]
+            for left, value in zip(range(n, 0, -1), values):                 # lines from here on to the refusal
+                value = os.getpid() if value is SELF else value
+                code.append((equal, left if allowed else left - 1, int(left == 1 and not allowed), value))
+            code.append((ret, 0, 0, refuse))
     code.append((ret, 0, 0, allow))
     program = b"".join(struct.pack("HBBI", *line) for line in code)
     buffer = ctypes.create_string_buffer(program, len(program))

@@ -18,8 +18,9 @@ with any answer, or to have printed anything; it could simply have done so. But 
 ends of three pipes. What comes out of them is read by its warden alone, bounded and checked, and counts only for the
 step that is being run: a reply left over from an earlier step is not taken for one to a later step.
 
-What is left open: the code sees whether a path exists, and its size and times. Sockets of any kind are refused, so
-asyncio's event loop does not start. Where the kernel has no user namespaces there is no scratch directory to write in.
+What is left open: the code sees whether a path exists, its size, times and extended attributes, and where a symlink
+points. A tool module that maps a file into memory to write to it lets the code write there. Sockets of any kind are
+refused, so asyncio's event loop does not start. Where the kernel has no user namespaces there is no scratch directory.
 """
 import gc
 import importlib.util
@@ -55,6 +56,7 @@ class Limits:
     memory: int = 512 << 20         # bytes of address space, on top of the tool module's
     disk: int = 16 << 20            # bytes in the scratch directory, which is in memory
     open_files: int = 64
+    threads: int = 100
     printed: int = 8 << 20          # bytes per step; who prints more is stopped
     output: int = 4000              # characters of an observation, a report or an answer; more is cut in the middle
 
@@ -316,6 +318,7 @@ class Interpreter:
                 for fd in box.fileno(), self.requests, self.replies, self.output:
                     os.close(fd)
                 os.environ.clear()
+                confine.reopen_files()
                 confine.confine(readable, writable, limits.memory, limits.cpu, limits.disk, limits.open_files)
             except BaseException:
                 traceback.print_exc()
@@ -338,10 +341,12 @@ class Interpreter:
         os.kill(self.pid, signal.SIGCONT)
         while (left := deadline - time.monotonic()) > 0:
             sources, sinks = [self.box, self.output, self.replies], [self.requests] if request else []
-            ready, free, _ = select.select(sources, sinks, [], left)
+            ready, free, _ = select.select(sources, sinks, [], min(left, 0.05))
             if self.box in ready:
                 self.kill()
                 return None
+            if confine.threads(self.pid) > self.limits.threads:
+                return self.died(printed, f"RuntimeError: the code started more than {self.limits.threads} threads")
             try:
                 if free:
                     request = request[os.write(self.requests, request):]
