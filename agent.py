@@ -173,9 +173,12 @@ def disarmed(text):
 
 def read_json(file):
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except ValueError as e:
         raise ValueError(f"{file}: not JSON ({e})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not an object")
+    return content
 
 
 def _template_error(message):
@@ -335,6 +338,9 @@ def play_all(trajectories, args, output, chat, sampler, request, agent=None):
     agent = agent or functools.partial(play, chat, max_steps=args.max_steps)
     todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
     successes, first = 0, output.rank == 0
+    for file in (getattr(args, name, None) for name in ("tasks", "resample", "trajectories", "out")):
+        if file and args.data and Path(file).resolve().is_relative_to(Path(args.data).resolve()):
+            raise ValueError(f"{file}: holds answers, and the agent's code can read all of --data {args.data}; keep it elsewhere")
     with World(args.tools, args.data) as world, tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
         if world.missing and args.require_sandbox:
             raise ValueError(f"--require-sandbox: on this system the agent's code cannot be kept from {', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
@@ -399,7 +405,7 @@ def load_hints(directory):
         raise ValueError(f"{directory}: no *.md file with hints there; name the folder with --hint-dir")
     sections = []
     for file in files:
-        text = file.read_text()
+        text = records.read_text(file)
         heads = list(SECTION.finditer(text))
         for n, line in enumerate(text.splitlines(), 1):
             if line.startswith("## ") and not SECTION.match(line):

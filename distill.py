@@ -68,7 +68,7 @@ def actions(record):
 
 def usable(record):
     """Was every learned action sampled to its end?"""
-    return all({"monologue", "code"} <= record["steps"][n]["token_ids"].keys() for n in record.get("targets", range(len(record["steps"]))))
+    return all(record["steps"][n]["token_ids"].get(part) for n in record.get("targets", range(len(record["steps"]))) for part in ("monologue", "code"))
 
 
 def balance(corrected, candidates, rng):
@@ -328,7 +328,7 @@ def main():
     parallel.start()
     model = parallel.load(args.model, args.adapter, whole=False)
     for r in data + validation:
-        if max(i for step in r["steps"] for ids in step["token_ids"].values() for i in ids) >= model.config.vocab_size:
+        if not all(0 <= i < model.config.vocab_size for step in r["steps"] for ids in step["token_ids"].values() for i in ids):
             raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")
     log = train(model, chat, data, args, args.out, validation)
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)

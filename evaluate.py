@@ -40,7 +40,7 @@ def describe(trajectories):
     row = {group: "{:.1f} ± {:.1f}".format(*percent(ts)) for group, ts in sorted(groups.items())}
     row["all"] = "{:.1f} ± {:.1f}".format(*percent(trajectories))
     for name, title, form in (("input_tokens", "input tokens", "{:,.0f}"), ("output_tokens", "output tokens", "{:,.0f}"), ("seconds", "seconds", "{:.2f}")):
-        row[title] = form.format(sum(t["usage"][name] for t in trajectories) / len(trajectories))
+        row[title] = form.format(sum(t["usage"].get(name, 0) for t in trajectories) / len(trajectories))
     return row
 
 
@@ -64,7 +64,7 @@ def run_page(files):
             groups.setdefault(t["task"]["group"], []).append(t)
             adapters.update(dict.fromkeys(t.get("adapters", [])))
         rates = {name: [x if math.isfinite(x) else 0 for x in percent(ts)] for name, ts in [*groups.items(), ("all", trajectories)]}
-        agents.append({"name": Path(file).stem, "rates": rates, "tokens": sum(t["usage"]["input_tokens"] for t in trajectories) / len(trajectories)})
+        agents.append({"name": Path(file).stem, "rates": rates, "tokens": sum(t["usage"].get("input_tokens", 0) for t in trajectories) / len(trajectories)})
     for folder in map(Path, adapters):
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
             hints, data = {}, json.loads((folder / "arguments.json").read_text())["data"]

@@ -164,10 +164,11 @@ def read_adapter(path):
         config, tensors = json.loads(config_file.read_text()), load_file(file)
     except json.JSONDecodeError as e:
         raise ValueError(f"{config_file}, line {e.lineno}: not JSON ({e.msg})") from None
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: cannot be read as an adapter ({e}); it needs adapter_config.json and adapter_model.safetensors") from None
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ValueError(f"{config_file}: peft_type is {kind!r}; only LORA adapters can be loaded")
     for field, plain in {"bias": "none", "use_dora": False, "modules_to_save": None, "fan_in_fan_out": False}.items():
         if config.get(field, plain) not in (plain, None, []):
             raise ValueError(f"{config_file}: {field} is {config[field]!r}, which is not supported; {plain!r} is")

@@ -26,11 +26,14 @@ from sampler import Request, Sampler
 
 def read_json(file):
     try:
-        return json.loads(Path(file).read_text())
+        content = json.loads(Path(file).read_text())
     except OSError as e:
         raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
     except ValueError as e:
         raise ValueError(f"{file}: not JSON ({e})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not an object")
+    return content
 
 
 @dataclass

@@ -18,7 +18,7 @@ TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (st
 HINT = {"name": str, "text": str}
 STEP = {"monologue": str, "code": str, "observation": str, "hint": (None, HINT), "token_ids": {"monologue?": [int], "code?": [int]}}
 TRAJECTORY = {"id": str, "task": TASK, "seed": int, "hints": [HINT], "steps": [STEP], "answer": str, "success": bool, "stop": str,
-              "usage": dict, "targets?": [int]}
+              "usage": {"input_tokens?": int, "output_tokens?": int, "seconds?": (int, float)}, "targets?": [int]}
 FLAGGED = TRAJECTORY | {"hint": HINT}
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list", None: "null"}
 
@@ -58,10 +58,14 @@ def read_records(file, schema):
             continue
         try:
             record = json.loads(line.decode())
+            if b"\\ud" in line.lower():                                 # JSON can write what no file and no tokenizer takes
+                json.dumps(record, ensure_ascii=False).encode()
         except UnicodeDecodeError:
             raise ValueError(f"{file}, line {n}: not UTF-8 text") from None
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+        except UnicodeEncodeError as e:
+            raise ValueError(f"{file}, line {n}: {ascii(e.object[e.start])} is half a character") from None
+        except ValueError as e:                                         # not JSON, or a number of thousands of digits
+            raise ValueError(f"{file}, line {n}: not JSON ({str(e).split(':')[0]})") from None
         except RecursionError:
             raise ValueError(f"{file}, line {n}: nested too deep") from None
         if not isinstance(record, dict):
@@ -78,6 +82,14 @@ def read_records(file, schema):
     if not records:
         raise ValueError(f"{file}: empty; it should hold one JSON object a line")
     return records
+
+
+def read_text(file):
+    """A file of UTF-8 text. Raises ValueError, naming the file, if it is none."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8 text") from None
 
 
 def read_tasks(file):
@@ -151,14 +163,23 @@ class Output:
 
 def whole_lines(file):
     """The records of a file that may be still growing."""
-    content = file.read_bytes()
-    return [json.loads(line) for line in content[:content.rfind(b"\n") + 1].splitlines() if line.strip()]
+    content, found = file.read_bytes(), []
+    for n, line in enumerate(content[:content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            if line.strip() and json.loads(line)["id"]:
+                found.append(json.loads(line))
+        except (ValueError, LookupError, TypeError):
+            raise ValueError(f"{file}, line {n}: not a record; mend it, or give another --out") from None
+    return found
 
 
 def same_arguments(note, arguments, made):
     """Writes the arguments of a stage to the file `note`, beside its output. Raises ValueError if the output is `made` already, by others."""
     arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
-    before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
+    try:
+        before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
+    except ValueError:
+        raise ValueError(f"{note}: not JSON; give another --out, or remove it and what it belongs to") from None
     if before != arguments:
         changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
         raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "

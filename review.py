@@ -43,7 +43,7 @@ class Mistake:
     def __init__(self, file):
         """Raises ValueError, naming the file and what is wrong in it."""
         self.file, self.name = file, file.stem
-        parts = re.split(r"^\+\+\+[ \t]*$", file.read_text(), flags=re.M)
+        parts = re.split(r"^\+\+\+[ \t]*$", records.read_text(file), flags=re.M)
         if len(parts) != 3 or parts[0].strip():
             raise ValueError(f"{file}: a mistake begins with a header between two lines of +++, and its hint stands below")
         try:
@@ -172,6 +172,14 @@ def compare(trajectory, mistake, n, corrected):
                       side_by_side(text(trajectory["steps"][n]), text(corrected["steps"][n]), width)])
 
 
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text):
+    """What the agent's code has printed, without power over the terminal: no escape sequences, no writing backwards."""
+    return CONTROLS.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
 def show(trajectory):
     """A trajectory for reading in a terminal."""
     task = trajectory["task"]
@@ -221,7 +229,7 @@ def main():
         again = resample(tried, args)
         corrected = {(t["id"], m.name): [r] for (t, m, _), r in zip(tried, again)}
         for (t, m, n), r in zip(tried, again):
-            print("\n" + compare(t, m, n, r))
+            print("\n" + harmless(compare(t, m, n, r)))
         print()
     table = effects(mistakes, found, corrected, control)
     for mistake in mistakes:
@@ -235,7 +243,7 @@ def main():
         for template, n in Counter(t["task"]["template"] for t in missed).most_common():
             print(f"  {template:<40} {n:4} of {played[template]}")
     for t in missed[:args.show]:
-        print("\n" + show(t))
+        print("\n" + harmless(show(t)))
     if args.html:
         Path(args.html).write_text(report.review_page(Path(args.trajectories).stem, trajectories, [(t, m.name, n) for t, m, n in found],
                                                       {m.name: m.hint for m in mistakes}, table), encoding="utf-8")

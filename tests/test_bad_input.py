@@ -108,6 +108,11 @@ CASES = [                                                               # script
     (C, COLLECT, text("tasks.jsonl", b"\xff\xfe\n"), "tasks.jsonl, line 1: not UTF-8"),
     (C, COLLECT, text("tasks.jsonl", "[" * 100_000), "tasks.jsonl, line 1: n"),
     (C, COLLECT, text("tasks.jsonl", 2 * (json.dumps(TASK) + "\n")), "line 2, field 'id': 't1' is on line 1 already"),
+    (C, COLLECT, line("tasks.jsonl", question="\ud800"), r"tasks.jsonl, line 2: '.ud800' is half a character"),
+    (C, COLLECT, line("tasks.jsonl", note=["\udfff"]), r"tasks.jsonl, line 2: '.udfff' is half a character"),
+    (C, COLLECT, text("tasks.jsonl", '{"id": ' + "9" * 5000 + "}"), "tasks.jsonl, line 1: not JSON .Exceeds the limit"),
+    (C, COLLECT.replace("{f}/tasks", "{f}/data/tasks"), lambda f: (f / "tasks.jsonl").rename(f / "data" / "tasks.jsonl"),
+     "data/tasks.jsonl: holds answers, and the agent's code can read all of --data"),
     (C, COLLECT + " --tp 2", nothing, "--tp 2: the number of processes has to be a multiple of it, and is 1"),
     *((C, COLLECT, line("tasks.jsonl", **{field: None}), f"tasks.jsonl, line 2, field '{field}': missing") for field in ("group", "template", "question", "answer")),
     *((C, COLLECT, line("tasks.jsonl", **{field: 3}), f"tasks.jsonl, line 2, field '{field}': not a text") for field in TASK),
@@ -118,6 +123,7 @@ CASES = [                                                               # script
     # hints
     (C, COLLECT, remove("hints"), r"hints: no \*.md file with hints there; name the folder with --hint-dir"),
     (C, COLLECT, remove("hints/g.md"), r"hints: no \*.md file"),
+    (C, COLLECT, text("hints/g.md", b"## tools: a\n\xff\n"), "g.md: not UTF-8 text"),
     (C, COLLECT, text("hints/g.md", "hello\n## tools: a\nb\n"), "g.md, line 1: text outside a section"),
     (C, COLLECT, text("hints/g.md", "## tools: a\nb\n## tool: c\nd\n"), "g.md, line 3: '## tool: c' is no section; they start with"),
     (C, COLLECT, text("hints/g.md", "## tools: a\n\n## practice: c\nd\n"), "g.md, line 1: the section 'a' is empty"),
@@ -143,6 +149,7 @@ CASES = [                                                               # script
     (C, COLLECT, remove("model"), "model: neither a directory nor a model on the hub"),
     (C, COLLECT, remove("model/config.json"), "config.json: cannot be read"),
     (C, COLLECT, text("model/config.json", "{"), "config.json: not JSON"),
+    (C, COLLECT, text("model/config.json", "[]"), "config.json: not an object"),
     (C, COLLECT, config(model_type="mistral"), "config.json: model_type is 'mistral'; only Llama"),
     (C, COLLECT, config(hidden_act="gelu"), "config.json: hidden_act is 'gelu'"),
     (C, COLLECT, config(rope_scaling={"rope_type": "yarn"}), "rope_scaling of type 'yarn' is not supported"),
@@ -157,12 +164,14 @@ CASES = [                                                               # script
     (C, COLLECT, remove("model/tokenizer.json"), "tokenizer.json: no such file; a model directory needs"),
     (C, COLLECT, text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
     (C, COLLECT, text("model/tokenizer_config.json", "{}"), "tokenizer_config.json: no chat_template"),
+    (C, COLLECT, text("model/tokenizer_config.json", "[]"), "tokenizer_config.json: not an object"),
     (C, COLLECT, text("model/tokenizer_config.json", "["), "tokenizer_config.json: not JSON"),
     (C, COLLECT, text("model/tokenizer_config.json", '{"chat_template": "{% if %}"}'), "model: the chat template, line 1"),
     # adapters
     (C, COLLECT + " --adapter {f}/nowhere", nothing, "nowhere: cannot be read as an adapter|nowhere/adapter_config.json"),
     (C, COLLECT + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
     (D, DISTILL + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
+    (C, COLLECT + " --adapter {f}/adapter0", lambda f: (adapter(2)(f), text("adapter0/adapter_config.json", "[]")(f)), "adapter_config.json: peft_type is None"),
     # tools
     (C, COLLECT, remove("tools.py"), "tools.py: no such file or directory; give --tools one that exists"),
     (C, COLLECT, remove("data"), "data: no such file or directory; give --data one that exists"),
@@ -179,6 +188,8 @@ CASES = [                                                               # script
     (R, REVIEW, step(hint={"name": "a"}), r"field 'steps\[1\].hint.text': missing"),
     (D, DISTILL, step(token_ids={"code": [1, "2"]}), r"field 'steps\[1\].token_ids.code\[1\]': not a whole number"),
     (D, DISTILL, step(token_ids={"code": [99999], "monologue": [1]}), "the tokens of other are not this model's"),
+    (D, DISTILL, step(token_ids={"code": [-1], "monologue": [1]}), "the tokens of other are not this model's"),
+    (R, REVIEW, line("played.jsonl", usage={"seconds": "1"}), r"line 2, field 'usage.seconds': not a whole number or a number"),
     (D, DISTILL, line("played.jsonl", targets=[3]), "line 2, field 'targets': there is no step 3, there are 3"),
     (D, DISTILL, line("played.jsonl", targets="all"), "line 2, field 'targets': not a list"),
     (D, DISTILL + " --balance {f}/none.jsonl", nothing, "none.jsonl: no such file"),
@@ -191,6 +202,7 @@ CASES = [                                                               # script
     (E, TABLE, text("played.jsonl", "{}"), "played.jsonl, line 1, field 'id': missing"),
     (E, TABLE, remove("played.jsonl"), "played.jsonl: no such file"),
     # mistakes
+    (R, REVIEW, text("round2/no-x.md", b"+++\nregex = 'x'\n+++\n\xff\n"), "no-x.md: not UTF-8 text"),
     (R, REVIEW, remove("round2"), r"round2: no \*.md file with a mistake there"),
     *((R, REVIEW, text("round2/no-x.md", content), f"no-x.md{says}") for content, says in (
         ("Do not.\n", ": a mistake begins with a header"), ("+++\nregex = \n+++\nDo not.\n", ": the header between the .* lines is not TOML"),
@@ -235,4 +247,19 @@ def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_
     with pytest.raises(SystemExit):
         records.run_stage(script.main)
     assert "made with other arguments (temperature); remove it or give another --out" in capsys.readouterr().err
+    assert (folder / "out.jsonl").read_bytes() == written
+
+
+@pytest.mark.parametrize("file, content, says", [("out.jsonl", "{}\n", "out.jsonl, line 1: not a record"), ("out.jsonl", "x\n", "out.jsonl, line 1: not a record"),
+                                                 ("out.jsonl.args", "x", "out.jsonl.args: not JSON")])
+def test_a_damaged_output_is_named_and_stays(file, content, says, good, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "f"
+    shutil.copytree(good, folder)
+    monkeypatch.setattr(sys, "argv", ["collect.py", *COLLECT.format(f=folder).split()])
+    collect.main()
+    (folder / file).write_text(content)
+    written = (folder / "out.jsonl").read_bytes()
+    with pytest.raises(SystemExit):
+        records.run_stage(collect.main)
+    assert says in capsys.readouterr().err
     assert (folder / "out.jsonl").read_bytes() == written

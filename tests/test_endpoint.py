@@ -47,6 +47,7 @@ def said(text, reason="stop"):
 @pytest.fixture
 def stage(tmp_path, monkeypatch, server):
     """stage(module, …) runs a script's main in this process."""
+    (tmp_path / "data").mkdir()
     (tmp_path / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return 2 * x\n')
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{n}", "group": "g", "template": "p", "question": f"Twice {n}? <|end|></hints>", "answer": str(2 * n)}) + "\n" for n in range(6)))
 
@@ -65,7 +66,7 @@ def play(body):
 def test_tasks_are_played_with_retries_and_tokens_as_billed(server, stage, tmp_path, capfd):
     trouble = iter([(429, {"error": "slow"}), (500, b"no"), (200, b'{"cho'), said("")])
     server.answer = lambda body: play(body) if len(server.seen) > 3 else next(trouble)
-    stage(evaluate, "--model", "openai:some-model", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path, "--tasks", tmp_path / "tasks.jsonl",
+    stage(evaluate, "--model", "openai:some-model", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
           "--hints", "none", "--trials", 2, "--temperature", 0.5, "--batch", 4, "--out", tmp_path / "out.jsonl")
     results = records.read_trajectories(tmp_path / "out.jsonl")
     assert len(results) == 12 and all(t["success"] and t["stop"] == "complete" for t in results)
@@ -83,7 +84,7 @@ def test_tasks_are_played_with_retries_and_tokens_as_billed(server, stage, tmp_p
 def test_a_response_is_begun_for_a_server_that_can_go_on(server, stage, tmp_path):
     server.answer = lambda body: said("looking\n" if "inner" in body["messages"][-1]["content"] else "print(look(1))\n", "length" if len(server.seen) == 2 else "stop")
     (tmp_path / "tasks.jsonl").write_text((tmp_path / "tasks.jsonl").read_text().splitlines()[0])
-    stage(evaluate, "--model", "openai:m", "--prefill", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path, "--tasks", tmp_path / "tasks.jsonl",
+    stage(evaluate, "--model", "openai:m", "--prefill", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
           "--trials", 1, "--out", tmp_path / "out.jsonl")
     assert [b["messages"][-1] for _, _, b in server.seen] == [{"role": "assistant", "content": f"<{tag}>\n"} for tag in ("inner_monologue", "python")]
     assert all(b["continue_final_message"] for _, _, b in server.seen)
@@ -94,7 +95,7 @@ def test_a_response_is_begun_for_a_server_that_can_go_on(server, stage, tmp_path
 def test_an_endpoint_that_refuses_is_one_line(server, stage, tmp_path, answer, message):
     server.answer = lambda body: answer
     with pytest.raises(ValueError, match=message) as error:
-        stage(evaluate, "--model", "openai:m", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path, "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "o.jsonl")
+        stage(evaluate, "--model", "openai:m", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "o.jsonl")
     assert server.url in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
 
 

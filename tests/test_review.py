@@ -86,11 +86,12 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
     import json
     import sys
     (tmp_path / "hint.md").write_text('+++\nregex = "guess"\n+++\nStep 1: look up the price\non = "..."\nrow = look_up(on)\nprint("price", row)\n')
+    (tmp_path / "data").mkdir()
     (tmp_path / "tools.py").write_text('def look_up(day):\n    """The row of a day."""\n    return "of " + day\n')
     records = [trajectory("guess(1)") | {"id": f"t{n}#0", "task": {"id": f"t{n}", "group": "coffee", "template": "p", "question": f"What did it cost on 2014-03-0{n + 1}?", "answer": "a"}, "seed": 0,
                                          "hints": [], "answer": "", "stop": "complete", "usage": {}, "success": n == 1} for n in range(3)]
     (tmp_path / "seen.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    monkeypatch.setattr(sys, "argv", ["review.py", *map(str, (tmp_path / "seen.jsonl", "--try", tmp_path / "hint.md", "--model", "starter", "--tools", tmp_path / "tools.py", "--data", tmp_path,
+    monkeypatch.setattr(sys, "argv", ["review.py", *map(str, (tmp_path / "seen.jsonl", "--try", tmp_path / "hint.md", "--model", "starter", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data",
                                                              "--temperature", 0, "--states", 2, "--html", tmp_path / "page.html"))])
     monkeypatch.chdir(review.Path(review.__file__).parent)
     review.main()
@@ -100,3 +101,7 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
     for day in ("2014-03-01", "2014-03-03"):
         assert f'│ on = "{day}"' in said and f"→ price of {day}" in said
     assert "row = look_up(on)" in (tmp_path / "page.html").read_text()
+
+
+def test_printed_controls_have_no_power_over_the_terminal():
+    assert review.harmless("\x1b]0;x\x07é\t日本\n\u202e\u2028") == "\\x1b]0;x\\x07é\t日本\n\\u202e\\u2028"

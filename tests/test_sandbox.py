@@ -239,10 +239,11 @@ ATTACKS = {
     "a bomb of small threads": ("import threading\nthreading.stack_size(1 << 15)\n"
                                 "lock = threading.Lock(); lock.acquire()\n"
                                 "while True:\n    try: threading.Thread(target=lock.acquire, daemon=True).start()\n"
-                                "    except (RuntimeError, MemoryError): pass", "RuntimeError: .* more than 100 threads"),
+                                "    except (RuntimeError, MemoryError): pass", "Error: .* more than 100 threads"),
     "large pipes": ("import fcntl, os; fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20)", "PermissionError"),
     "all of the user's timers": (LIBC + "timer, n = ctypes.c_void_p(), 0\n"
-                                 "while libc.timer_create(1, None, ctypes.byref(timer)) == 0: n += 1\nprint(n)", "^64$"),
+                                 "while libc.timer_create(1, None, ctypes.byref(timer)) == 0: n += 1\nprint(n)",
+                                 r"^\d\d?$"),
     "a file map beyond the disk": ("import mmap\nf = open('x', 'w+b'); f.truncate(1 << 24); g = open('y', 'wb', 0)\n"
                                    "try:\n    while True: g.write(bytes(10**6))\nexcept OSError: pass\n"
                                    "m = mmap.mmap(f.fileno(), 0)\nfor i in range(0, len(m), 4096): m[i] = 1",
@@ -375,7 +376,8 @@ ATTACKS = {
     "a descriptor opened again to write": ("import os\nfor fd in range(3, 64):\n"
                                            "    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
                                            "PermissionError"),
-    "a copy of the world": ("price.__globals__['connection'].execute(\"vacuum into 'PLACE/copy.db'\")", "unable to open"),
+    "a copy of the world": ("price.__globals__['connection'].execute(\"vacuum into 'PLACE/copy.db'\")",
+                            "unable to open"),
     "a file's attributes": ("import fcntl; fcntl.ioctl(open('PLACE/data/world.db'), 0x40086602, bytes(8))",
                             "PermissionError"),
     "a lease, for which others wait": ("import fcntl\n"
@@ -411,7 +413,8 @@ ATTACKS = {
     "all refused system calls": (LIBC + "from tools import confine\ncolumn = os.uname().machine == 'aarch64'\n"
                                  "numbers = {row[column] for row in confine.REFUSED.values()} - {None}\n"
                                  "for number in numbers: libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and "
-                                 "ctypes.get_errno() == 1 or print('WORKED', number)\nprint(len(numbers) > 90)", "^True$"),
+                                 "ctypes.get_errno() == 1 or print('WORKED', number)\n"
+                                 "print(len(numbers) > 90)", "^True$"),
     "all new system calls": (LIBC + "for number in range(424, 500): libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and "
                              "ctypes.get_errno() == errno.ENOSYS or print('WORKED', number)\nprint('none')", "^none$"),
     # the interpreter

@@ -68,8 +68,8 @@ def private_tmpfs(directory, size):
 
 
 def reopen_files():
-    """Opens every file anew, for reading. What was open before a fork is one and the same for all children: its position,
-    its flags (with O_DIRECT others' reads fail), and the right to write, whatever Landlock says later."""
+    """Opens every file anew, for reading. What was open before a fork is one and the same for all children: its
+    position, its flags (with O_DIRECT others' reads fail), and the right to write, whatever Landlock says later."""
     if not LINUX:
         return
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -108,7 +108,7 @@ def confine(readable, writable, memory, cpu, file_size, open_files):
     limit(resource.RLIMIT_NOFILE, open_files)
     if not LINUX:
         return
-    limit(resource.RLIMIT_SIGPENDING, open_files)           # all of the user's processes share it, also for their timers
+    limit(resource.RLIMIT_SIGPENDING, open_files)     # all of the user's processes share it, also for their timers
     with open("/proc/self/statm") as f:
         limit(resource.RLIMIT_AS, memory + int(f.read().split()[0]) * resource.getpagesize())
     with open("/proc/self/oom_score_adj", "w") as f:
@@ -199,8 +199,8 @@ CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether
     ((2, None), 1, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # open, openat: reading that truncates, which the
     ((257, 56), 2, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # first two versions of Landlock let pass
     ((72, 25), 1, 0xFFFFFFFF, FCNTL, True),
-    ((16, 29), 1, 0xFF00, [0x5400], True),                  # ioctl: what isatty asks. Not a file's attributes, which who
-]                                                           # owns it may change, however it was opened
+    ((16, 29), 1, 0xFF00, [0x5400], True),                  # ioctl: what isatty asks. Not a file's attributes, which
+]                                                           # its owner may change, however it was opened
 NEW_CALLS = 424     # from here on, the same numbers on all machines: answered as by a kernel that is too old for them
 
 
