@@ -108,6 +108,7 @@ def confine(readable, writable, memory, cpu, file_size, open_files):
     limit(resource.RLIMIT_NOFILE, open_files)
     if not LINUX:
         return
+    limit(resource.RLIMIT_NPROC, 4096)                      # threads of all children together; see threads() for root
     limit(resource.RLIMIT_SIGPENDING, open_files)     # all of the user's processes share it, also for their timers
     with open("/proc/self/statm") as f:
         limit(resource.RLIMIT_AS, memory + int(f.read().split()[0]) * resource.getpagesize())
