@@ -42,6 +42,11 @@ def what_failed(trajectory):
     return re.sub(r"\d+", "0", re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', '"…"', what))[:200]
 
 
+def section_name(hint):
+    """A hint's name and kind: a group's documentation and advice may have the same name."""
+    return hint["name"] + (f" ({hint['kind']})" if "kind" in hint else "")
+
+
 def review_page(title, trajectories, found, hints, table):
     """The page of review.py. found: [(trajectory, mistake's name, step)]; hints: {mistake's name: text}; table: {name: {"before",
     "without", "with": outcomes by task, "corrected": {trajectory's id: [corrected records]}}} (see review.effects)."""
@@ -58,34 +63,35 @@ def review_page(title, trajectories, found, hints, table):
     clusters = [{"what": what, "count": places[what].total(), "templates": [[*place, n] for place, n in places[what].most_common()]} for what in common]
     number = {what: n for n, what in enumerate(common)}
     for t in trajectories:
-        sections.update((h["name"], h["text"]) for h in t["hints"])
+        given = [sections.setdefault((section_name(h), h["text"]), len(sections)) for h in t["hints"]]
         answer = t["task"]["answer"]
         rows.append({"id": t["id"], "group": t["task"]["group"], "template": t["task"]["template"], "question": t["task"]["question"], "answer": t["answer"],
                      "expected": answer if isinstance(answer, str) else " or ".join(answer), "success": t["success"], "stop": t["stop"],
-                     "hints": [h["name"] for h in t["hints"]], "flags": flags.get(t["id"], []), "cluster": -1 if t["success"] else number.get(what_failed(t), -1),
+                     "hints": given, "flags": flags.get(t["id"], []), "cluster": -1 if t["success"] else number.get(what_failed(t), -1),
                      "steps": [{k: s[k] for k in ("monologue", "code", "observation", "hint")} for s in t["steps"]]})
     shown = [key for key in ("without", "with") if any(table[name][key] for name in table)]
     mistakes = []
     for name, row in table.items():
         states = sum(map(len, row["before"]))
         mistakes.append({"name": name, "text": hints[name], "cells": [states, sum(map(sum, row["before"])), *(rate(row[key]) for key in ("before", *shown))]})
-    return page("review", title, {"trajectories": rows, "hints": sections, "mistakes": mistakes, "clusters": clusters,
+    return page("review", title, {"trajectories": rows, "hints": list(sections), "mistakes": mistakes, "clusters": clusters,
                                   "control": "without" in shown, "verified": "with" in shown})
 
 
 def run_page(title, agents, adapters):
     """The page of evaluate.py --table. agents: [{"name", "hinted", "rates": {group or "all": (percent, standard error)}, "tokens"}];
-    adapters: [{"name", "losses": [...], "hints": {name: text}}], without losses where there is no log."""
+    adapters: [{"name", "losses": [...], "hints": [(name, text)]}], without losses where there is no log."""
     return page("run", title, {"agents": agents, "adapters": adapters})
 
 
 def page(name, title, data):
-    """pages/<name>.html, .css and .js in one file with the data."""
+    """pages/<name>.html, .css and .js in one file with the data. The browser is told to load nothing else (Content-Security-Policy)."""
     read = lambda file: (PAGES / file).read_text(encoding="utf-8")
     escape = lambda text: text.replace("&", "&amp;").replace("<", "&lt;")
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     body = read(f"{name}.html").replace("{{title}}", escape(title))
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    html = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
             f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; script-src \'unsafe-inline\'; style-src \'unsafe-inline\'">\n'
             f"<title>{escape(title)}</title>\n<style>\n{read('style.css')}{read(f'{name}.css')}</style>\n</head>\n<body>\n{body}"
-            f'<script type="application/json" id="data">{text}</script>\n<script>\n{read(f"{name}.js")}</script>\n</body>\n</html>\n').encode(errors="replace").decode()      # half a character, as JSON can hold it
+            f'<script type="application/json" id="data">{text}</script>\n<script>\n{read(f"{name}.js")}</script>\n</body>\n</html>\n')
+    return html.encode(errors="replace").decode()                     # JSON can hold half a character, UTF-8 cannot

@@ -95,7 +95,7 @@ function read(n) {
     make("button", "‹", "", { onclick: () => move(-1, true), title: "previous failure" }), make("button", "›", "", { onclick: () => move(1, true), title: "next failure" })], "head"));
   parts.push(make("p", t.question), make("dl", [make("dt", "answer", "soft"), make("dd", t.answer === "" ? make("span", "none", "soft") : t.answer, t.success ? "right" : "wrong"),
     ...(t.success ? [] : [make("dt", "right", "soft"), make("dd", t.expected)]), ...(t.stop in STOPS ? [make("dt", "end", "soft"), make("dd", STOPS[t.stop])] : [])], "answers"));
-  parts.push(t.hints.length ? make("details", [make("summary", `hint sections in the prompt: ${t.hints.length}`), ...t.hints.map(h => [make("h3", h), make("pre", data.hints[h])]).flat()])
+  parts.push(t.hints.length ? make("details", [make("summary", `hint sections in the prompt: ${t.hints.length}`), ...t.hints.flatMap(h => [make("h3", data.hints[h][0]), make("pre", data.hints[h][1])])])
     : make("p", "no hints in the prompt", "soft"));
   t.steps.forEach((s, i) => {
     const flags = t.flags.filter(f => f.step === i), step = make("div", make("h3", [`Step ${i + 1} `, ...flags.map(f => make("span", "flagged: " + f.name + " ", "mark"))]), "step" + (flags.length ? " flagged" : ""));

@@ -70,6 +70,6 @@ where.append(make("h2", "Input tokens per task"), make("div", columns("summed ov
 const trained = data.adapters.filter(a => a.losses.length), lost = data.adapters.filter(a => !a.losses.length);
 if (trained.length) where.append(make("h2", "Loss of each distillation, by update"), make("div", trained.map(a => curve(a.name, a.losses)), "charts"));
 for (const a of trained)
-  where.append(make("h2", `The hints of ${a.name}`), ...Object.entries(a.hints).map(([name, text]) => make("details", [make("summary", name), make("pre", text)])),
-    ...(Object.keys(a.hints).length ? [] : [make("p", "none in its data, or the data are no longer there", "soft")]));
+  where.append(make("h2", `The hints of ${a.name}`), ...a.hints.map(([name, text]) => make("details", [make("summary", name), make("pre", text)])),
+    ...(a.hints.length ? [] : [make("p", "none in its data, or the data are no longer there", "soft")]));
 if (lost.length) where.append(make("p", `No log of the training in ${lost.map(a => a.name).join(", ")}.`, "soft"));

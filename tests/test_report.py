@@ -121,6 +121,13 @@ def test_the_same_error_in_two_templates_is_one_cluster_with_both(tmp_path):
 
 
 @needs_browser
+def test_two_hint_sections_of_one_name_are_both_shown(tmp_path):
+    hints = [{"name": "coffee/coffee", "kind": kind, "text": f"## {kind}: coffee"} for kind in ("tools", "practice")]
+    seen, errors = look(tmp_path, report.review_page("two", [trajectory(0) | {"hints": hints}], [], {}, {}), "return document.querySelector('#reading details').textContent")
+    assert not errors and seen == "hint sections in the prompt: 2coffee/coffee (tools)## tools: coffeecoffee/coffee (practice)## practice: coffee"
+
+
+@needs_browser
 @pytest.mark.parametrize("trajectories", [[trajectory(0, success=True)], [trajectory(0) | {"steps": [], "answer": "", "stop": "length"}], [trajectory(0, text="half of \ud83d")]])
 def test_pages_with_next_to_nothing_open(tmp_path, trajectories):
     seen, errors = look(tmp_path, report.review_page("few", trajectories, [], {}, {}), "return document.querySelector('#reading h2').textContent")
@@ -132,7 +139,7 @@ def test_pages_with_next_to_nothing_open(tmp_path, trajectories):
 def test_what_an_agent_wrote_is_text_and_nothing_runs(page, tmp_path, width):
     seen, errors = look(tmp_path, page, "return [document.title, document.querySelectorAll('img, b.x').length, document.querySelector('#reading').textContent.includes('onerror='), document.documentElement.scrollWidth]",
                         fragment="#id=flights-7%230", width=width)
-    assert not errors and seen[0] == "seen <2>" and seen[1] == 0 and seen[2]
+    assert not errors and seen[0] == "seen <2>" and seen[1] == 0 and seen[2] and "default-src 'none'" in page
     assert seen[3] <= width                                                    # nothing sticks out
 
 
@@ -158,7 +165,7 @@ def test_the_page_of_a_run_has_a_chart_a_group(tmp_path):
     seen, errors = look(tmp_path, page, """return [[...document.querySelectorAll('figcaption')].map(f => f.textContent), [...document.querySelectorAll('title')].map(t => t.textContent),
         document.querySelector('details').textContent, document.querySelectorAll('.hinted').length, document.querySelector('.line').getAttribute('d').match(/[ML]/g).join('')]""")
     assert not errors
-    assert seen[0] == ["all", "coffee", "flights", "summed over a task's prompts", "round1"] and "3-round1: 75 %" in seen[1] and seen[2] == "coffee/tools## tools: coffee"
+    assert seen[0] == ["all", "coffee", "flights", "summed over a task's prompts", "round1"] and "3-round1: 75 %" in seen[1] and seen[2] == "coffee/tools (tools)## tools: coffee"
     assert seen[3] == 3 and seen[4] == "ML"                                    # the agent with hints stands beside the line of rounds
 
 
