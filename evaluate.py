@@ -64,16 +64,18 @@ def run_page(files):
             groups.setdefault(t["task"]["group"], []).append(t)
             adapters.update(dict.fromkeys(t.get("adapters", [])))
         rates = {name: [x if math.isfinite(x) else 0 for x in percent(ts)] for name, ts in [*groups.items(), ("all", trajectories)]}
-        agents.append({"name": Path(file).stem, "rates": rates, "tokens": sum(t["usage"].get("input_tokens", 0) for t in trajectories) / len(trajectories)})
+        agents.append({"name": Path(file).stem, "hinted": any(t["hints"] for t in trajectories), "rates": rates,
+                       "tokens": sum(t["usage"].get("input_tokens", 0) for t in trajectories) / len(trajectories)})
     for folder in map(Path, adapters):
+        adapters[str(folder)] = {"name": str(folder), "losses": [], "hints": []}
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
-            hints, data = {}, json.loads((folder / "arguments.json").read_text())["data"]
+            hints, data = set(), json.loads((folder / "arguments.json").read_text())["data"]
             for r in (r for file in data if Path(file).exists() for r in records.read_trajectories(file)):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
-                hints.update((h["name"], h["text"]) for h in given if h)
-            losses = [json.loads(line)["loss"] for line in (folder / "log.jsonl").open()]
-            adapters[str(folder)] = {"name": folder.name, "losses": losses, "hints": dict(sorted(hints.items()))}
-    return report.run_page("Coaching, round by round", agents, [a for a in adapters.values() if a])
+                hints.update((report.section_name(h), h["text"]) for h in given if h)
+            losses = [x for line in (folder / "log.jsonl").open() if math.isfinite(x := json.loads(line)["loss"])]
+            adapters[str(folder)] = {"name": folder.name, "losses": losses, "hints": sorted(hints)}
+    return report.run_page("Coaching, round by round", agents, list(adapters.values()))
 
 
 def main():

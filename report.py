@@ -16,15 +16,20 @@ def interval(successes, n):
     """Wilson's 95 % interval of a success rate, (low, high) in percent."""
     z, p = 1.96, successes / n
     middle, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return 100 * (middle - half) / (1 + z * z / n), 100 * (middle + half) / (1 + z * z / n)
+    return max(0, 100 * (middle - half) / (1 + z * z / n)), min(100, 100 * (middle + half) / (1 + z * z / n))
 
 
-def rate(successes):
-    """A list of booleans in words: percent, its interval, how many."""
-    if not successes:
+def rate(outcomes):
+    """Outcomes, a list of booleans for each task, in words: percent, its interval, how many. Tries of one task often end alike: the interval is
+    that of as many independent tries as would vary as much as the tasks do, at least one a task and at most all."""
+    if not outcomes:
         return "–"
-    low, high = interval(sum(successes), len(successes))
-    return f"{100 * sum(successes) / len(successes):.0f} % ({low:.0f} to {high:.0f}, n = {len(successes)})"
+    n, tasks = sum(map(len, outcomes)), len(outcomes)
+    p = sum(map(sum, outcomes)) / n
+    variance = sum((sum(o) - p * len(o)) ** 2 for o in outcomes) / n ** 2 * tasks / max(tasks - 1, 1)
+    independent = min(max(p * (1 - p) / variance, tasks), n) if variance else n if 0 < p < 1 and tasks > 1 else tasks
+    low, high = interval(p * independent, independent)
+    return f"{100 * p:.0f} % ({low:.0f} to {high:.0f}, n = {n})"
 
 
 def what_failed(trajectory):
@@ -33,46 +38,60 @@ def what_failed(trajectory):
     code = [line for line in steps[-1]["code"].splitlines() if line.strip()] if steps else []
     errors = [line for s in steps for line in s["observation"].splitlines() if re.match(r"\w+(Error|Exception)\b", line)]
     what = errors[-1] if errors else f"{trajectory['stop']}: {code[-1].strip() if code else 'no code'}"
+    what = re.sub(r"^(\w+: )([\"'])(.*['\"].*)\2$", r"\1\3", what)         # a KeyError's message stands in quotes as a whole
     return re.sub(r"\d+", "0", re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', '"…"', what))[:200]
 
 
+def section_name(hint):
+    """A hint's name and kind: a group's documentation and advice may have the same name."""
+    return hint["name"] + (f" ({hint['kind']})" if "kind" in hint else "")
+
+
 def review_page(title, trajectories, found, hints, table):
-    """The page of review.py. found: [(trajectory, mistake's name, step)]; hints: {mistake's name: text}; table: {name: {"states",
-    "before", "without", "with": lists of outcomes, "corrected": {trajectory's id: [corrected records]}}} (see review.py)."""
+    """The page of review.py. found: [(trajectory, mistake's name, step)]; hints: {mistake's name: text}; table: {name: {"before",
+    "without", "with": outcomes by task, "corrected": {trajectory's id: [corrected records]}}} (see review.effects)."""
     flags, sections, rows = {}, {}, []
     for t, name, n in found:
-        corrected = [r for r in table[name]["corrected"].get(t["id"], [])]
-        flags.setdefault(t["id"], []).append({"name": name, "step": n, "corrected": [
-            {k: r["steps"][n][k] for k in ("monologue", "code", "observation")} | {"success": r["success"], "stop": r["stop"]} for r in corrected]})
-    failures = [(t["task"]["template"], what_failed(t)) for t in trajectories if not t["success"]]
-    clusters = [{"template": template, "what": what, "count": n} for (template, what), n in Counter(failures).most_common(40)]
-    number = {(c["template"], c["what"]): n for n, c in enumerate(clusters)}
+        corrected = [{k: r["steps"][n][k] for k in ("monologue", "code", "observation")} | {"success": r["success"], "stop": r["stop"]}
+                     for r in table[name]["corrected"].get(t["id"], [])]
+        flags.setdefault(t["id"], []).append({"name": name, "step": n, "corrected": corrected})
+    places = {}                                                       # what failed → how often in each template
     for t in trajectories:
-        sections.update((h["name"], h["text"]) for h in t["hints"])
+        if not t["success"]:
+            places.setdefault(what_failed(t), Counter())[t["task"]["group"], t["task"]["template"]] += 1
+    common = sorted(places, key=lambda what: -places[what].total())[:40]
+    clusters = [{"what": what, "count": places[what].total(), "templates": [[*place, n] for place, n in places[what].most_common()]} for what in common]
+    number = {what: n for n, what in enumerate(common)}
+    for t in trajectories:
+        given = [sections.setdefault((section_name(h), h["text"]), len(sections)) for h in t["hints"]]
         answer = t["task"]["answer"]
         rows.append({"id": t["id"], "group": t["task"]["group"], "template": t["task"]["template"], "question": t["task"]["question"], "answer": t["answer"],
                      "expected": answer if isinstance(answer, str) else " or ".join(answer), "success": t["success"], "stop": t["stop"],
-                     "hints": [h["name"] for h in t["hints"]], "flags": flags.get(t["id"], []),
-                     "cluster": -1 if t["success"] else number.get((t["task"]["template"], what_failed(t)), -1),
+                     "hints": given, "flags": flags.get(t["id"], []), "cluster": -1 if t["success"] else number.get(what_failed(t), -1),
                      "steps": [{k: s[k] for k in ("monologue", "code", "observation", "hint")} for s in t["steps"]]})
     shown = [key for key in ("without", "with") if any(table[name][key] for name in table)]
-    mistakes = [{"name": name, "text": hints[name], "cells": [len(table[name]["before"]), *(rate(table[name][key]) for key in ("before", *shown))]} for name in table]
-    return page("review", title, {"trajectories": rows, "hints": sections, "mistakes": mistakes, "clusters": clusters,
+    mistakes = []
+    for name, row in table.items():
+        states = sum(map(len, row["before"]))
+        mistakes.append({"name": name, "text": hints[name], "cells": [states, sum(map(sum, row["before"])), *(rate(row[key]) for key in ("before", *shown))]})
+    return page("review", title, {"trajectories": rows, "hints": list(sections), "mistakes": mistakes, "clusters": clusters,
                                   "control": "without" in shown, "verified": "with" in shown})
 
 
 def run_page(title, agents, adapters):
-    """The page of evaluate.py --table. agents: [{"name", "rates": {group or "all": (percent, standard error)}, "tokens"}];
-    adapters: [{"name", "losses": [...], "hints": {name: text}}]."""
+    """The page of evaluate.py --table. agents: [{"name", "hinted", "rates": {group or "all": (percent, standard error)}, "tokens"}];
+    adapters: [{"name", "losses": [...], "hints": [(name, text)]}], without losses where there is no log."""
     return page("run", title, {"agents": agents, "adapters": adapters})
 
 
 def page(name, title, data):
-    """pages/<name>.html, .css and .js in one file with the data."""
+    """pages/<name>.html, .css and .js in one file with the data. The browser is told to load nothing else (Content-Security-Policy)."""
     read = lambda file: (PAGES / file).read_text(encoding="utf-8")
     escape = lambda text: text.replace("&", "&amp;").replace("<", "&lt;")
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     body = read(f"{name}.html").replace("{{title}}", escape(title))
-    return (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+    html = (f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; script-src \'unsafe-inline\'; style-src \'unsafe-inline\'">\n'
             f"<title>{escape(title)}</title>\n<style>\n{read('style.css')}{read(f'{name}.css')}</style>\n</head>\n<body>\n{body}"
             f'<script type="application/json" id="data">{text}</script>\n<script>\n{read(f"{name}.js")}</script>\n</body>\n</html>\n')
+    return html.encode(errors="replace").decode()                     # JSON can hold half a character, UTF-8 cannot

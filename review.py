@@ -130,17 +130,23 @@ def outcomes(file, found):
     return by_state
 
 
+def by_task(outcomes):
+    """[(task's id, success)] → a list of successes for each task."""
+    tasks = {}
+    for task, success in outcomes:
+        tasks.setdefault(task, []).append(success)
+    return list(tasks.values())
+
+
 def effects(mistakes, found, corrected, control):
-    """What each hint did → {name: {"before", "without", "with": whether the task was solved, of all flagged trajectories and of all rollouts
-    without and with the hint; "corrected": {trajectory's id: records}}}. A state whose task went on unfinished counts in neither."""
-    played = lambda rs: [r["success"] for r in rs if r["stop"]]
+    """What each hint did → {name: {"before", "without", "with": whether the task was solved, by task, of all flagged trajectories and of all
+    rollouts without and with the hint; "corrected": {trajectory's id: records}}}. A state whose task went on unfinished counts in neither."""
     table = {}
     for m in mistakes:
-        ids = [t["id"] for t, mistake, _ in found if mistake is m]
-        table[m.name] = {"before": [t["success"] for t, mistake, _ in found if mistake is m],
-                         "without": [s for key in ids for s in played(control.get((key, m.name), []))],
-                         "with": [s for key in ids for s in played(corrected.get((key, m.name), []))],
-                         "corrected": {key: corrected[key, m.name] for key in ids if (key, m.name) in corrected}}
+        flagged = [t for t, mistake, _ in found if mistake is m]
+        played = lambda records: by_task((t["task"]["id"], r["success"]) for t in flagged for r in records.get((t["id"], m.name), []) if r["stop"])
+        table[m.name] = {"before": by_task((t["task"]["id"], t["success"]) for t in flagged), "without": played(control), "with": played(corrected),
+                         "corrected": {t["id"]: corrected[t["id"], m.name] for t in flagged if (t["id"], m.name) in corrected}}
     return table
 
 
@@ -234,7 +240,7 @@ def main():
     table = effects(mistakes, found, corrected, control)
     for mistake in mistakes:
         row = table[mistake.name]
-        print(f"  {mistake.name:<40} {len(row['before']):4} states, {sum(row['before']):4} of them in successes"
+        print(f"  {mistake.name:<40} {sum(map(len, row['before'])):4} states, {sum(map(sum, row['before'])):4} of them in successes"
               + "".join(f"; right {how} the hint {report.rate(row[how])}" for how in ("without", "with") if row[how]))
     missed = [t for t in failures if t["id"] not in flagged]
     if missed and not args.attempt:

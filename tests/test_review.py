@@ -72,7 +72,7 @@ def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
     (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     corrected = review.outcomes(tmp_path / "corrected.jsonl", found)
     row = review.effects([m], found, corrected, {})["print-it"]
-    assert row["before"] == [True, False, False] and row["with"] == [False, True, True] and row["without"] == []
+    assert row["before"] == [[True], [False], [False]] and row["with"] == [[False], [True], [True]] and row["without"] == []
     with pytest.raises(ValueError, match="t0#0!print-it~0 goes on from a state that is not flagged here"):
         review.outcomes(tmp_path / "corrected.jsonl", found[1:])
 
