@@ -42,6 +42,7 @@ VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
+BARE = 0.25                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -79,11 +80,14 @@ class World:
         self.rng, self.pieces, self.forbidden = rng, pieces, forbidden
         self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
         self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
+        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces
         self.kind, self.drawn, self.common, self.slots = None, {}, [], set()     # of the last value, the last one of each kind, words that come again, slots' names
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
         self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))) for _ in range(rng.randint(3, 7))]
         self.common = [self.word() for _ in range(rng.randint(4, 12))]
+        self.row, self.look_up, self.between, self.equals, self.joins, self.method = rng.randrange(8), rng.randrange(8), rng.choice(("; ", " / ", ", ", " ", ":")), \
+            rng.choice((" is ", "=", ": ", ">")), rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]        # how this world's code reads rows
         self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
         self.years, self.months, self.days = ([rng.randint(a, b) for _ in range(rng.randint(1, 3))] for a, b in ((1950, 2030), (1, 12), (1, 31)))
 
@@ -91,10 +95,9 @@ class World:
         """Made of the vocabulary's pieces, or of syllables, or letters: names of the real world are many short tokens."""
         r = self.rng
         while True:
-            how = r.random()
-            if how < 0.4:
+            if r.random() < self.whole:
                 w = "".join(r.choices(self.pieces, k=r.choice((1, 1, 1, 1, 2, 2, 3)))).lower()
-            elif how < 0.9:
+            elif r.random() < 0.85:
                 w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 1, 2, 2, 3))))
             else:
                 w = "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 5)))
@@ -155,9 +158,9 @@ class World:
     def value(self):
         """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
         r = self.rng
-        kind, self.kind = self.kind if self.kind and r.random() < 0.45 else r.choices(*VALUES)[0], None
+        kind, self.kind = self.kind if self.kind and r.random() < 0.55 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
-        if kind in self.drawn and r.random() < 0.4:
+        if kind in self.drawn and r.random() < 0.5:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
             mixed = "".join(map(r.choice, zip(parts, others)))
             if len(parts) == len(others) and mixed != self.drawn[kind]:
@@ -308,41 +311,66 @@ class World:
             if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
                 return line
 
+    def cell(self, x):
+        """A part of the row `x`, in this world's way."""
+        k, n = self.rng.choice(self.keys), self.rng.randint(0, 6)
+        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]", f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")', f'{x}.{self.method[0]}("{k}")')[self.row]
+
     def narrowed(self, env):
-        """Lines that call one tool again and again on what it gave."""
-        r, tool, name = self.rng, self.rng.choice(self.tools), self.variable()
-        lines = [f'{name} = {r.choice(self.tools)}("{self.word()}")']
-        for _ in range(r.randint(1, 3)):
-            key, sign = r.choice(self.keys), r.choice(("=", "=", "=", ">", "<", ">=", "<="))
-            what = f'"{key}{sign}" + {r.choice(env)}' if r.random() < 0.8 else f'"{key}{sign}{self.word(str.capitalize)}"'
-            lines.append(f"{name} = {tool}({name}, {what})")
-            if r.random() < 0.4:
-                name = self.variable()
-                lines[-1] = name + lines[-1][lines[-1].index(" = "):]
+        """Lines that look up rows by several values, in this world's way."""
+        r, tool, name, lines = self.rng, self.rng.choice(self.tools), self.variable(), []
+        asked = [(r.choice(self.keys), r.choice(env)) for _ in range(r.randint(1, 3))]
+        x, (key, value) = r.choice("xyzcpeiouv"), asked[0]
+        if self.look_up < 3:                                                # one condition after the other
+            lines.append(f'{name} = {r.choice(self.tools)}("{self.word()}")')
+            for key, value in asked:
+                sign = r.choice(("=", "=", "=", ">", "<", ">=", "<="))
+                what = f'"{key}{sign}" + {value}' if r.random() < 0.8 else f'"{key}{sign}{self.word(str.capitalize)}"'
+                lines.append(f"{name} = {tool}({name}, {what})")
+                if r.random() < 0.4:
+                    name = self.variable()
+                    lines[-1] = name + lines[-1][lines[-1].index(" = "):]
+        elif self.look_up == 3:
+            lines.append(f'{name} = {tool}({", ".join(f"{key}={value}" for key, value in asked)})')
+        elif self.look_up == 4:
+            texts = [f'{key}{self.equals}" + {value}' for key, value in asked]
+            lines += [f'{name} = {tool}("{texts[0]})'] if len(texts) == 1 else [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
+        elif self.look_up == 5:
+            lines.append(f'{name} = {tool}().{self.method[1]}("{key}", {value})')
+            lines += [f'{name} = {name}.{self.method[1]}("{key}", {value})' for key, value in asked[1:]]
+        else:
+            lines.append(f'{name} = {tool}("{key}", {value})' if self.look_up == 6 else f"{name} = {tool}()")
+            lines += [f"{name} = [{x} for {x} in {name} if {self.cell(x)} {r.choice(('==', '==', '==', '>', '<'))} {r.choice((value, value, f'int({value})', f'float({value})'))}]" for _, value in asked]
         env.append(name)
         return lines
 
     def plain_lines(self, env):
         """One or more lines of the kind that recipes for looking something up are made of."""
-        r, v, w, k, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice(self.keys), self.rng.choice("xyzcp"), self.variable()
+        r, v, w, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice("xyzcpeiou"), self.variable()
         if r.random() < 0.4:
             lines = self.narrowed(env)
             return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
-        line = f"{name} = " + r.choice((
-            f'{r.choice(self.tools)}({v})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v}, {w})', f'{r.choice(self.tools)}({v} + " " + {w})', f'{r.choice(self.tools)}("{self.word()}")',
-            f'sorted({r.choice(self.tools)}({v}, {w}))', f'{v}["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"]', f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', f"sum({v}) / len({v})",
-            f'sum({v}["{k}"]) / len({v})', f'max({v}, key=lambda {x}: {x}["{k}"])', f'min({v}, key=lambda {x}: {x}["{k}"])', f'[{x} for {x} in {v} if {x}["{k}"] {r.choice("<>")} {x}["{r.choice(self.keys)}"]]',
-            f'[{x} for {x} in {v} if {x} in {w}]', f'[{x} for {x} in {v} if {self.condition(x)}]', f'set({v}["{k}"])', f'", ".join({v})', f'{v}[0]["{k}"] * int({w})', f'[{r.choice(self.tools)}({w}, {x})["{k}"] for {x} in {v}]', f'{v}.{self.word()}()',
-            f"int({v}[:2]) - int({w}[:2])", f"int({v}[3:]) - int({w}[3:])", f"{v} - {w}", f"{v} * {r.choice((7, 10, 24, 60, 100))} + {w}"))
-        env.append(name)
+        tool, k, cell, number, kind = r.choice(self.tools), r.choice(self.keys), self.cell, r.randint(0, 3), r.choice(("int", "float"))
+        line = r.choice((
+            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})", f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))", f"{name} = {tool}({k}={v})",
+            f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]", f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
+            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})", f"{name} = min({v}, key=lambda {x}: {cell(x)})", f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
+            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]", f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]", f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
+            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]", f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]", f'{name} = set({v}["{k}"])',
+            f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})', f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()", f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])",
+            f"{name} = {v} - {w}", f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})", f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = round(sum({v}) / len({v}), {number})",
+            f"{name} = sum({cell(x)} for {x} in {v})", f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
+        if line.startswith(name):
+            env.append(name)
         return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
 
     def shown(self, env):
         """What a step prints."""
-        r, v = self.rng, self.rng.choice(env[-3:])
+        r, v, x, number = self.rng, self.rng.choice(env[-3:]), self.rng.choice("xyzcpeiou"), self.rng.randint(0, 3)
         if not self.plain:
             return self.nested(env) if r.random() < 0.6 else r.choice(env)
-        return r.choice((v, v, f'{v}[0]["{r.choice(self.keys)}"]', f'{v}[0]["{r.choice(self.keys)}"]', f'{v}["{r.choice(self.keys)}"]', f"len({v})", f"round({v}, {r.randint(0, 3)})", f'{v}["{r.choice(self.keys)}"][0]'))
+        return r.choice((v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})", f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})", f"len(set({self.cell(x)} for {x} in {v}))",
+                         f"max({v}) - min({v})", f"round(abs({v}), {number})", f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))", f'{v}["{r.choice(self.keys)}"][0]'))
 
     def sibling(self, line, env):
         """A line that differs from `line` in a name or a constant or two, as two look-ups with the same tool do."""
@@ -365,7 +393,7 @@ class World:
         env += slots
         lines = self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
         if following is None:
-            value = r.choice((env[-1], env[-1], f"str({env[-1]})", env[-1] if self.plain else self.expression(env, 1)))
+            value = r.choice((env[-1], env[-1], env[-1], f"str({env[-1]})", f"str(round({env[-1]}, {r.randint(0, 3)}))", f"str(int({env[-1]}) + int({r.choice(env)}))") if self.plain else (env[-1], self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
         elif following and labels:
             lines += [f'print("{name}", {self.shown(env)})' for name in following]
@@ -469,13 +497,14 @@ def hint_block(world, chat, length):
 
 def sample(world, chat, length):
     """One row: tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of another world
-    → ids (length,), and which are actions."""
+    → ids (length,), and which of them are to be learned: the actions, or in a row without hints the values in them, which can be known."""
     r, ids, mask = world.rng, [], []
-    each = r.random() < 0.6
+    bare = r.random() < BARE
+    each = bare or r.random() < 0.6
     while len(ids) < length:
         if begins := each or not ids:
             world = World(r, world.pieces, world.forbidden)
-            recipes, hints, corrective = hint_block(world, chat, length)
+            recipes, hints, corrective = hint_block(world, chat, length) if not bare else ([("", world.recipe(2))], [], "none")
         title, recipe = r.choice(recipes)
         question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective)
         for step in steps:
@@ -483,8 +512,13 @@ def sample(world, chat, length):
                                  for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
         new, spans = chat.prompt(question, hints if begins else [], steps)
         action = np.zeros(len(new), dtype=bool)
-        for (n, _), (start, end) in spans.items():
-            action[start:end] = corrective != "all" or steps[n]["hint"] is not None
+        for (n, name), (start, end) in spans.items():
+            if not bare:
+                action[start:end] = corrective != "all" or steps[n]["hint"] is not None
+            elif name == "code":
+                for line in steps[n]["code"].split("\n")[:len(recipe[n]["slots"])]:
+                    action[start + len(chat.encode_text(line[:line.index('"') + 1])):start + (whole := len(chat.encode_text(line + "\n")))] = True
+                    start += whole
         ids += new
         mask += action.tolist()
     return ids[:length], mask[:length]

@@ -351,11 +351,11 @@ def listing_host(world, rng):
 
 
 def price_of_a_stay(world, rng):
-    """What does staying {staying} nights in listing {listing} cost?
-    How much is it for a guest staying {staying} nights in listing {listing}?
-    For people staying {staying} nights in listing {listing}, what is there to pay in all?"""
+    """What does listing {listing} cost over {over} nights?
+    How much is listing {listing} for a guest over {over} nights?
+    For people in listing {listing} over {over} nights, what is there to pay in all?"""
     row, count = rng.choice(world.listings), rng.randint(2, 21)
-    return {"staying": count, "listing": row["Id"]}, row["Price"] * count
+    return {"over": count, "listing": row["Id"]}, row["Price"] * count
 
 
 def cheap_listings(world, rng):
@@ -514,37 +514,37 @@ def longest_linked_paper(world, rng):
 # ---- agenda ----
 
 def event_place(world, rng):
-    """Where is the person {person} booked on {on}?
-    To which place does the person {person} go on {on}?
-    Name the location of the appointment that the person {person} has on {on}."""
+    """Where is the member {member} booked on {on}?
+    To which place does the member {member} go on {on}?
+    Name the location of the appointment that the member {member} has on {on}."""
     row = single_entry(world, rng)
-    return row and ({"person": row["by"], "on": row["on"]}, row["at"])
+    return row and ({"member": row["by"], "on": row["on"]}, row["at"])
 
 
 def event_start(world, rng):
-    """At what time does the person {person} begin the event "{event}"?
-    When should the person {person} be there for the event "{event}"?
-    The agenda of the person {person} has the event "{event}": at what time does it start?"""
+    """At what time does the member {member} begin the event "{event}"?
+    When should the member {member} be there for the event "{event}"?
+    The agenda of the member {member} has the event "{event}": at what time does it start?"""
     row = rng.choice(world.entries)
-    return {"person": row["by"], "event": row["titled"]}, row["starting"]
+    return {"member": row["by"], "event": row["titled"]}, row["starting"]
 
 
 def event_length(world, rng):
-    """How many minutes does the appointment of the person {person} on {on} last?
-    For how many minutes is the person {person} occupied on {on}?
-    How long, in minutes, is what the person {person} has planned on {on}?"""
+    """How many minutes does the appointment of the member {member} on {on} last?
+    For how many minutes is the member {member} occupied on {on}?
+    How long, in minutes, is what the member {member} has planned on {on}?"""
     row = single_entry(world, rng)
-    return row and ({"person": row["by"], "on": row["on"]}, minutes(row["until"]) - minutes(row["starting"]))
+    return row and ({"member": row["by"], "on": row["on"]}, minutes(row["until"]) - minutes(row["starting"]))
 
 
 def entries_of_a_month(world, rng):
-    """How many agenda entries does the person {person} have in the month {month}?
-    Count the entries in the agenda of the person {person} for the month {month}.
-    How many different things has the person {person} booked during the month {month}?"""
+    """How many agenda entries does the member {member} have in the month {month}?
+    Count the entries in the agenda of the member {member} for the month {month}.
+    How many different things has the member {member} booked during the month {month}?"""
     row = rng.choice(world.entries)
     count = sum(entry["on"][:7] == row["on"][:7] for entry in select(world.entries, by=row["by"]))
     if count <= 10:  # retrieve_agenda shows no more
-        return {"person": row["by"], "month": row["on"][:7]}, count
+        return {"member": row["by"], "month": row["on"][:7]}, count
 
 
 def event_title(world, rng):
@@ -556,13 +556,13 @@ def event_title(world, rng):
 
 
 def guest_at_the_same_place(world, rng):
-    """At the place where the person {person} is on {on}, who is the guest dated {dated}?
-    Where the person {person} is booked on {on}, who is the guest dated {dated}?
-    Find the place of the person {person} on {on}: who is its guest dated {dated}?"""
+    """At the place where the member {member} is on {on}, who is the guest of the date {date}?
+    Where the member {member} is booked on {on}, who is the guest of the date {date}?
+    Find the place of the member {member} on {on}: who is its guest of the date {date}?"""
     row = single_entry(world, rng)
     other = row and rng.choice(select(world.entries, at=row["at"]))
     if row and other is not row:
-        return {"person": row["by"], "on": row["on"], "dated": other["on"]}, other["guest"]
+        return {"member": row["by"], "on": row["on"], "date": other["on"]}, other["guest"]
 
 
 def single_entry(world, rng):
