@@ -8,7 +8,7 @@ python=${PYTHON:-python}                       # make coach sets the virtual env
 run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
-learn="--model starter --rank 32 --alpha 64 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
+learn="--model starter --rank 64 --alpha 128 --lora-dropout 0.1 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
 
 [ -f $tasks/test.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -20,11 +20,11 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
 # Before coaching: the agent without hints, with those for its type of task, with everybody's hints at once.
 evaluate 0-none       --hints none
 evaluate 1-task       --hints task
-evaluate 2-combined   --hints combined
+evaluate 2-combined   --hints combined --batch 64        # long prompts: half the memory
 
 # Round 1: what the hints make the agent do goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
-$python distill.py $learn --data $run/hinted1.jsonl --lr 5e-3 --epochs 13 --out $run/round1
+$python distill.py $learn --data $run/hinted1.jsonl --lr 8e-3 --epochs 14 --out $run/round1
 adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
@@ -35,8 +35,7 @@ for hints in hints/starter/round[2-9]; do
     $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --trials 3 --seed $round --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --out $run/corrected$round.jsonl
-    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints task --trials 1 --seed $round --out $run/candidates$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/hinted1.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
     evaluate $((round + 2))-round$round $adapters
 done

@@ -271,13 +271,13 @@ def average_volume(world, rng):
 
 
 def close_at_the_lowest(world, rng):
-    """At what price did coffee close on the day of its lowest price since {since} and until {until}?
-    On the day when coffee was cheapest since {since} and until {until}, what was its close?
-    Find the coffee day with the lowest low since {since} and until {until}: how did it close?"""
-    since, until, span = days(world, rng, 8, 60)
+    """At what price did coffee close on the day of its lowest price between start {start} and end {end}?
+    On the day when coffee was cheapest between start {start} and end {end}, what was its close?
+    Find the coffee day with the lowest low between start {start} and end {end}: how did it close?"""
+    start, end, span = days(world, rng, 8, 60)
     low = min(row["Low"] for row in span)
     row = only(select(span, Low=low))
-    return row and ({"since": since, "until": until}, row["Close"])
+    return row and ({"start": start, "end": end}, row["Close"])
 
 
 # ---- flights ----
