@@ -27,7 +27,7 @@ def test_one_small_coaching_round(tmp_path):
     script("collect.py", *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2, "--out", tmp_path / "hinted.jsonl")
     hinted = read(tmp_path / "hinted.jsonl")
     assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 60
-    assert sum(t["success"] for t in hinted) >= 45
+    assert sum(t["success"] for t in hinted) >= 54
     first = (tmp_path / "hinted.jsonl").read_bytes()
     with open(tmp_path / "hinted.jsonl", "r+b") as f:                  # killed: the end is lost, half a line is left
         f.truncate(len(first) * 2 // 3)
@@ -39,7 +39,7 @@ def test_one_small_coaching_round(tmp_path):
     adapted = [*agent, "--adapter", tmp_path / "round1"]
     script("collect.py", *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
     seen = read(tmp_path / "seen.jsonl")
-    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 15
+    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 22
 
     hints = tmp_path / "round2"
     hints.mkdir()
@@ -48,11 +48,13 @@ def test_one_small_coaching_round(tmp_path):
     script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints, "--out", tmp_path / "flagged.jsonl")
     flagged = read(tmp_path / "flagged.jsonl")
     assert flagged and all(t["mistake"]["step"] == len(t["steps"]) for t in flagged)
-    script("collect.py", *adapted, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--out", tmp_path / "corrected.jsonl")
+    # By the starter alone: with a round's adapter on, it hardly follows a corrective hint any more (README, "Where this stands").
+    script("collect.py", *agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--out", tmp_path / "corrected.jsonl")
     corrected = read(tmp_path / "corrected.jsonl")
     assert len(corrected) == 2 * len(flagged)
     assert all(t["targets"] == [len(t["steps"]) - 1] and t["steps"][-1]["hint"]["name"] == "say-more" for t in corrected)
-    assert any('complete_task("opening ' in t["steps"][-1]["code"] for t in corrected)          # the hint's words, not the recipe's "opened at"
+    followed = sum('complete_task("opening was"' in t["steps"][-1]["code"] for t in corrected)  # the hint's words, not the recipe's "opened at"
+    assert followed >= 0.8 * len(corrected)
 
     script("distill.py", *learn, "--adapter", tmp_path / "round1", "--data", tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
            "--out", tmp_path / "round2-adapter")
