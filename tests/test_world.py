@@ -162,7 +162,7 @@ def test_every_group_has_tools_and_every_template_a_recipe_of_the_agreed_form(ta
         thoughts.append(steps[0][0])
         for thought, code in steps:
             lines = code.splitlines()
-            assert re.fullmatch(r"[a-z]+( [a-z]+){2,7}", thought), thought
+            assert re.fullmatch(r"[a-z]+:?( [a-z]+){2,7}", thought), thought
             assert len(lines) <= 8 and all(len(line) <= 70 and line.isascii() for line in lines), template
             slots = [re.fullmatch(r'[a-z]+ = "\.\.\."', line) is not None for line in lines]
             assert slots == sorted(slots, reverse=True) and code.count('"..."') == sum(slots), template
