@@ -77,3 +77,20 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
     common = "print("
     assert any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden())[0])
     assert not any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden(texts=(common,)))[0])
+
+
+def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_names(monkeypatch):
+    monkeypatch.setattr(pretrain, "BARE", 1)
+    chat, values = agent.Chat(ROOT / "starter"), 0
+    for i in range(20):
+        ids, mask = pretrain.sample(pretrain.World(random.Random(f"bare {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, 512)
+        assert "<hints>" not in chat.decode(ids)
+        starts = [n for n in range(len(ids)) if mask[n] and not mask[n - 1]]
+        for start in starts:
+            end = next((n for n in range(start, len(ids)) if not mask[n]), None)
+            if end:                                                    # the last value of a row may be cut
+                before, value = chat.decode(ids[:start]), chat.decode(ids[start:end])
+                name = re.search(r'(\w+) = "$', before)[1]
+                assert value.endswith('"\n') and re.search(rf'\b{name} "?{re.escape(value[:-2])}', before), (name, value)
+                values += 1
+    assert values > 60
