@@ -332,9 +332,9 @@ def corrections(states, args):
             yield t
 
 
-def play_all(trajectories, args, output, chat, sampler, request, agent=None):
+def play_all(trajectories, args, output, chat, engine, agent=None):
     """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share.
-    agent(trajectory) → its generator, `play` unless something else is to be played."""
+    engine(args) → what samples and what makes its requests (endpoint.py), asked only when the sandbox stands; agent(trajectory) → its generator, `play` unless something else is to be played."""
     agent = agent or functools.partial(play, chat, max_steps=args.max_steps)
     todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
     successes, first = 0, output.rank == 0
@@ -346,7 +346,7 @@ def play_all(trajectories, args, output, chat, sampler, request, agent=None):
             raise ValueError(f"--require-sandbox: on this system the agent's code cannot be kept from {', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
         if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
-        for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
+        for trajectory in serve(todo, agent, chat, *engine(args), world, args.batch):
             output.write(trajectory)
             successes += trajectory["success"]
             progress.update()

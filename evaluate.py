@@ -110,7 +110,7 @@ def main():
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
         output = records.Output(args.out, vars(args), replica, replicas)
-        agent.play_all(agent.trials(tasks, args), args, output, chat, *endpoint.engine(args), player)
+        agent.play_all(agent.trials(tasks, args), args, output, chat, endpoint.engine, player)
         parallel.dismiss()
     else:
         parallel.follow(args)

@@ -157,7 +157,7 @@ def resample(found, args):
     chat = endpoint.chat_with(args)
     collected = SimpleNamespace(world=1, rank=0, done=(), write=new.append)
     player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=not args.rollout)
-    agent.play_all(agent.corrections(states, args), args, collected, chat, *endpoint.engine(args), player)
+    agent.play_all(agent.corrections(states, args), args, collected, chat, endpoint.engine, player)
     new = {r["id"]: r for r in new}
     return [new[f"{state['id']}~0"] for state in states]
 

@@ -42,7 +42,8 @@ VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-BARE = 0.25                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
+BARE = 0.15                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
+SHOWN = 0.15                                                                      # rows without hints in which a question comes again with other values: the same is to be done
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -151,6 +152,8 @@ class World:
     def names(self, low, high):
         r = self.rng
         words = [self.again(str.capitalize) for _ in range(r.randint(low, high))]
+        if len(words) > 1 and r.random() < 0.2:                        # begins like the one before
+            words[-1] = words[-2][:r.randint(1, 3)] + words[-1].lower()
         if len(words) > 1 and r.random() < 0.1:
             words[0] = words[0][0] + "."
         return r.choice((" ",) * 12 + ("-", " & ")).join(words)
@@ -158,11 +161,12 @@ class World:
     def value(self):
         """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
         r = self.rng
-        kind, self.kind = self.kind if self.kind and r.random() < 0.55 else r.choices(*VALUES)[0], None
+        kind, self.kind = self.kind if self.kind and r.random() < 0.65 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
-        if kind in self.drawn and r.random() < 0.5:
+        if kind in self.drawn and r.random() < 0.65:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
-            mixed = "".join(map(r.choice, zip(parts, others)))
+            cut = r.randint(1, len(others))
+            mixed = "".join(r.choice((others[:cut] + parts[cut:], others[:cut] + parts[cut:], parts[:cut] + others[cut:], list(map(r.choice, zip(parts, others))))))
             if len(parts) == len(others) and mixed != self.drawn[kind]:
                 text = mixed
         self.drawn[kind], self.kind = text, kind
@@ -331,7 +335,8 @@ class World:
                     name = self.variable()
                     lines[-1] = name + lines[-1][lines[-1].index(" = "):]
         elif self.look_up == 3:
-            lines.append(f'{name} = {tool}({", ".join(f"{key}={value}" for key, value in asked)})')
+            call = f'{tool}({", ".join(f"{r.choice((key, value))}={value}" for key, value in asked)})'
+            lines.append(f"{name} = {r.choice((call, call, f'len({call})'))}")
         elif self.look_up == 4:
             texts = [f'{key}{self.equals}" + {value}' for key, value in asked]
             lines += [f'{name} = {tool}("{texts[0]})'] if len(texts) == 1 else [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
@@ -351,6 +356,7 @@ class World:
             lines = self.narrowed(env)
             return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
         tool, k, cell, number, kind = r.choice(self.tools), r.choice(self.keys), self.cell, r.randint(0, 3), r.choice(("int", "float"))
+        one = f"{kind}({cell(v + '[0]')})"
         line = r.choice((
             f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})", f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))", f"{name} = {tool}({k}={v})",
             f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]", f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
@@ -358,7 +364,8 @@ class World:
             f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]", f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]", f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
             f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]", f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]", f'{name} = set({v}["{k}"])',
             f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})', f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()", f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])",
-            f"{name} = {v} - {w}", f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})", f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = round(sum({v}) / len({v}), {number})",
+            f"{name} = {v} - {w}", f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})", f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}", f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
+            f"{name} = round(sum({v}) / len({v}), {number})",
             f"{name} = sum({cell(x)} for {x} in {v})", f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
         if line.startswith(name):
             env.append(name)
@@ -386,12 +393,27 @@ class World:
 
     # recipes and what follows from them
 
-    def step(self, env, slots, following, size):
+    def recurring(self, steps, env):
+        """Lines of an earlier step once more, with another name or constant in them or none."""
+        r, lines = self.rng, [line for step in steps for line in step["code"] if not line.startswith("print")]
+        start = r.randrange(len(lines)) if lines else 0
+        return [line if r.random() < 0.4 else self.sibling(line, env) for line in lines[start:start + r.randint(1, 3)]]
+
+    def thought(self, steps, size, head):
+        """What a step begins with: behind the recipe's `head`, if it has one, and often like an earlier step's."""
+        r, words = self.rng, self.words(1, 3) if size == 1 else self.words(2, 7)
+        if steps and r.random() < 0.25:
+            before = r.choice(steps)["thought"].split(": ")[-1].split()
+            words = " ".join(before[:r.randint(1, 2)]) + " " + words
+        return f"{head}: {words}" if head and r.random() < 0.8 else words
+
+    def step(self, env, slots, following, size, before, head):
         """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows. following: the next step's slots, which are
-        printed behind their names ("labels") or found in a text; None in the last step."""
+        printed behind their names ("labels") or found in a text; None in the last step. before: the steps before this one."""
         r, first, labels = self.rng, not env, self.rng.random() < 0.7
         env += slots
-        lines = self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
+        lines = self.recurring(before, env) if r.random() < 0.5 else []
+        lines += self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
         if following is None:
             value = r.choice((env[-1], env[-1], env[-1], f"str({env[-1]})", f"str(round({env[-1]}, {r.randint(0, 3)}))", f"str(int({env[-1]}) + int({r.choice(env)}))") if self.plain else (env[-1], self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
@@ -399,17 +421,20 @@ class World:
             lines += [f'print("{name}", {self.shown(env)})' for name in following]
         else:
             lines.append(f"print({self.shown(env)})")
-        return {"thought": self.words(1, 3) if size == 1 else self.words(2, 7), "slots": slots, "labels": labels, "code": lines}
+        return {"thought": self.thought(before, size, head), "slots": slots, "labels": labels, "code": lines}
 
     def recipe(self, size):
         r, env = self.rng, []
         n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
         size = r.choice((1, r.randint(1, size)))                       # short ones are dense in values to copy
         names = iter(dict.fromkeys(self.variable() for _ in range(60)))
-        counts = [r.choice((1, 1, 2) if size == 1 else (1, 1, 1, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
+        counts = [r.choice((1, 2, 2) if size == 1 else (1, 1, 2, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
         slots = [[next(names) for _ in range(count)] for count in counts]
         self.slots = {name for names in slots for name in names}
-        return [self.step(env, slots[i], slots[i + 1] if i + 1 < n else None, size) for i in range(n)]
+        head, steps = r.choice(("", self.word())), []
+        for i in range(n):
+            steps.append(self.step(env, slots[i], slots[i + 1] if i + 1 < n else None, size, steps, head))
+        return steps
 
     @staticmethod
     def write_step(i, step):
@@ -448,8 +473,9 @@ class World:
                     lines[i] = re.sub(f"(?<![A-Za-z]){r.choice(words)}(?![A-Za-z])", self.word(), lines[i], count=1)
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
-    def trajectory(self, recipe, phrase, corrective):
+    def trajectory(self, recipe, phrase, corrective, wording=None):
         """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
+        Questions of the same `wording` differ only in their values.
 
         corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step
         without one is there to be seen, not to be learned)."""
@@ -461,7 +487,9 @@ class World:
                 hint = {"name": "", "text": self.write_step(i, step)}
             slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
             if i == 0:
-                question = self.text(slots, phrase, r.choice("???.."))
+                self.rng = random.Random(wording) if wording else r
+                question = self.text(slots, phrase, self.rng.choice("???.."), others=(0,) if wording else (0, 0, 1, 2))
+                self.rng = r
             elif slots and recipe[i - 1]["labels"]:
                 steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
             elif slots:
@@ -497,23 +525,27 @@ def hint_block(world, chat, length):
 
 def sample(world, chat, length):
     """One row: tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of another world
-    → ids (length,), and which of them are to be learned: the actions, or in a row without hints the values in them, which can be known."""
-    r, ids, mask = world.rng, [], []
-    bare = r.random() < BARE
-    each = bare or r.random() < 0.6
+    → ids (length,), and which of them are to be learned: the actions, or in a row without hints what of them can be known, that is the
+    values, and all of it where the same was asked before."""
+    r, ids, mask, asked = world.rng, [], [], set()
+    row = r.choices(("hints", "bare", "shown"), (1 - BARE - SHOWN, BARE, SHOWN))[0]
+    each = row == "bare" or row == "hints" and r.random() < 0.6
     while len(ids) < length:
         if begins := each or not ids:
             world = World(r, world.pieces, world.forbidden)
-            recipes, hints, corrective = hint_block(world, chat, length) if not bare else ([("", world.recipe(2))], [], "none")
+            recipes, hints, corrective = hint_block(world, chat, length) if row == "hints" else ([("", world.recipe(2)) for _ in range(r.randint(1, 3))], [], "none")
         title, recipe = r.choice(recipes)
-        question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective)
+        wording = f"{r.choice('ab')} {title} {recipe}" if row == "shown" else None
+        question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective, wording)
+        known = row == "hints" or wording in asked
+        asked |= {wording} - {None}
         for step in steps:
             step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
                                  for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
         new, spans = chat.prompt(question, hints if begins else [], steps)
         action = np.zeros(len(new), dtype=bool)
         for (n, name), (start, end) in spans.items():
-            if not bare:
+            if known:
                 action[start:end] = corrective != "all" or steps[n]["hint"] is not None
             elif name == "code":
                 for line in steps[n]["code"].split("\n")[:len(recipe[n]["slots"])]:

@@ -218,8 +218,11 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
 
     monkeypatch.setattr(agent, "World", Leaky)
     monkeypatch.setattr(agent, "serve", lambda *_: [])
-    play = lambda **args: agent.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, None, None)
+    loaded = []
+    engine = lambda args: loaded.append("the model") or (None, None)
+    play = lambda **args: agent.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, engine)
     with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
         play(require_sandbox=True)
+    assert not loaded
     play(require_sandbox=False)
     assert "cannot enforce: the network" in capsys.readouterr().err

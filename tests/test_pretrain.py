@@ -81,6 +81,7 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
 
 def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_names(monkeypatch):
     monkeypatch.setattr(pretrain, "BARE", 1)
+    monkeypatch.setattr(pretrain, "SHOWN", 0)
     chat, values = agent.Chat(ROOT / "starter"), 0
     for i in range(20):
         ids, mask = pretrain.sample(pretrain.World(random.Random(f"bare {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, 512)
@@ -94,3 +95,20 @@ def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_nam
                 assert value.endswith('"\n') and re.search(rf'\b{name} "?{re.escape(value[:-2])}', before), (name, value)
                 values += 1
     assert values > 60
+
+
+def test_rows_of_questions_that_come_again_teach_what_was_done_before(monkeypatch):
+    monkeypatch.setattr(pretrain, "BARE", 0)
+    monkeypatch.setattr(pretrain, "SHOWN", 1)
+    chat, again = agent.Chat(ROOT / "starter"), 0
+    for i in range(20):
+        ids, mask = pretrain.sample(pretrain.World(random.Random(f"shown {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, 768)
+        assert "<hints>" not in chat.decode(ids)
+        starts = [n for n in range(len(ids)) if mask[n] and not mask[n - 1]]
+        for start, end in zip(starts, [next((n for n in range(start, len(ids)) if not mask[n]), None) for start in starts]):
+            before = chat.decode(ids[:start])
+            if end and before.endswith(("<python>\n", "<inner_monologue>\n")):            # a whole action
+                for line in chat.decode(ids[start:end]).splitlines():
+                    assert f"\n{line}\n" in before or re.match(r'\w+ = ".*"$', line) or line.startswith("</"), line
+                again += 1
+    assert again > 40
