@@ -32,10 +32,10 @@ evaluate 3-round1 $adapters
 for hints in hints/starter/round[2-9]; do
     [ -d "$hints" ] || continue                # as many as somebody has written hints for
     round=${hints##*round}
-    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --trials 3 --seed $round --out $run/seen$round.jsonl
+    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --temperature 0.7 --trials 2 --seed $round --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
-    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --out $run/corrected$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/hinted1.jsonl --lr 1e-3 --epochs 6 --out $run/round$round
+    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/hinted1.jsonl --lr 3e-3 --epochs 4 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
     evaluate $((round + 2))-round$round $adapters
 done

@@ -81,7 +81,8 @@ class World:
         self.rng, self.pieces, self.forbidden = rng, pieces, forbidden
         self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
         self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
-        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces
+        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces …
+        self.few, self.dense = rng.sample(pieces, rng.randint(5, 12)), rng.choice((0, 0.2, 0.6))      # … and how many of these of the same few
         self.kind, self.drawn, self.common, self.slots = None, {}, [], set()     # of the last value, the last one of each kind, words that come again, slots' names
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
@@ -97,7 +98,8 @@ class World:
         r = self.rng
         while True:
             if r.random() < self.whole:
-                w = "".join(r.choices(self.pieces, k=r.choice((1, 1, 1, 1, 2, 2, 3)))).lower()
+                dense = r.random() < self.dense
+                w = "".join(r.choices(self.few if dense else self.pieces, k=r.choice((2, 2, 3) if dense else (1, 1, 1, 1, 2, 2, 3)))).lower()
             elif r.random() < 0.85:
                 w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 1, 2, 2, 3))))
             else:
@@ -174,7 +176,7 @@ class World:
 
     def draw(self, kind):
         r = self.rng
-        year, month, day = (r.choice(known) if r.random() < 0.6 else r.randint(*span) for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
+        year, month, day = (r.choice(known) if r.random() < 0.75 else r.randint(*span) for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
         day = f"{year}-{month:02d}-{day:02d}"
         if kind == "date":
             return day if r.random() < 0.85 else day.replace("-", "/")
@@ -675,6 +677,7 @@ def main():
     p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens")
+    p.add_argument("--rate", type=float, default=1.0, help="of the full learning rates; 0.6 or less with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
     p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
@@ -722,7 +725,7 @@ def main():
     held_out = [batch(chat, f"held out {i}", 512, 16, forbidden) for i in range(6)]
     began, losses = time.time(), []
     for update, (length, rows, done) in list(enumerate(updates))[start:]:
-        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * (0.6 if args.init else 1)
+        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * args.rate
         ids, targets = (torch.from_numpy(x) for x in queue.get())
         loss, _, _ = loss_of(model, ids, targets)
         loss.backward()
