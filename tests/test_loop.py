@@ -48,7 +48,7 @@ def test_one_small_coaching_round(tmp_path):
     script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints, "--out", tmp_path / "flagged.jsonl")
     flagged = read(tmp_path / "flagged.jsonl")
     assert flagged and all(t["mistake"]["step"] == len(t["steps"]) for t in flagged)
-    # By the starter alone: with a round's adapter on, it hardly follows a corrective hint any more (README, "Where this stands").
+    # By the starter alone: with this short round's adapter on it followed 9 of 20.
     script("collect.py", *agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--out", tmp_path / "corrected.jsonl")
     corrected = read(tmp_path / "corrected.jsonl")
     assert len(corrected) == 2 * len(flagged)
