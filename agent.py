@@ -341,16 +341,18 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
     for file in (getattr(args, name, None) for name in ("tasks", "resample", "trajectories", "out")):
         if file and args.data and Path(file).resolve().is_relative_to(Path(args.data).resolve()):
             raise ValueError(f"{file}: holds answers, and the agent's code can read all of --data {args.data}; keep it elsewhere")
-    with World(args.tools, args.data) as world, tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+    with World(args.tools, args.data) as world:
         if world.missing and args.require_sandbox:
             raise ValueError(f"--require-sandbox: on this system the agent's code cannot be kept from {', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
         if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
-        for trajectory in serve(todo, agent, chat, *engine(args), world, args.batch):
-            output.write(trajectory)
-            successes += trajectory["success"]
-            progress.update()
-            progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
+        sampler, request = engine(args)
+        with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+            for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
+                output.write(trajectory)
+                successes += trajectory["success"]
+                progress.update()
+                progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
 
 
 def summary(file):
