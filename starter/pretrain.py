@@ -535,12 +535,13 @@ def sample(world, chat, length):
     while len(ids) < length:
         if begins := each or not ids:
             world = World(r, world.pieces, world.forbidden)
-            recipes, hints, corrective = hint_block(world, chat, length) if row == "hints" else ([("", world.recipe(2)) for _ in range(r.randint(1, 3))], [], "none")
+            recipes, hints, corrective = hint_block(world, chat, length) if row == "hints" else ([("", world.recipe(2)) for _ in range(r.randint(1, 3) if row == "shown" else 1)], [], "none")
         title, recipe = r.choice(recipes)
         wording = f"{r.choice('ab')} {title} {recipe}" if row == "shown" else None
         question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective, wording)
         known = row == "hints" or wording in asked
-        asked |= {wording} - {None}
+        if wording:
+            asked.add(wording)
         for step in steps:
             step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
                                  for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}

@@ -79,36 +79,33 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
     assert not any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden(texts=(common,)))[0])
 
 
+def learned(seed, length):
+    """Of 20 rows, each stretch of tokens that is to be learned: (the text before it, its text). The last of a row may be cut and is left out."""
+    chat = agent.Chat(ROOT / "starter")
+    for i in range(20):
+        ids, mask = pretrain.sample(pretrain.World(random.Random(f"{seed} {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, length)
+        assert "<hints>" not in chat.decode(ids)
+        edges = [n for n in range(1, length) if mask[n] != mask[n - 1]]
+        for start, end in zip(edges[::2], edges[1::2]):
+            yield chat.decode(ids[:start]), chat.decode(ids[start:end])
+
+
 def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_names(monkeypatch):
     monkeypatch.setattr(pretrain, "BARE", 1)
     monkeypatch.setattr(pretrain, "SHOWN", 0)
-    chat, values = agent.Chat(ROOT / "starter"), 0
-    for i in range(20):
-        ids, mask = pretrain.sample(pretrain.World(random.Random(f"bare {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, 512)
-        assert "<hints>" not in chat.decode(ids)
-        starts = [n for n in range(len(ids)) if mask[n] and not mask[n - 1]]
-        for start in starts:
-            end = next((n for n in range(start, len(ids)) if not mask[n]), None)
-            if end:                                                    # the last value of a row may be cut
-                before, value = chat.decode(ids[:start]), chat.decode(ids[start:end])
-                name = re.search(r'(\w+) = "$', before)[1]
-                assert value.endswith('"\n') and re.search(rf'\b{name} "?{re.escape(value[:-2])}', before), (name, value)
-                values += 1
+    values = 0
+    for before, value in learned("bare", 512):
+        name = re.search(r'(\w+) = "$', before)[1]
+        assert value.endswith('"\n') and re.search(rf'\b{name} "?{re.escape(value[:-2])}', before), (name, value)
+        values += 1
     assert values > 60
 
 
 def test_rows_of_questions_that_come_again_teach_what_was_done_before(monkeypatch):
     monkeypatch.setattr(pretrain, "BARE", 0)
     monkeypatch.setattr(pretrain, "SHOWN", 1)
-    chat, again = agent.Chat(ROOT / "starter"), 0
-    for i in range(20):
-        ids, mask = pretrain.sample(pretrain.World(random.Random(f"shown {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, 768)
-        assert "<hints>" not in chat.decode(ids)
-        starts = [n for n in range(len(ids)) if mask[n] and not mask[n - 1]]
-        for start, end in zip(starts, [next((n for n in range(start, len(ids)) if not mask[n]), None) for start in starts]):
-            before = chat.decode(ids[:start])
-            if end and before.endswith(("<python>\n", "<inner_monologue>\n")):            # a whole action
-                for line in chat.decode(ids[start:end]).splitlines():
-                    assert f"\n{line}\n" in before or re.match(r'\w+ = ".*"$', line) or line.startswith("</"), line
-                again += 1
-    assert again > 40
+    actions = [(before, action) for before, action in learned("shown", 768) if before.endswith(("<python>\n", "<inner_monologue>\n"))]
+    assert len(actions) > 40
+    for before, action in actions:
+        for line in action.splitlines():
+            assert f"\n{line}\n" in before or re.match(r'\w+ = ".*"$', line) or line.startswith("</"), line
