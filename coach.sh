@@ -28,14 +28,16 @@ $python distill.py $learn --data $run/hinted1.jsonl --lr 8e-3 --epochs 14 --out 
 adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
-# Later rounds: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
+# Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
 for hints in hints/starter/round[2-9]; do
     [ -d "$hints" ] || continue                # as many as somebody has written hints for
     round=${hints##*round}
-    $python collect.py $agent $adapters --tasks $tasks/train.jsonl --hints none --temperature 0.7 --trials 2 --seed $round --out $run/seen$round.jsonl
+    new="--tasks $tasks/train$round.jsonl --seed $round"
+    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --trials 4 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/hinted1.jsonl --lr 3e-3 --epochs 4 --out $run/round$round
+    $python collect.py $agent $adapters $new --hints task --trials 1 --out $run/candidates$round.jsonl
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 3e-3 --epochs 4 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
     evaluate $((round + 2))-round$round $adapters
 done

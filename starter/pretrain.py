@@ -42,8 +42,8 @@ VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-BARE = 0.15                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
-SHOWN = 0.15                                                                      # rows without hints in which a question comes again with other values: the same is to be done
+BARE = 0.20                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
+SHOWN = 0.35                                                                      # rows without hints in which a question comes again with other values: the same is to be done
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -165,7 +165,7 @@ class World:
         r = self.rng
         kind, self.kind = self.kind if self.kind and r.random() < 0.65 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
-        if kind in self.drawn and r.random() < 0.65:
+        if kind in self.drawn and r.random() < 0.75:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
             cut = r.randint(1, len(others))
             mixed = "".join(r.choice((others[:cut] + parts[cut:], others[:cut] + parts[cut:], parts[:cut] + others[cut:], list(map(r.choice, zip(parts, others))))))

@@ -503,6 +503,25 @@ def test_files_that_the_tool_module_has_open_are_each_trajectorys_own_and_read_o
         assert other.run("print(read())").text == "b'tea 3'\n"
 
 
+@pytest.mark.parametrize("how", ["fileno(), 0", "fileno(), 0, access=mmap.ACCESS_READ", "gone"])
+def test_memory_that_the_tool_module_has_mapped_is_each_trajectorys_own(tmp_path, how):
+    """Written through, past Landlock; and what a second page of a file holds stays where it was."""
+    (tmp_path / "words").write_bytes(bytes(4096) + b"tea 3")
+    mapped = "-1, 8192" if how == "gone" else f"words.{how}"
+    (tmp_path / "shop.py").write_text("import mmap\ndef _open(data):\n    global words, page\n    words = open(data + '/words', 'r+b')\n"
+                                      f"    page = mmap.mmap({mapped})\n    if not page[4096]: page[4096:4101] = b'tea 3'\n"
+                                      "def read():\n    return page[4096:4101]\n")
+    attack = ("import ctypes, numpy\nlibc = ctypes.CDLL(None)\npage = numpy.frombuffer(read.__globals__['page'], 'u1').ctypes.data\n"
+              "print(libc.mprotect(ctypes.c_void_p(page), 8192, 3), ctypes.memset(page + 4100, ord('9'), 1) > 0, read())")
+    with World(tmp_path / "shop.py", tmp_path) as world, world.start() as one, world.start() as other:
+        if world.missing:
+            pytest.skip(f"this system does not keep the code from: {', '.join(world.missing)}")
+        assert one.run("print(read())").text == "b'tea 3'\n"
+        assert one.run(attack).text == "0 True b'tea 9'\n"
+        assert other.run("print(read())").text == "b'tea 3'\n"
+    assert (tmp_path / "words").read_bytes() == bytes(4096) + b"tea 3"
+
+
 @pytest.mark.parametrize("name", ATTACKS)
 def test_an_attack_ends_in_an_observation(name, attacked):
     code, expected = ATTACKS[name]

@@ -6,6 +6,7 @@ the sandbox then tries what a hostile program would try, and says what was not r
     isolate()          namespaces: no network, and mounts of our own, for a process and all it will start
     private_tmpfs()    a scratch directory in memory, of limited size, gone with its last process
     reopen_files()     in the child: no file descriptor with the right to write, or shared with another child
+    private_maps()     in the child: no memory shared with a file or another process
     confine()          for good, in the child: limits, Landlock (files), no capabilities, seccomp (system calls)
     threads()          how many threads the child has: the kernel does not limit them for root
 """
@@ -23,6 +24,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 NEWNS, NEWIPC, NEWUSER, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000                      # <linux/sched.h>
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18                   # <linux/mount.h>
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 2, 16, 32                                                # <asm-generic/mman-common.h>
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38            # <linux/prctl.h>
 
 
@@ -82,6 +84,35 @@ def reopen_files():
             os.lseek(anew, os.lseek(fd, 0, os.SEEK_CUR), os.SEEK_SET)
             os.dup2(anew, fd, inheritable=False)
             os.close(anew)
+
+
+def private_maps():
+    """Puts a private copy where memory is shared with a file or with other processes, at the same address. What a tool
+    module has mapped to write to would be written to by the code, past Landlock, also where it is now read-only."""
+    if not LINUX:
+        return
+    with open("/proc/self/maps") as f:
+        lines = f.read().splitlines()
+    for line in lines:
+        span, rights, offset, _, inode, *path = line.split(maxsplit=5)
+        if rights[3] == "p":
+            continue
+        begin, end = (int(address, 16) for address in span.split("-"))
+        protection = sum(bit for bit, right in zip((1, 2, 4), rights) if right != "-")
+        try:
+            file = os.open(path[0], os.O_RDONLY | os.O_CLOEXEC)
+            same = os.fstat(file).st_ino == int(inode)
+        except (OSError, IndexError):                       # deleted, or without a name: its content is copied
+            file, same = -1, False
+        if same:
+            call(libc.mmap, begin, end - begin, protection, MAP_PRIVATE | MAP_FIXED, file, int(offset, 16))
+        else:
+            content = ctypes.string_at(begin, end - begin) if rights[0] == "r" else b""
+            call(libc.mmap, begin, end - begin, 3, MAP_PRIVATE | MAP_FIXED | MAP_ANONYMOUS, -1, 0)
+            ctypes.memmove(begin, content, len(content))
+            call(libc.mprotect, begin, end - begin, protection)
+        if file != -1:
+            os.close(file)
 
 
 def threads(pid):

@@ -19,8 +19,8 @@ ends of three pipes. What comes out of them is read by its warden alone, bounded
 step that is being run: a reply left over from an earlier step is not taken for one to a later step.
 
 What is left open: the code sees whether a path exists, its size, times and extended attributes, and where a symlink
-points. A tool module that maps a file into memory to write to it lets the code write there. Sockets of any kind are
-refused, so asyncio's event loop does not start. Where the kernel has no user namespaces there is no scratch directory.
+points. Sockets of any kind are refused, so asyncio's event loop does not start. Where the kernel has no user namespaces
+there is no scratch directory.
 """
 import gc
 import importlib.util
@@ -319,6 +319,7 @@ class Interpreter:
                     os.close(fd)
                 os.environ.clear()
                 confine.reopen_files()
+                confine.private_maps()
                 confine.confine(readable, writable, limits.memory, limits.cpu, limits.disk, limits.open_files)
             except BaseException:
                 traceback.print_exc()

@@ -2,9 +2,10 @@
 
     python tools/starter_world.py --out data/starter [--seed 0]
 
-writes world/world.sqlite and five files of tasks, in which no question occurs twice:
+writes world/world.sqlite and seven files of tasks, in which no question occurs twice:
 
     train.jsonl  val.jsonl  test.jsonl        10, 1 or 2, and 5 tasks of each of the 36 templates
+    train2.jsonl  train3.jsonl                5 more a template: an agent must meet new tasks for its mistakes to be seen
     train-unseen.jsonl  test-unseen.jsonl     15 tasks a template; two templates of each group are only in test-unseen
 
 A template is one function: its docstring holds its three wordings, and it draws a question's values and computes the
@@ -24,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from tools.toolqa import _write_world
 
-SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15}  # tasks per template; every third template has 1 in val
+SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 5, "train3": 5}  # tasks per template; every third template has 1 in val
 DRAWS = 20_000  # tries to find a template's tasks
 
 # The words of the world. None of them is a slot of a recipe in hints/starter.
@@ -589,7 +590,7 @@ GROUPS = {
 
 def make_tasks(world, seed):
     """Returns {split: tasks}. Within a template no two tasks, in whichever splits, ask for the same values."""
-    tasks = {name: [] for name in ("train", "val", "test", "train-unseen", "test-unseen")}
+    tasks = {name: [] for name in ("train", "val", "test", "train-unseen", "test-unseen", "train2", "train3")}
     for group, templates in GROUPS.items():
         for index, template in enumerate(templates):
             name = template.__name__.replace("_", " ")
