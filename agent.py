@@ -40,6 +40,7 @@ RESPONSES = (("monologue", "inner_monologue", THINK), ("code", "python", CODE)) 
 
 _TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAGS)})>)")
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
+_CUT = "\ue002"                                     # where an open response ends
 
 
 class Chat:
@@ -58,10 +59,10 @@ class Chat:
             self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
         except Exception as e:                                            # the library raises nothing more special
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
-        words, known = self.tokenizer.get_vocab_size(), read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
+        words, known = self.tokenizer.get_vocab_size(), records.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
         if 0 < known < words:
             raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
-        config = read_json(path / "tokenizer_config.json")
+        config = records.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
             template = (path / "chat_template.jinja").read_text()
@@ -102,10 +103,13 @@ class Chat:
     def encode(self, messages, slots, open_with=None):
         """messages: [{"role", "content"}], with slot marks for `slots` (text, or a list of ids) → ids and each slot's (start, end).
 
-        With `open_with` the assistant's next response is started with that text."""
-        text = self.template.render(messages=messages, add_generation_prompt=open_with is not None, **self.names)
+        With `open_with` the assistant's next response is started with that text, exactly as the template writes it when the response is
+        whole: some put a space before it."""
+        if open_with:
+            messages = [*messages, {"role": "assistant", "content": open_with + _CUT}]
+        text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
         ids, spans = [], {}
-        for i, part in enumerate(_SLOT.split(text + (open_with or ""))):
+        for i, part in enumerate(_SLOT.split(text)):
             if i % 2:
                 slot = slots[int(part)]
                 start = len(ids)
@@ -171,16 +175,6 @@ def disarmed(text):
     return _TAG.sub("&lt;", text)
 
 
-def read_json(file):
-    try:
-        content = json.loads(file.read_text())
-    except ValueError as e:
-        raise ValueError(f"{file}: not JSON ({e})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not an object")
-    return content
-
-
 def _template_error(message):
     raise ValueError(f"the model's chat template: {message}")
 
@@ -217,7 +211,7 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
             break
         yield Execute(step["code"])
     begin = next((n for n, step in enumerate(steps) if step["observation"] is None), len(steps))
-    for n in range(begin, max_steps):
+    for n in range(begin, max(max_steps, begin + 1)):                 # an open step is played however late it is
         if n == len(steps):
             steps.append({"monologue": "", "code": "", "observation": None, "hint": None, "token_ids": {}})
         step = steps[n]
@@ -322,6 +316,8 @@ def trials(tasks, args):
 def corrections(states, args):
     """From every flagged state `--samples` trajectories that go on from it, with the hint (or as `--control` without) before the next step."""
     for state in states:
+        if not args.model.startswith("openai:") and not all(step["token_ids"] for step in state["steps"]):
+            raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; only --model openai:NAME can go on from there")
         for sample in range(args.samples):
             t = copy.deepcopy(state) | UNPLAYED
             t["id"] = f"{state['id']}~{sample}"

@@ -10,7 +10,7 @@ tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 64 --alpha 128 --lora-dropout 0.1 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
 
-[ -f $tasks/test.jsonl ] || $python tools/starter_world.py --out $tasks
+[ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
 evaluate() {                                   # evaluate NAME [ADAPTERS AND HINTS …]: on tasks that no stage has trained on
     name=$1; shift
@@ -29,8 +29,8 @@ adapters="--adapter $run/round1"
 evaluate 3-round1 $adapters
 
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
-for hints in hints/starter/round[2-9]; do
-    [ -d "$hints" ] || continue                # as many as somebody has written hints for
+for hints in hints/starter/round[23]; do
+    [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round}
     new="--tasks $tasks/train$round.jsonl --seed $round"
     $python collect.py $agent $adapters $new --hints none --temperature 0.7 --trials 4 --out $run/seen$round.jsonl

@@ -45,7 +45,7 @@ def example(chat, record, dropout=0.0, rng=random):
     """A record as tokens, with each hint section (corrective hints too) left out with probability `dropout`.
 
     → ids; `at`, the positions whose next token is an action's; `targets`, those tokens; `weights`, each 1 / the tokens of its action,
-    where an action is a step's monologue and code. All but ids are the same whatever is left out."""
+    where an action is a step's monologue and code. Targets and weights are the same whatever is left out."""
     keep = lambda: rng.random() >= dropout
     hints = [h["text"] for h in record["hints"] if keep()]
     steps = [s if s["hint"] is None or keep() else s | {"hint": None} for s in record["steps"]]
@@ -68,7 +68,14 @@ def actions(record):
 
 def usable(record):
     """Was every learned action sampled to its end?"""
-    return all(record["steps"][n]["token_ids"].get(part) for n in record.get("targets", range(len(record["steps"]))) for part in ("monologue", "code"))
+    learned, last = record.get("targets", range(len(record["steps"]))), len(record["steps"]) - 1
+    return bool(learned) and not (last in learned and record["stop"] in ("length", "invalid")) \
+        and all(record["steps"][n]["token_ids"].get(part) for n in learned for part in ("monologue", "code"))
+
+
+def kept(records, args):
+    """Those to learn from: --verified and cross-entropy want successes."""
+    return [r for r in records if usable(r) and (r["success"] or not (args.verified or args.loss == "ce"))]
 
 
 def balance(corrected, candidates, rng):
@@ -111,7 +118,7 @@ def batches(records, size, rng):
 def longest(args):
     """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one."""
     chat, lengths = agent.Chat(local_folder(args.model)), []
-    for batch in batches(read(args.data), args.batch, random.Random(args.seed)):
+    for batch in batches(kept(read(args.data), args), args.batch, random.Random(args.seed)):
         rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
         lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
     return max(lengths, key=lambda rows: sum(row[1] for row in rows))
@@ -195,7 +202,7 @@ def train(model, chat, records, args, folder, validation=()):
             hidden = hidden_at(model, rows)
         for r, h in zip(share, hidden.split([len(row[1]) for row in rows])):
             if files:
-                store(h.cpu(), files[id(r)])
+                store(h.cpu().clone(), files[id(r)])                 # of the batch only this record's part
         return hidden
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
@@ -211,7 +218,7 @@ def train(model, chat, records, args, folder, validation=()):
             hidden = teach(share, files if learn and args.epochs > 1 and parallel.share(batch) else None)
         else:
             hidden = torch.cat([torch.load(files[id(r)]) for r in share]).to(model.device)
-        with autocast:
+        with autocast, torch.set_grad_enabled(learn):
             loss = loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
 
@@ -313,10 +320,9 @@ def main():
         return
 
     chat = agent.Chat(local_folder(args.model))
-    keep = lambda r: usable(r) and (r["success"] or not (args.verified or args.loss == "ce"))
-    data = [r for r in read(args.data) if keep(r)]
+    data = kept(read(args.data), args)
     if args.balance:
-        candidates = [r for r in read([args.balance]) if keep(r)]
+        candidates = kept(read([args.balance]), args)
         chosen = balance(data, candidates, random.Random(args.seed))
         print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
         data += chosen

@@ -66,15 +66,15 @@ def run_page(files):
         rates = {name: [x if math.isfinite(x) else 0 for x in percent(ts)] for name, ts in [*groups.items(), ("all", trajectories)]}
         agents.append({"name": Path(file).stem, "hinted": any(t["hints"] for t in trajectories), "rates": rates,
                        "tokens": sum(t["usage"].get("input_tokens", 0) for t in trajectories) / len(trajectories)})
-    for folder in map(Path, adapters):
-        adapters[str(folder)] = {"name": str(folder), "losses": [], "hints": []}
+    for key, folder in [(key, Path(key)) for key in adapters]:
+        adapters[key] = {"name": str(folder), "losses": [], "hints": []}
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
             hints, data = set(), json.loads((folder / "arguments.json").read_text())["data"]
             for r in (r for file in data if Path(file).exists() for r in records.read_trajectories(file)):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
                 hints.update((report.section_name(h), h["text"]) for h in given if h)
             losses = [x for line in (folder / "log.jsonl").open() if math.isfinite(x := json.loads(line)["loss"])]
-            adapters[str(folder)] = {"name": folder.name, "losses": losses, "hints": sorted(hints)}
+            adapters[key] = {"name": folder.name, "losses": losses, "hints": sorted(hints)}
     return report.run_page("Coaching, round by round", agents, list(adapters.values()))
 
 

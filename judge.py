@@ -45,7 +45,7 @@ def question(trajectory, mistake, n):
 
 def verdict(text):
     """True, False, or None if there is none."""
-    found = re.findall(r"<verdict>\s*(yes|no)\s*</verdict>", text, re.I)
+    found = re.findall(r"(?:^|<verdict>)\s*(yes|no)\s*</verdict>", text, re.I)
     return found[-1].lower() == "yes" if found else None
 
 

@@ -147,9 +147,9 @@ def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
               "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
     flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
             for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     save_file(flat, path / "adapter_model.safetensors.part", metadata={"format": "pt"})
     (path / "adapter_model.safetensors.part").replace(path / "adapter_model.safetensors")
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
 def hf_name(name):
@@ -186,16 +186,17 @@ def read_adapter(path):
             if B is None:
                 raise ValueError(f"{file}: no tensor {key.replace('lora_A', 'lora_B')}")
             adapter[match[1]] = A, B, scale(hf_name(match[1]), len(A))
+    for key in tensors:
+        if not re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", key):
+            raise ValueError(f"{file}: {key}: not supported; only low-rank updates of linear layers are")
     if not adapter:
         raise ValueError(f"{file}: no tensor named like base_model.model.….lora_A.weight")
     return config, adapter
 
 
-def load_adapter(model, path, trainable=False):
-    """One more adapter on top of those that are there: frozen, or (`trainable`) as the newest one, to be trained further.
-
-    Raises ValueError, naming the file and the tensor, when it is another model's."""
-    config, adapter = read_adapter(path)
+def load_adapter(model, path):
+    """One more frozen adapter on top of those that are there. Raises ValueError, naming the file and the tensor, when it is another model's."""
+    _, adapter = read_adapter(path)
     file = Path(path) / "adapter_model.safetensors"
     for name, (A, B, scale) in adapter.items():
         try:
@@ -205,17 +206,8 @@ def load_adapter(model, path, trainable=False):
         if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features) or A.shape[0] != B.shape[1]:
             raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit this model's "
                              f"{[base.out_features, base.in_features]} weight; the adapter is another model's")
-    if trainable:
-        add_adapter(model, 1, 1, config.get("lora_dropout", 0.0), targets=())
     for name, (A, B, scale) in adapter.items():
-        layer = adapted(model, name)
-        if trainable:
-            layer.lora_A = nn.Parameter(A.float().to(place(layer)))
-            layer.lora_B = nn.Parameter(B.float().to(place(layer)))
-            layer.scale, layer.dropout = scale, config.get("lora_dropout", 0.0)
-            layer.train()
-        else:
-            layer.freeze(A, B, scale)
+        adapted(model, name).freeze(A, B, scale)
 
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
@@ -251,7 +243,7 @@ def merge(model_path, paths, out):
     folder, out = local_folder(model_path), Path(out)
     adapters = [read_adapter(path)[1] for path in paths]
     out.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.json"):
+    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
         shutil.copy(file, out)
     config = json.loads((folder / "config.json").read_text())
     shards = weight_files(folder)

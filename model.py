@@ -21,19 +21,8 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
 from attention import causal_attention
+from records import read_json
 from sampler import Request, Sampler
-
-
-def read_json(file):
-    try:
-        content = json.loads(Path(file).read_text())
-    except OSError as e:
-        raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
-    except ValueError as e:
-        raise ValueError(f"{file}: not JSON ({e})") from None
-    if not isinstance(content, dict):
-        raise ValueError(f"{file}: not an object")
-    return content
 
 
 @dataclass

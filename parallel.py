@@ -210,5 +210,5 @@ def whole(tensor):
 
 
 def parted(tensor, like):
-    """The opposite of `whole`: this process's part, divided like the tensor `like`."""
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor
+    """The opposite of `whole`: this process's part, where the tensor `like` is and divided like it."""
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor.to(like.device)

@@ -5,11 +5,13 @@ Whatever happens, a file holds whole records only, and a stage that is started a
 
 import argparse
 import fcntl
+import functools
 import json
 import math
 import os
 import sys
 from pathlib import Path
+from zlib import crc32
 
 from tools.sandbox import SandboxError
 
@@ -84,6 +86,19 @@ def read_records(file, schema):
     return records
 
 
+def read_json(file):
+    """A file that holds one JSON object. Raises ValueError, naming the file, if it does not."""
+    try:
+        content = json.loads(Path(file).read_text())
+    except OSError as e:
+        raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
+    except ValueError as e:
+        raise ValueError(f"{file}: not JSON ({e})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not an object")
+    return content
+
+
 def read_text(file):
     """A file of UTF-8 text. Raises ValueError, naming the file, if it is none."""
     try:
@@ -127,8 +142,8 @@ class Output:
         self.file.seek(0)
         content = self.file.read()
         if rank == 0:
-            matter = {k: v for k, v in arguments.items() if k not in ("tp", "require_sandbox")}
-            same_arguments(self.part("args"), matter, bool(content))
+            matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox")}
+            same_arguments(self.part("args"), matter, any(b"\n" in part.read_bytes() for part in (self.path, *self.parts())))
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self.file.truncate(end)
@@ -173,8 +188,17 @@ def whole_lines(file):
     return found
 
 
+def checksum(argument):
+    """Of what an argument names: a file, or the Markdown files of a folder; None if it names neither."""
+    files = [Path(argument)] if os.path.isfile(argument) else sorted(Path(argument).glob("*.md"))
+    return functools.reduce(lambda crc, file: crc32(file.read_bytes(), crc), files, 0) if files else None
+
+
 def same_arguments(note, arguments, made):
-    """Writes the arguments of a stage to the file `note`, beside its output. Raises ValueError if the output is `made` already, by others."""
+    """Writes the arguments of a stage, and checksums of the files and hints that they name, to the file `note`, beside its output.
+    Raises ValueError if the output is `made` already, by others."""
+    named = {k: [str(x) for x in (v if isinstance(v, list) else [v]) if isinstance(x, (str, Path))] for k, v in arguments.items() if k != "out"}
+    arguments = arguments | {f"content of {k}": sums for k, v in named.items() if any(sums := [checksum(x) for x in v])}
     arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
     try:
         before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments

@@ -113,7 +113,7 @@ def load_mistakes(directory):
 def flag(trajectory, mistake, n):
     """The trajectory cut before step n, with the mistake that was made there and the hint against it."""
     rejected = {k: trajectory["steps"][n][k] for k in ("monologue", "code", "observation")}
-    return trajectory | {"id": f"{trajectory['id']}!{mistake.name}", "steps": trajectory["steps"][:n],
+    return {k: v for k, v in trajectory.items() if k != "targets"} | {"id": f"{trajectory['id']}!{mistake.name}", "steps": trajectory["steps"][:n],
                          "mistake": {"name": mistake.name, "step": n, "rejected": rejected},
                          "hint": {"name": mistake.name, "text": mistake.hint}}
 
@@ -212,6 +212,8 @@ def main():
     args = p.parse_args()
     if args.attempt and (args.hint_dir or args.out or args.corrected or args.control):
         p.error("--try looks at one mistake alone: no --hint-dir, --out, --corrected or --control with it")
+    if args.out and not args.hint_dir:
+        p.error("--out needs the --hint-dir whose mistakes are flagged")
     if (args.corrected or args.control) and not args.hint_dir:
         p.error("--corrected and --control need the --hint-dir they were made with")
     trajectories = records.read_trajectories(args.trajectories)

@@ -47,6 +47,7 @@ def draw(logits, temperature, top_p, u):
     if nucleus:                                                 # drop what follows the smallest set with at least top_p
         ranked, order = p.sort(dim=-1, descending=True)
         drop = (ranked.cumsum(-1) - ranked >= top_p) & (top_p < 1)
+        drop[:, 0] = False
         p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
     cdf = p.cumsum(-1, dtype=torch.float64)
     ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)

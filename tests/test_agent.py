@@ -15,8 +15,11 @@ TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question":
 LLAMA_LIKE = ("{{ '<|begin|>' }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|sep|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
               "{% if add_generation_prompt %}{{ '<|start|>assistant<|sep|>\n\n' }}{% endif %}")
 
+LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
+                "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
 
-@pytest.fixture(scope="module", params=["starter", "a template that trims and tags of several tokens"])
+
+@pytest.fixture(scope="module", params=["starter", "a template that trims and tags of several tokens", "a template that puts a space before a response"])
 def chat(request, tmp_path_factory):
     if request.param == "starter":
         return agent.Chat(ROOT / "starter")
@@ -26,7 +29,7 @@ def chat(request, tmp_path_factory):
     tokenizer["added_tokens"] = [t | {"content": "<|eot|>"} for t in tokenizer["added_tokens"] if t["content"] == "<|end|>"]
     tokenizer["model"]["vocab"] = {special.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_LIKE, "eos_token": {"content": "<|eot|>"}}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_2_LIKE if "space" in request.param else LLAMA_LIKE, "eos_token": {"content": "<|eot|>"}}))
     return agent.Chat(folder)
 
 
@@ -105,6 +108,19 @@ def play(chat, responses, observations, max_steps=3, trajectory=None, **options)
 
 def response(monologue, code):
     return [f"{monologue}\n</inner_monologue>", f"{code}\n</python>"]
+
+
+def test_a_flagged_step_is_played_again_however_late_it_is(chat):
+    late = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [step(chat, "look", "print(1)", "1") for _ in range(4)], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    late["steps"].append({"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print."}, "token_ids": {}})
+    trajectory, ran = play(chat, response("print", "print(5)"), [Observation("1")] * 4 + [Observation("5")], trajectory=late, only_next=True)
+    assert ran[-1] == "print(5)" and trajectory["steps"][-1]["observation"] == "5" and len(trajectory["steps"]) == 5
+
+
+def test_a_state_without_token_ids_is_refused_by_its_name(chat):
+    state = {"id": "t-1#0!m", "steps": [step(chat, "look", "print(1)", "1") | {"token_ids": {}}], "hint": {"name": "m", "text": "x"}}
+    with pytest.raises(ValueError, match="t-1#0!m: its steps hold no token ids"):
+        list(agent.corrections([state], types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)))
 
 
 def test_a_trajectory_ends_when_the_task_is_completed(chat):
@@ -207,6 +223,30 @@ def test_an_output_made_by_other_arguments_or_in_use_is_refused_and_left_alone(t
     with pytest.raises(ValueError, match="other arguments .*seed"):
         records.Output(file, {"seed": 2})
     assert file.read_text() == '{"id": "a"}\n'
+
+
+def test_an_output_made_from_other_tasks_or_hints_is_refused_and_another_batch_is_not(tmp_path):
+    (tmp_path / "hints").mkdir()
+    (tmp_path / "hints" / "coffee.md").write_text("## tools: a\nb\n")
+    (tmp_path / "tasks.jsonl").write_text("{}\n")
+    arguments = {"tasks": str(tmp_path / "tasks.jsonl"), "hint_dir": tmp_path / "hints", "batch": 64, "out": str(tmp_path / "out.jsonl")}
+    output = records.Output(tmp_path / "out.jsonl", arguments)
+    output.write({"id": "a"})
+    output.file.close()
+    records.Output(tmp_path / "out.jsonl", arguments | {"batch": 8}).file.close()
+    (tmp_path / "hints" / "coffee.md").write_text("## tools: a\nc\n")
+    with pytest.raises(ValueError, match=r"other arguments \(content of hint_dir\)"):
+        records.Output(tmp_path / "out.jsonl", arguments)
+
+
+def test_what_another_process_wrote_with_other_arguments_is_refused_too(tmp_path):
+    second = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=1, world=2)
+    first = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=0, world=2)
+    second.write({"id": "b"})
+    first.file.close()
+    (tmp_path / "out.jsonl").unlink()
+    with pytest.raises(ValueError, match="other arguments .*seed"):
+        records.Output(tmp_path / "out.jsonl", {"seed": 2}, rank=0, world=2)
 
 
 def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypatch, capsys):

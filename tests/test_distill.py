@@ -199,3 +199,10 @@ def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeyp
     (tmp_path / "a" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
         distill.main()
+
+
+def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
+    whole = record(chat, 1) | {"stop": "complete"}
+    assert distill.usable(whole)
+    assert not distill.usable(whole | {"stop": "length"}) and not distill.usable(whole | {"targets": []})
+    assert distill.usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned

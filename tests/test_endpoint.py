@@ -9,6 +9,7 @@ import pytest
 
 import endpoint
 import evaluate
+import judge
 import records
 import review
 import suites
@@ -152,3 +153,9 @@ def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong
     file.write_bytes(gzip.compress(b'{"question": 1}\n'))
     with pytest.raises(ValueError, match="official.jsonl.gz, line 1, field"):
         suites.read_suite(suite, file)
+
+
+def test_a_verdict_is_read_with_or_without_its_opening_tag_and_never_guessed():
+    assert judge.verdict("It prints nothing. <verdict>yes</verdict>") is True
+    assert judge.verdict("no</verdict>") is False                                  # an endpoint's response, without the tag it was begun with
+    assert judge.verdict("I would say yes") is None and judge.verdict("is it yes</verdict>") is None

@@ -157,11 +157,17 @@ def truncate(folder):
     file.write_bytes(file.read_bytes()[:200])
 
 
+def one_more_tensor(folder):
+    file = folder / "adapter_model.safetensors"
+    save_file({**load_file(file), "base_model.model.model.embed_tokens.lora_embedding_A": torch.zeros(2, 3)}, file)
+
+
 @pytest.mark.parametrize("damage, message", [
     (broken(lambda text: text[:-5]), r"adapter_config.json, line \d+: not JSON"),
     (broken(lambda text: text.replace('"LORA"', '"IA3"')), "peft_type is 'IA3'; only LORA"),
     (broken(lambda text: text.replace('"bias": "none"', '"bias": "all"')), "bias is 'all', which is not supported"),
     (truncate, "cannot be read as an adapter"),
+    (one_more_tensor, "lora_embedding_A: not supported"),
     (lambda folder: (folder / "adapter_model.safetensors").unlink(), "cannot be read as an adapter"),
 ])
 def test_a_broken_adapter_is_one_line_naming_the_file(damage, message, tmp_path):

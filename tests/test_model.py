@@ -155,12 +155,12 @@ def chi_square(counts, expected):
     return ((counts - expected) ** 2 / expected).sum().item(), limit
 
 
-@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (1.0, 0.3)])
+@pytest.mark.parametrize("temperature, top_p", [(1.0, 1.0), (0.7, 1.0), (1.3, 0.8), (1.0, 0.3), (1.0, 0.0)])
 def test_sampling_follows_temperature_and_top_p(temperature, top_p):
     n, logits = 40000, torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, 1.5, -1.0, -2.0])
     p = (logits.double() / temperature).softmax(0)
     for i, token in enumerate(order := p.argsort(descending=True).tolist()):            # the smallest set with at least top_p
-        if p[order[:i]].sum() >= top_p:
+        if i and p[order[:i]].sum() >= top_p:
             p[token] = 0
     u = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
     ids = draw(logits.expand(n, -1), [temperature] * n, [top_p] * n, u)

@@ -128,7 +128,7 @@ def check_neighbours(graph, node):
     Returns the list of the names of all nodes with an edge to it, in alphabetical order.
     Example: print(len(check_neighbours(graph, "Ann")))
     """
-    _attributes("check_neighbours", graph, node)
+    _attributes("check_neighbours", graph, node := str(node))
     rows = _db().execute(f"SELECT node2 FROM {graph.edges} WHERE node1 = ? UNION "
                          f"SELECT node1 FROM {graph.edges} WHERE node2 = ? ORDER BY 1", (node, node))
     return [row[0] for row in rows]
@@ -153,8 +153,8 @@ def check_edges(graph, node1, node2):
     Returns a dict with the edge's attributes. It is an error if there is no such edge.
     Example: print(check_edges(graph, "Ann", "Bob")["since"])
     """
-    _attributes("check_edges", graph, node1)
-    _attributes("check_edges", graph, node2)
+    _attributes("check_edges", graph, node1 := str(node1))
+    _attributes("check_edges", graph, node2 := str(node2))
     row = _db().execute(f"SELECT attributes FROM {graph.edges} WHERE (node1 = ? AND node2 = ?) "
                         f"OR (node1 = ? AND node2 = ?)", (node1, node2, node2, node1)).fetchone()
     if row is None:
