@@ -33,11 +33,11 @@ for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round}
     new="--tasks $tasks/train$round.jsonl --seed $round"
-    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --trials 4 --out $run/seen$round.jsonl
+    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --trials 2 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --trials 1 --out $run/candidates$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl --balance $run/candidates$round.jsonl --lr 3e-3 --epochs 4 --out $run/round$round
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 3e-3 --epochs 3 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
     evaluate $((round + 2))-round$round $adapters
 done

@@ -187,7 +187,7 @@ def read_adapter(path):
                 raise ValueError(f"{file}: no tensor {key.replace('lora_A', 'lora_B')}")
             adapter[match[1]] = A, B, scale(hf_name(match[1]), len(A))
     for key in tensors:
-        if not re.fullmatch(r"base_model\.model\.(.+)\.lora_[AB]\.weight", key):
+        if not re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]|base_layer)\.weight", key):                # PEFT may repeat a base weight
             raise ValueError(f"{file}: {key}: not supported; only low-rank updates of linear layers are")
     if not adapter:
         raise ValueError(f"{file}: no tensor named like base_model.model.….lora_A.weight")
