@@ -197,7 +197,7 @@ def checksum(argument):
 def same_arguments(note, arguments, made):
     """Writes the arguments of a stage, and checksums of the files and hints that they name, to the file `note`, beside its output.
     Raises ValueError if the output is `made` already, by others."""
-    named = {k: [str(x) for x in (v if isinstance(v, list) else [v]) if isinstance(x, (str, Path))] for k, v in arguments.items() if k != "out"}
+    named = {k: [str(x) for x in (v if isinstance(v, list) else [v]) if isinstance(x, (str, Path))] for k, v in arguments.items() if k not in ("model", "out")}
     arguments = arguments | {f"content of {k}": sums for k, v in named.items() if any(sums := [checksum(x) for x in v])}
     arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
     try:
