@@ -26,7 +26,7 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 import records
-from tools.sandbox import World
+from tools.sandbox import Limits, World
 
 ROOT = Path(__file__).resolve().parent
 
@@ -434,3 +434,31 @@ def hints_for(task, sections, which, kinds=None):
     chosen = [s for s in sections if which == "combined" or s["group"] in ("common", task["group"])
               and (s["templates"] is None or task["template"] in s["templates"])]
     return [{k: s[k] for k in ("name", "kind", "text")} for s in chosen if not kinds or s["kind"] in kinds]
+
+
+# What prints a section of tool documentation in the sandbox, where the tool module is loaded.
+DOCUMENTATION = """
+import inspect
+for name, tool in list(globals().items()):
+    if inspect.isfunction(tool) and not name.startswith("_"):
+        print(f"{name}{inspect.signature(tool)}: {' '.join((inspect.getdoc(tool) or '').split())}")
+"""
+
+
+def documentation(tools, data=None):
+    """The tools of a module as a section to begin a hint file with: of each public function its signature and docstring.
+    Raises SandboxError, naming the file, if it cannot be loaded."""
+    with World(tools, data, Limits(output=1 << 20)) as world, world.start() as box:
+        return f"## tools: {Path(tools).stem}\n{box.run(DOCUMENTATION).text.strip()}"
+
+
+def main():
+    parser = records.Parser("Prints the documentation of your tools as a hint section, from their signatures and docstrings.\n\n    python agent.py --tools mine/tools.py --data mine/data")
+    parser.add_argument("--tools", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--data", type=Path, metavar="DIR")
+    args = parser.parse_args()
+    print(documentation(args.tools, args.data))
+
+
+if __name__ == "__main__":
+    records.run_stage(main)

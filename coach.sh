@@ -8,7 +8,7 @@ python=${PYTHON:-python}                       # make coach sets the virtual env
 run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
-learn="--model starter --rank 64 --alpha 128 --lora-dropout 0.1 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
+learn="--model starter --rank 64 --alpha 128 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -17,16 +17,30 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
     $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 "$@" --out "$run/test/$name.jsonl"
 }
 
+# Evaluations run beside the coaching, one at a time: two processes of one thread do more than one of two.
+export OMP_NUM_THREADS=1
+trap 'kill 0' INT                              # Ctrl-C is for both
+log=$run/test/log.txt background=
+mkdir -p $run/test
+beside() {                                     # beside COMMAND …: when the one before it has ended well
+    wait $background || { cat $log; exit 1; }
+    "$@" &> $log &
+    background=$!
+}
+
 # Before coaching: the agent without hints, with those for its type of task, with everybody's hints at once.
-evaluate 0-none       --hints none
-evaluate 1-task       --hints task
-evaluate 2-combined   --hints combined --batch 64        # long prompts: half the memory
+before() {
+    evaluate 0-none       --hints none
+    evaluate 1-task       --hints task
+    evaluate 2-combined   --hints combined --batch 32    # long prompts: a quarter of the memory
+}
+beside before
 
 # Round 1: what the hints make the agent do goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
 $python distill.py $learn --data $run/hinted1.jsonl --lr 8e-3 --epochs 14 --out $run/round1
 adapters="--adapter $run/round1"
-evaluate 3-round1 $adapters
+beside evaluate 3-round1 $adapters
 
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
 for hints in hints/starter/round[23]; do
@@ -37,9 +51,10 @@ for hints in hints/starter/round[23]; do
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --trials 1 --out $run/candidates$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 3e-3 --epochs 3 --out $run/round$round
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 1.5e-3 --epochs 2 --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
-    evaluate $((round + 2))-round$round $adapters
+    beside evaluate $((round + 2))-round$round $adapters
 done
+beside true
 
 $python evaluate.py --table $run/test/*.jsonl

@@ -3,7 +3,7 @@
     python starter/pretrain.py --print 5                    samples as the model sees them
     python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
 
-Every sample is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
+Every sample but some (see ROWS) is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
 actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, syllables or letters. No tool's,
 table's or column's name of the evaluated world, no wording of its questions and no line of its recipes comes through: what holds one by
 chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
@@ -42,8 +42,11 @@ VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-BARE = 0.20                                                                       # rows without hints: what a slot's name asks for is looked up without a recipe, too
-SHOWN = 0.35                                                                      # rows without hints in which a question comes again with other values: the same is to be done
+ROWS = {"hints": 0.55,                                                            # their shares: with hints
+        "bare": 0.10,                                                             # without; to be learned is only what a slot is filled with, which its name tells
+        "shown": 0.20,                                                            # without; a question comes again with other values, and the same is to be done
+        "known": 0.15}                                                            # without; about recipes that come all through the training, to be known by heart
+KNOWN = 100                                                                       # so many of these
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
 
@@ -475,9 +478,9 @@ class World:
                     lines[i] = re.sub(f"(?<![A-Za-z]){r.choice(words)}(?![A-Za-z])", self.word(), lines[i], count=1)
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
-    def trajectory(self, recipe, phrase, corrective, wording=None):
+    def trajectory(self, recipe, phrase, corrective, wording=None, asker=None):
         """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
-        Questions of the same `wording` differ only in their values.
+        Questions of the same `wording` in the words of the same world `asker` (this one) differ only in their values.
 
         corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step
         without one is there to be seen, not to be learned)."""
@@ -489,9 +492,10 @@ class World:
                 hint = {"name": "", "text": self.write_step(i, step)}
             slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
             if i == 0:
-                self.rng = random.Random(wording) if wording else r
-                question = self.text(slots, phrase, self.rng.choice("???.."), others=(0,) if wording else (0, 0, 1, 2))
-                self.rng = r
+                asker = asker or self
+                asker.rng = random.Random(wording) if wording else r
+                question = asker.text(slots, phrase, asker.rng.choice("???.."), others=(0,) if wording else (0, 0, 1, 2))
+                asker.rng = r
             elif slots and recipe[i - 1]["labels"]:
                 steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
             elif slots:
@@ -525,21 +529,28 @@ def hint_block(world, chat, length):
     return recipes, hints, corrective
 
 
-def sample(world, chat, length):
-    """One row: tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of another world
-    → ids (length,), and which of them are to be learned: the actions, or in a row without hints what of them can be known, that is the
-    values, and all of it where the same was asked before."""
+def sample(world, chat, length, row=None):
+    """One row of a kind: "hints", tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of
+    another world; without hints "bare", "shown" and "known" → ids (length,), and which of them are to be learned: the actions, or in a
+    row without hints what of them can be known, that is the values, and all of it where the same was asked before."""
     r, ids, mask, asked = world.rng, [], [], set()
-    row = r.choices(("hints", "bare", "shown"), (1 - BARE - SHOWN, BARE, SHOWN))[0]
-    each = row == "bare" or row == "hints" and r.random() < 0.6
+    row = row or r.choices(list(ROWS), ROWS.values())[0]
+    each = row in ("bare", "known") or row == "hints" and r.random() < 0.6
     while len(ids) < length:
+        asker = None
         if begins := each or not ids:
             world = World(r, world.pieces, world.forbidden)
-            recipes, hints, corrective = hint_block(world, chat, length) if row == "hints" else ([("", world.recipe(2)) for _ in range(r.randint(1, 3) if row == "shown" else 1)], [], "none")
+            if row == "hints":
+                recipes, hints, corrective = hint_block(world, chat, length)
+            elif row == "known":
+                asker = World(random.Random(n := f"known {r.randrange(KNOWN)}"), world.pieces, world.forbidden)
+                recipes, hints, corrective = [(n, asker.recipe(asker.rng.randint(1, 5)))], [], "none"
+            else:
+                recipes, hints, corrective = [("", world.recipe(2)) for _ in range(r.randint(1, 3) if row == "shown" else 1)], [], "none"
         title, recipe = r.choice(recipes)
-        wording = f"{r.choice('ab')} {title} {recipe}" if row == "shown" else None
-        question, steps = world.trajectory(recipe, title if len(recipes) > 1 or r.random() < 0.4 else "", corrective, wording)
-        known = row == "hints" or wording in asked
+        wording = f"{r.choice('abc' if row == 'known' else 'ab')} {title} {recipe}" if row in ("shown", "known") else None
+        question, steps = world.trajectory(recipe, title if row != "known" and (len(recipes) > 1 or r.random() < 0.4) else "", corrective, wording, asker)
+        known = row in ("hints", "known") or wording in asked
         if wording:
             asked.add(wording)
         for step in steps:
@@ -584,15 +595,15 @@ def schedule(total, phases=PHASES):
     return updates
 
 
-def batch(chat, seed, length, n, forbidden):
-    """n rows of `length` tokens, drawn from `seed` → ids, targets (rows, length) int64; -100 is no target."""
+def batch(chat, seed, length, n, forbidden, kind=None):
+    """n rows of `length` tokens, drawn from `seed`, of one kind or of all → ids, targets (rows, length) int64; -100 is no target."""
     rng, rows = random.Random(seed), []
     tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t not in forbidden.names]
     while len(rows) < n:
         if length == 128 and rng.random() < 0.5:
             rows.append(repeated(rng, tokens, length))
             continue
-        row = sample(World(rng, vocabulary_pieces(chat), forbidden), chat, length)
+        row = sample(World(rng, vocabulary_pieces(chat), forbidden), chat, length, kind)
         if not forbidden.within(chat.decode(row[0])):
             rows.append(row)
     ids = np.array([ids for ids, _ in rows])
@@ -652,8 +663,8 @@ def loss_of(model, ids, targets):
 
 @torch.no_grad()
 def check(model, batches):
-    """Token accuracy, and the part of rows in which every action token is the likeliest."""
-    tokens = right = rows = whole = 0
+    """The part of rows in which every token to be learned is the likeliest."""
+    rows = whole = 0
     for ids, targets in batches:
         ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
         _, logits, keep = loss_of(model, ids, targets)
@@ -661,8 +672,8 @@ def check(model, batches):
         wrong = torch.zeros(targets.numel(), dtype=torch.bool)
         wrong[keep] = ~ok
         whole += (~wrong.view(targets.shape).any(1)).sum().item()
-        tokens, right, rows = tokens + len(ok), right + ok.sum().item(), rows + len(ids)
-    return right / tokens, whole / rows
+        rows += len(ids)
+    return whole / rows
 
 
 def save(model, config, out):
@@ -678,6 +689,7 @@ def main():
     p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens")
+    p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
     p.add_argument("--rate", type=float, default=1.0, help="of the full learning rates; 0.6 or less with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
     p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
@@ -719,11 +731,12 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
     hidden = model.hidden
     if args.compile:
+        torch._dynamo.config.recompile_limit = 64                     # a graph for each layer and length
         model.hidden = torch.compile(hidden, dynamic=False)
     queue = multiprocessing.get_context("spawn").Queue(8)
     producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
     producer.start()
-    held_out = [batch(chat, f"held out {i}", 512, 16, forbidden) for i in range(6)]
+    held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
     began, losses = time.time(), []
     for update, (length, rows, done) in list(enumerate(updates))[start:]:
         scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * args.rate
@@ -741,11 +754,16 @@ def main():
             line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
             losses = []
             if (update + 1) % 200 == 0 or update + 1 == len(updates):
-                accuracy, whole = check(model, held_out)
-                line += f"  held out: {accuracy:.4f} of tokens, {whole:.3f} of rows"
+                line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
                 torch.save({"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}, file)
                 save(model, config, args.out)
             print(line, flush=True)
+    if args.init and args.mean:
+        before = load_file(args.init)
+        with torch.no_grad():
+            for name, weight in model.state_dict().items():
+                if f"model.{name}" in before:
+                    weight.lerp_(before[f"model.{name}"], 0.5)
     save(model, config, args.out)
     print(f"wrote {args.out}/model.safetensors")
 

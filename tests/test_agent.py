@@ -176,6 +176,16 @@ def test_hints_are_chosen_for_the_type_of_task(tmp_path):
     assert agent.hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
 
 
+def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
+    (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n    """What an item costs,\n    as a text."""\n\ndef _secret():\n    """Not a tool."""\n')
+    text = agent.documentation(tmp_path / "shop.py")
+    (tmp_path / "shop.md").write_text(text)
+    section, = agent.load_hints(tmp_path)
+    assert section["kind"] == "tools" and section["name"] == "shop/shop"
+    lines = section["text"].splitlines()
+    assert lines[1] == "price(item, currency='EUR'): What an item costs, as a text." and lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3
+
+
 def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"coffee\.md, line 2: text outside a section"):
         agent.load_hints(hint_dir(tmp_path, coffee="\nhello\n## tools: x\ny"))

@@ -79,20 +79,19 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
     assert not any(common in chat.decode(row.tolist()) for row in pretrain.batch(chat, "a", 256, 16, pretrain.Forbidden(texts=(common,)))[0])
 
 
-def learned(seed, length):
-    """Of 20 rows, each stretch of tokens that is to be learned: (the text before it, its text). The last of a row may be cut and is left out."""
+def learned(row, length):
+    """Of 20 rows of a kind, each stretch of tokens that is to be learned: (the text before it, its text). The last of a row may be cut and is left out."""
     chat = agent.Chat(ROOT / "starter")
     for i in range(20):
-        ids, mask = pretrain.sample(pretrain.World(random.Random(f"{seed} {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden()), chat, length)
+        world = pretrain.World(random.Random(f"{row} {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden())
+        ids, mask = pretrain.sample(world, chat, length, row=row)
         assert "<hints>" not in chat.decode(ids)
         edges = [n for n in range(1, length) if mask[n] != mask[n - 1]]
         for start, end in zip(edges[::2], edges[1::2]):
             yield chat.decode(ids[:start]), chat.decode(ids[start:end])
 
 
-def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_names(monkeypatch):
-    monkeypatch.setattr(pretrain, "BARE", 1)
-    monkeypatch.setattr(pretrain, "SHOWN", 0)
+def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_names():
     values = 0
     for before, value in learned("bare", 512):
         name = re.search(r'(\w+) = "$', before)[1]
@@ -101,11 +100,17 @@ def test_rows_without_hints_teach_nothing_but_values_that_stand_behind_their_nam
     assert values > 60
 
 
-def test_rows_of_questions_that_come_again_teach_what_was_done_before(monkeypatch):
-    monkeypatch.setattr(pretrain, "BARE", 0)
-    monkeypatch.setattr(pretrain, "SHOWN", 1)
+def test_rows_of_questions_that_come_again_teach_what_was_done_before():
     actions = [(before, action) for before, action in learned("shown", 768) if before.endswith(("<python>\n", "<inner_monologue>\n"))]
     assert len(actions) > 40
     for before, action in actions:
         for line in action.splitlines():
             assert f"\n{line}\n" in before or re.match(r'\w+ = ".*"$', line) or line.startswith("</"), line
+
+
+def test_rows_about_known_recipes_teach_the_same_in_all_of_them(monkeypatch):
+    monkeypatch.setattr(pretrain, "KNOWN", 1)
+    actions = [[line for line in action.splitlines() if not re.match(r'\w+ = ".*"$', line)] for before, action in learned("known", 768)
+               if before.endswith("<python>\n") and before.count("Step 1: reason") == before.count("Step 1: write")]
+    first = {tuple(lines) for lines in actions[:len(actions) // 2]}
+    assert len(actions) > 40 and len(first) <= 3 and {tuple(lines) for lines in actions} == first
