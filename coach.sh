@@ -51,7 +51,7 @@ for hints in hints/starter/round[23]; do
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --trials 1 --out $run/candidates$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 1.5e-3 --epochs 2 --out $run/round$round
+    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 1.5e-3 --epochs 2 --mean --out $run/round$round
     adapters="$adapters --adapter $run/round$round"
     beside evaluate $((round + 2))-round$round $adapters
 done
