@@ -5,7 +5,7 @@ coach: .venv/installed
 	PYTHON=.venv/bin/python ./coach.sh
 
 test: .venv/installed
-	.venv/bin/python -m pytest -q tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests
 
 .venv/installed: requirements.txt
 	[ -d .venv ] || $(PYTHON) -m venv .venv
