@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import textwrap
 import time
 from pathlib import Path
@@ -365,7 +366,7 @@ ATTACKS = {
     "an owner": ("import os; os.chown('PLACE/tasks.jsonl', os.getuid(), os.getgid())", REFUSED),
     "a time": ("import os; os.utime('PLACE/tasks.jsonl')", REFUSED),
     "an attribute": ("import os; os.setxattr('PLACE/tasks.jsonl', 'user.x', b'x')", REFUSED),
-    "a file elsewhere": ("open('/tmp/escaped', 'w')", REFUSED),
+    "a file elsewhere": (f"open({os.path.join(tempfile.gettempdir(), 'escaped')!r}, 'w')", REFUSED),
     "shared memory by path": ("open('/dev/shm/escaped', 'w')", REFUSED),
     "a directory next to the scratch directory": ("import os; os.mkdir('../escaped')", REFUSED),
     "a symlink out of the scratch directory": ("import os; os.symlink('PLACE', 'x'); open('x/new', 'w')", REFUSED),
