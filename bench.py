@@ -24,13 +24,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import parallel
 from model import Config, Llama, Request, Sampler
 
 ROOT = Path(__file__).resolve().parent
 SMALL = dict(vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2)
 LARGE = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=8, num_attention_heads=32, num_key_value_heads=8)
-WORDY = dict(vocab_size=128256, hidden_size=512, intermediate_size=1408, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=2)
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+WORDY = dict(vocab_size=128256, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4)
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 
 
 def checkpoint(folder, config):
@@ -63,17 +64,18 @@ def best(work, n=5):
     return min(seconds)
 
 
-def limits():
-    """Floating-point operations a second in a large matrix product, bytes a second in a large copy (read and written) and a large sum."""
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        n = 8192 if DEVICE == "cuda" else 2048
-        a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
-        rates[str(dtype).removeprefix("torch.")] = 2 * n ** 3 / best(lambda: a @ b)
+def product_rate(dtype):
+    """Floating-point operations a second in a large matrix product."""
+    n = 8192 if DEVICE == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+    return 2 * n ** 3 / best(lambda: a @ b)
+
+
+def memory_rate():
+    """Bytes a second in a large copy (read and written) or a large sum, whichever are more."""
     x = torch.ones(2 ** 28, device=DEVICE)
     y = torch.empty_like(x)
-    rates["bytes"] = max(2 * 4 * len(x) / best(lambda: y.copy_(x)), 4 * len(x) / best(lambda: x.sum()))
-    return rates
+    return max(2 * 4 * len(x) / best(lambda: y.copy_(x)), 4 * len(x) / best(lambda: x.sum()))
 
 
 # ---- sampling ------------------------------------------------------------------------------------------------------
@@ -88,7 +90,7 @@ def conversations(agents, turns, shared, own, seed=0):
 
 
 def ours_sampling(folder, plan):
-    sampler = Sampler(Llama.from_pretrained(folder, device=DEVICE), batch=min(64, len(plan)), max_length=2048)
+    sampler = Sampler(parallel.load(folder), batch=min(64, len(plan)), max_length=2048)
     began, answers = time.perf_counter(), [[] for _ in plan]
     ask = lambda i, prompt: sampler.add(Request(i, prompt, plan[i][1][len(answers[i])][0]))
     for i, (prompt, _) in enumerate(plan):
@@ -109,7 +111,7 @@ def peer_sampling(folder, plan):
         def __call__(self, ids, scores, **kwargs):
             return torch.tensor([ids.shape[1] - width >= n for n in wanted], device=ids.device)
 
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE).eval()
     began, answers, rows = time.perf_counter(), [[] for _ in plan], [prompt for prompt, _ in plan]
     for turn in range(len(plan[0][1])):
         width, wanted = max(map(len, rows)), [turns[turn][0] for _, turns in plan]
@@ -125,15 +127,15 @@ def peer_sampling(folder, plan):
 
 
 def ours_decode(folder):
-    """One sequence; every token reads every weight once. → also the bytes that are read for a token."""
-    dtype = torch.bfloat16 if DEVICE == "cuda" else torch.float32
-    model = Llama.from_pretrained(folder, dtype=dtype, device=DEVICE)
+    """One sequence; every token reads every weight once. → also the bytes that are read for a token, and what the memory does meanwhile."""
+    limit = memory_rate()
+    model = parallel.load(folder)
     weights = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed" not in name)
     sampler = Sampler(model, batch=1, max_length=128)
     sampler.generate([[5, 6, 7]], max_new_tokens=4)
     began = time.perf_counter()
     new = sampler.generate([[5, 6, 8]], max_new_tokens=40)
-    return {"seconds": time.perf_counter() - began, "units": 40, "bytes": weights, "output": new}
+    return {"seconds": time.perf_counter() - began, "units": 40, "bytes": weights, "limit": max(limit, memory_rate()), "output": new}
 
 
 # ---- distilling ----------------------------------------------------------------------------------------------------
@@ -159,7 +161,7 @@ def records(trajectories, steps):
 def ours_distill(folder, trajectories, steps):
     import distill
     chat, data = records(trajectories, steps)
-    model = Llama.from_pretrained(folder, device=DEVICE)
+    model = parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if distill.fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
                               batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0)
     began = time.perf_counter()
@@ -180,7 +182,7 @@ def peer_distill(folder, trajectories, steps):
     from transformers import AutoModelForCausalLM
     chat, data = records(trajectories, steps)
     layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
-    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).to(DEVICE),
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
                            LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
     began, losses = time.perf_counter(), []
@@ -277,9 +279,9 @@ def main():
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world", help="of the starter world, for the sandbox's job")
     args = parser.parse_args()
     jobs = args.jobs or ["limits", "collect", "batch", "decode", "distill", "sandbox"]
-    rates = alone(limits)
+    rates = {name: alone(product_rate, getattr(torch, name)) for name in ("float32", "bfloat16")}
     print(f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}; torch {torch.__version__}; "
-          f"matrix product {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16; memory {rates['bytes'] / 1e9:,.1f} GB/s", flush=True)
+          f"matrix product {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16; memory {alone(memory_rate) / 1e9:,.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         if {"collect", "batch"} & set(jobs):
             small = checkpoint(Path(folder) / "small", SMALL)
@@ -292,9 +294,10 @@ def main():
         if "decode" in jobs:
             large = checkpoint(Path(folder) / "large", LARGE)
             runs = [alone(ours_decode, large) for _ in range(args.repeats)]
-            rate = max(r["units"] / r["seconds"] for r in runs)
-            print(f"decode: one sequence, {runs[0]['bytes'] / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, {rate * runs[0]['bytes'] / 1e9:.1f} GB/s, "
-                  f"{rate * runs[0]['bytes'] / rates['bytes']:.0%} of the memory's", flush=True)
+            run = max(runs, key=lambda r: r["units"] / r["seconds"])
+            rate = run["units"] / run["seconds"]
+            print(f"decode: one sequence, {run['bytes'] / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, {rate * run['bytes'] / 1e9:.1f} GB/s, "
+                  f"{rate * run['bytes'] / run['limit']:.0%} of the memory's {run['limit'] / 1e9:.1f} right before or after it", flush=True)
         if "distill" in jobs:
             wordy = checkpoint(Path(folder) / "wordy", WORDY)
             for steps, trajectories in ((4, 4), (1, 8)):

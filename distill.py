@@ -31,7 +31,7 @@ from attention import packed_attention
 from lora import TARGETS, adapters, add_adapter, layers, save_adapter, trainable
 from model import local_folder
 
-CHUNK = 2 ** 25                                                       # logits in memory at a time: 128 MiB in float32
+CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time: 128 MiB in float32; about what a CPU's cache holds
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -137,11 +137,26 @@ def hidden_at(model, rows):
     return model.hidden(tokens, positions, packed_attention(lengths))[0, at]
 
 
+class Divergence(torch.autograd.Function):
+    """KL(teacher ‖ student) of the distributions that two rows of logits (n, V) stand for, in float32 → (n,). Its gradient, the student's
+    distribution minus the teacher's, is ready after the forward pass, so of each distribution there is one copy in memory and no more."""
+
+    @staticmethod
+    def forward(ctx, student, teacher):
+        p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
+        difference = p - q
+        terms = difference.mul_(p.exp_()).sum(-1)
+        ctx.save_for_backward(q.exp_().sub_(p).to(student.dtype))
+        return terms
+
+    @staticmethod
+    def backward(ctx, weights):
+        return ctx.saved_tensors[0] * weights[:, None].to(ctx.saved_tensors[0].dtype), None
+
+
 def kl_terms(student, teacher, lm_head, teacher_head, temperature):
     """KL(teacher ‖ student) over the vocabulary for each token, both at `temperature`; student, teacher: hidden states (n, C) → (n,)."""
-    p = (teacher_head(teacher).float() / temperature).log_softmax(-1)
-    q = (lm_head(student).float() / temperature).log_softmax(-1)
-    return F.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    return Divergence.apply(lm_head(student / temperature), teacher_head(teacher / temperature))
 
 
 def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
@@ -161,7 +176,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    step = max(1, CHUNK // model.config.vocab_size)
+    step = max(1, CHUNK[student.device.type] // model.config.vocab_size)
     for start in range(0, len(student), step):
         part = slice(start, start + step)
         x = head_input[part]
@@ -333,7 +348,7 @@ def main():
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 
     parallel.start()
-    model = parallel.load(args.model, args.adapter, whole=False)
+    model = parallel.load(args.model, args.adapter, whole=False, linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
     for r in data + validation:
         if not all(0 <= i < model.config.vocab_size for step in r["steps"] for ids in step["token_ids"].values() for i in ids):
             raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")

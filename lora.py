@@ -22,12 +22,12 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from model import local_folder, weight_files
+from model import Linear, linear, local_folder, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
 
-class LoraLinear(nn.Linear):
+class LoraLinear(Linear):
     """A linear layer with frozen adapters (`frozen_A` (R, in), `frozen_B` (out, R), scales folded into B) and the newest one
     (`lora_A` (r, in), `lora_B` (out, r)), either of which may be absent."""
 
@@ -42,12 +42,12 @@ class LoraLinear(nn.Linear):
         self.train(base.training)
 
     def forward(self, x):
-        y = F.linear(x, self.weight, self.bias)
+        y = linear(x, self.weight, self.bias)
         if self.frozen_A is not None and self.use_frozen:
             y = y + F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B).to(y.dtype)
         if self.lora_A is not None and self.use_newest:
             z = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training and torch.is_grad_enabled())
-            y = y + (F.linear(F.linear(z, self.lora_A), self.lora_B) * self.scale).to(y.dtype)
+            y = y + F.linear(F.linear(z, self.lora_A) * self.scale, self.lora_B).to(y.dtype)
         return y
 
     def freeze(self, A, B, scale):

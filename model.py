@@ -108,14 +108,34 @@ class RMSNorm(nn.Module):
         return self.weight * y.type_as(x)
 
 
+class Linear(nn.Linear):
+    def forward(self, x):
+        return linear(x, self.weight, self.bias)
+
+
+def linear(x, weight, bias=None):
+    """F.linear. For a few rows and a large weight the CPU's matrix product uses one core only; with several slices of the weight all do."""
+    rows = x.shape[:-1].numel()
+    few = rows <= 16 and weight.numel() >= 2 ** 18 and len(weight) % 8 == 0
+    if not few or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+        return F.linear(x, weight, bias)
+    slices, x_ = weight.view(8, -1, weight.shape[1]), x.reshape(rows, -1)
+    if rows > 2:
+        y = (x_.expand(8, -1, -1) @ slices.mT).transpose(0, 1)
+    else:
+        y = (slices @ x_.mT.expand(8, -1, -1)).permute(2, 0, 1)                                 # a matrix by a vector
+    y = y.reshape(*x.shape[:-1], len(weight))
+    return y if bias is None else y + bias
+
+
 class Attention(nn.Module):
     def __init__(self, c, layer):
         super().__init__()
         self.layer, self.head_dim = layer, c.head_dim
-        self.q_proj = nn.Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = nn.Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
-        self.o_proj = nn.Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
+        self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
 
     def forward(self, x, cos, sin, attend):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -127,9 +147,9 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, c):
         super().__init__()
-        self.gate_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.up_proj = nn.Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
-        self.down_proj = nn.Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
+        self.gate_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.up_proj = Linear(c.hidden_size, c.intermediate_size, bias=c.mlp_bias)
+        self.down_proj = Linear(c.intermediate_size, c.hidden_size, bias=c.mlp_bias)
 
     def forward(self, x):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
@@ -163,7 +183,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
@@ -194,22 +214,26 @@ class Llama(nn.Module):
                 if "lora_" not in name and not (name == "lm_head.weight" and self.config.tie_word_embeddings)}
 
     @classmethod
-    def from_pretrained(cls, path, dtype=torch.float32, device="cpu"):
-        """A checkpoint in Hugging Face format, from a directory or by its hub id. The files are memory-mapped and the weights are
-        built nowhere else, so float32 weights on the CPU take no memory of their own.
+    def from_pretrained(cls, path, dtype=torch.float32, device="cpu", linear_dtype=None):
+        """A checkpoint in Hugging Face format, from a directory or by its hub id, in precision `dtype`, the weights of linear layers in
+        `linear_dtype`. The files are memory-mapped and the weights are built nowhere else, so on the CPU those that keep their precision
+        take no memory of their own.
 
         Raises ValueError, naming the file and the tensor, when something is missing, broken or does not fit."""
         folder = local_folder(path)
         config = Config.from_json(folder / "config.json")
         with torch.device("meta"):
             model = cls(config).to(dtype)
+            for layer in (m for m in model.modules() if isinstance(m, Linear)):
+                layer.weight = nn.Parameter(layer.weight.to(linear_dtype or dtype))
         if device != "meta":                                    # "meta": the weights come later, each process its part (parallel.py)
             shards = weight_files(folder)
-            loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, dtype)
+            loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, weight.dtype)
                       for name, weight in model.hf_state_dict().items()}
             model.load_state_dict(loaded, strict=False, assign=True)
         if config.tie_word_embeddings:
-            model.lm_head.weight = model.embed_tokens.weight
+            tied = model.embed_tokens.weight
+            model.lm_head.weight = tied if linear_dtype in (None, dtype) else nn.Parameter(tied.to(linear_dtype))
         model.frequencies = rope_frequencies(config).to("cpu" if device == "meta" else device)
         return model.requires_grad_(False).eval()
 

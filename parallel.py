@@ -6,6 +6,8 @@
 Without torchrun there is one process, and every function here does the plain thing.
 """
 
+import contextlib
+import ctypes
 import functools
 import os
 from dataclasses import replace
@@ -45,11 +47,21 @@ def stop():
         dist.destroy_process_group()
 
 
-def load(path, adapters=(), whole=True):
+def keep_freed_memory():
+    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it keeps a gigabyte."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
+        ctypes.CDLL(None).mallopt(-1, 2 ** 30)                         # M_TRIM_THRESHOLD
+        ctypes.CDLL(None).mallopt(-3, 2 ** 25)                         # M_MMAP_THRESHOLD, the largest that there is
+
+
+def load(path, adapters=(), whole=True, linear_dtype=None):
     """The model in the directory or hub id `path`, with its adapters stacked in order. Not `whole`: under torchrun the weights stay
-    away until `share_out` or `split` gives every process its part."""
+    away until `share_out` or `split` gives every process its part. linear_dtype: of linear layers' weights, for one process on a CPU."""
     device, dtype = device_and_dtype()
-    model = Llama.from_pretrained(path, dtype=dtype, device=device if whole or WORLD == 1 else "meta")
+    if device.type == "cpu":
+        keep_freed_memory()
+    alone = WORLD == 1 and device.type == "cpu"
+    model = Llama.from_pretrained(path, dtype, device if whole or WORLD == 1 else "meta", linear_dtype if alone else None)
     for adapter in adapters:
         load_adapter(model, adapter)
     return model.eval()

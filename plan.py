@@ -60,15 +60,16 @@ class Memory(TorchDispatchMode):
 
 @contextmanager
 def without_storage(gpus):
-    """Inside, tensors have shapes only; with `gpus`, attention is the fused kernel that a GPU would run."""
-    kept = attention.causal_attention
+    """Inside, tensors have shapes only; with `gpus`, attention is the fused kernel that a GPU would run, and as many logits as there are in memory."""
+    import distill
+    kept = attention.causal_attention, distill.CHUNK
     if gpus:
-        attention.causal_attention = fused_attention
+        attention.causal_attention, distill.CHUNK = fused_attention, {"cpu": distill.CHUNK["cuda"]}
     try:
         with FakeTensorMode(), Memory() as memory:
             yield memory
     finally:
-        attention.causal_attention = kept
+        attention.causal_attention, distill.CHUNK = kept
 
 
 def fused_attention(q, k, v):

@@ -79,7 +79,7 @@ def plain_loss(model, teacher, chat, records, dropped):
 @pytest.mark.parametrize("dropped", [0.0, 1.0])
 def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, monkeypatch):
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
-    monkeypatch.setattr(distill, "CHUNK", 7 * 1536)
+    monkeypatch.setitem(distill.CHUNK, "cpu", 7 * 1536)
     rows = [distill.example(chat, r, dropped) for r in records]
     with torch.no_grad(), adapters(model, newest=False):
         hidden = distill.hidden_at(model, [distill.example(chat, r) for r in records])
@@ -100,6 +100,13 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
     assert len(pairs) == 2 * (7 * 2 + 1)
     for ours, theirs in pairs:
         assert (ours.double() - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_weights_that_are_in_bfloat16_already_change_nothing_under_autocast():
+    both = [Llama.from_pretrained(ROOT / "starter", linear_dtype=dtype) for dtype in (None, torch.bfloat16)]
+    assert both[1].lm_head.weight.dtype == torch.bfloat16 and both[1].embed_tokens.weight.dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(*(model(torch.arange(300, 400)[None]) for model in both))
 
 
 def test_cross_entropy_is_that_of_the_sampled_tokens(chat, model):

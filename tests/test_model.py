@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import model
 from model import Config, Llama, Request, Sampler
 from sampler import draw
 
@@ -41,6 +42,16 @@ def recompute(model, prompt, n):
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
     return load("grouped", tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.mark.parametrize("bias", [None, torch.arange(1024.0)])
+@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+def test_a_few_rows_times_slices_of_a_weight_are_their_product(rows, bias, monkeypatch):
+    x, weight = torch.randn(1, rows, 512), torch.randn(1024, 512)
+    expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
+    monkeypatch.setattr(model.F, "linear", None)                      # which is for all other shapes
+    with torch.no_grad():
+        torch.testing.assert_close(model.linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 # ---- exact ---------------------------------------------------------------------------------------------------------
