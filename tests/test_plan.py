@@ -53,7 +53,7 @@ for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.n
     else:
         live += event.nbytes()
         peaks[-1:] = [max(peaks[-1], live)] if peaks else []
-peak = min(peaks[1:])           # AdamW's moments are there from the first update on; now and then gloo's thread lets go of a gathered block late
+peak = min(peaks[1:])           # AdamW's moments are there from the first update on
 if parallel.RANK == 0:
     print("peak", static + peak)
 parallel.stop()
@@ -75,7 +75,12 @@ def test_peak_memory_is_as_planned(shape, lengths, processes, tmp_path):
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split("peak ")[1])
     parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, SETTINGS, lengths, torch.float32, on_gpu=False)
-    assert sum(parts.values()) == pytest.approx(measured, rel=0.1)
+    late = (processes > 1) * size_of_a_block(shape)                    # gloo's thread may let go of a gathered block late
+    assert 0.9 * sum(parts.values()) < measured < 1.1 * sum(parts.values()) + late
+
+
+def size_of_a_block(shape):
+    return sum(p.nbytes for p in Llama(Config(**shape)).layers[0].parameters())
 
 
 def test_operations_are_those_of_the_matrix_products():
