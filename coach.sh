@@ -8,7 +8,7 @@ python=${PYTHON:-python}                       # make coach sets the virtual env
 run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
-learn="--model starter --rank 64 --alpha 128 --lora-dropout 0 --batch 8 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
+learn="--model starter --rank 64 --alpha 128 --lora-dropout 0 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -17,16 +17,13 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
     $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 "$@" --out "$run/test/$name.jsonl"
 }
 
-# Evaluations run beside the coaching, one at a time: two processes of one thread do more than one of two.
+# Some of it runs beside the coaching: two processes of one thread do more than one of two.
 export OMP_NUM_THREADS=1
 trap 'kill 0' INT                              # Ctrl-C is for both
 log=$run/test/log.txt background=
 mkdir -p $run/test
-beside() {                                     # beside COMMAND …: when the one before it has ended well
-    wait $background || { cat $log; exit 1; }
-    "$@" &> $log &
-    background=$!
-}
+joined() { wait $background || { cat $log; exit 1; }; }                     # what runs beside has ended well
+beside() { joined; "$@" &> $log & background=$!; }                          # beside COMMAND …: after the one before it
 
 # Before coaching: the agent without hints, with those for its type of task, with everybody's hints at once.
 before() {
@@ -37,24 +34,30 @@ before() {
 beside before
 
 # Round 1: what the hints make the agent do goes into the weights.
+round=1
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
-$python distill.py $learn --data $run/hinted1.jsonl --lr 8e-3 --epochs 14 --out $run/round1
-adapters="--adapter $run/round1"
-beside evaluate 3-round1 $adapters
+$python distill.py $learn --data $run/hinted1.jsonl --lr 8e-3 --epochs 10 --batch 8 --out $run/round1
+adapters="--adapter $run/round1" earlier=$run/hinted1.jsonl
 
-# Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it.
+# Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it, together
+# with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before.
+meanwhile() {                                  # the agent so far on the test tasks, and with hints on the new ones
+    evaluate $((round + 1))-round$((round - 1)) $adapters
+    $python collect.py $agent $adapters $new --hints task --out $run/candidates$round.jsonl
+}
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round}
-    new="--tasks $tasks/train$round.jsonl --seed $round"
-    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --trials 2 --out $run/seen$round.jsonl
+    new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round"
+    beside meanwhile
+    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
-    $python collect.py $agent $adapters $new --hints task --trials 1 --out $run/candidates$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted1.jsonl --balance $run/candidates$round.jsonl --lr 1.5e-3 --epochs 2 --mean --out $run/round$round
-    adapters="$adapters --adapter $run/round$round"
-    beside evaluate $((round + 2))-round$round $adapters
+    joined
+    OMP_NUM_THREADS=2 $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr 8e-3 --epochs 4 --batch 16 --out $run/round$round
+    adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
 done
-beside true
+joined
+evaluate $((round + 2))-round$round $adapters
 
 $python evaluate.py --table $run/test/*.jsonl

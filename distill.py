@@ -28,7 +28,7 @@ import parallel
 import plan as planning
 import records
 from attention import packed_attention
-from lora import TARGETS, adapters, add_adapter, layers, save_adapter, trainable
+from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
 from model import local_folder
 
 CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time: 128 MiB in float32; about what a CPU's cache holds
@@ -304,7 +304,7 @@ def main():
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR", help="earlier rounds', in order; they stay as they are")
     p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions")
-    p.add_argument("--balance", metavar="FILE", help="candidate trajectories for the paper's data balancing (Appendix F)")
+    p.add_argument("--balance", nargs="+", metavar="FILE", help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--verified", action="store_true", help="learn only from what ended in success (corrected actions: collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
@@ -319,7 +319,6 @@ def main():
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
-    p.add_argument("--mean", action="store_true", help="write the mean of the weights before and after: half the adapter, which spoils less of what was right")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, help="directory of the new adapter")
     planning.add_argument(p)
@@ -338,7 +337,7 @@ def main():
     chat = agent.Chat(local_folder(args.model))
     data = kept(read(args.data), args)
     if args.balance:
-        candidates = kept(read([args.balance]), args)
+        candidates = kept(read(args.balance), args)
         chosen = balance(data, candidates, random.Random(args.seed))
         print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
         data += chosen
@@ -353,9 +352,6 @@ def main():
         if not all(0 <= i < model.config.vocab_size for step in r["steps"] for ids in step["token_ids"].values() for i in ids):
             raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")
     log = train(model, chat, data, args, args.out, validation)
-    if args.mean:
-        for layer in layers(model).values():
-            layer.scale /= 2
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)
     if parallel.RANK == 0:
         (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))

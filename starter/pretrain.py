@@ -33,7 +33,7 @@ from model import Config, Llama
 from tools import starter_world, toolqa
 
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
-              num_hidden_layers=5, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
+              num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
 PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
 VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 9, 8, 5, 18, 2, 16))
@@ -44,8 +44,8 @@ SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
 ROWS = {"hints": 0.55,                                                            # their shares: with hints
         "bare": 0.10,                                                             # without; to be learned is only what a slot is filled with, which its name tells
-        "shown": 0.20,                                                            # without; a question comes again with other values, and the same is to be done
-        "known": 0.15}                                                            # without; about recipes that come all through the training, to be known by heart
+        "shown": 0.15,                                                            # without; a question comes again with other values, and the same is to be done
+        "known": 0.20}                                                            # without; about recipes that come all through the training, to be known by heart
 KNOWN = 100                                                                       # so many of these
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
@@ -676,6 +676,21 @@ def check(model, batches):
     return whole / rows
 
 
+def grown(weights, layers):
+    """The weights {name: tensor} of a deeper model that computes the same: behind the middle block stand copies of it whose outputs are zero."""
+    have = sum(k.endswith("input_layernorm.weight") for k in weights)
+    middle, out = have // 2, {}
+    for name, weight in weights.items():
+        if not (block := re.match(r"model\.layers\.(\d+)\.", name)):
+            out[name] = weight
+            continue
+        rest, i = name[block.end():], int(block[1])
+        out[f"model.layers.{i + (layers - have) * (i > middle)}.{rest}"] = weight
+        for copy in range(middle + 1, middle + 1 + layers - have) if i == middle else ():
+            out[f"model.layers.{copy}.{rest}"] = torch.zeros_like(weight) if rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight") else weight
+    return out
+
+
 def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
@@ -688,7 +703,7 @@ def main():
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
     p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens")
+    p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens; may have fewer blocks")
     p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
     p.add_argument("--rate", type=float, default=1.0, help="of the full learning rates; 0.6 or less with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
@@ -718,8 +733,9 @@ def main():
     torch.nn.init.normal_(model.embed_tokens.weight, std=0.05)
     muon, adam = Muon(matrices), torch.optim.AdamW(rest, lr=1, betas=(0.9, 0.95), weight_decay=0.0)
     updates, start = schedule(args.tokens, LATER if args.init else PHASES), 0
-    if args.init:
-        model.load_state_dict({k.removeprefix("model."): v for k, v in load_file(args.init).items()}, strict=False)
+    before = grown(load_file(args.init), config["num_hidden_layers"]) if args.init else {}
+    if before:
+        model.load_state_dict({k.removeprefix("model."): v for k, v in before.items()}, strict=False)
     file = args.checkpoint or args.out / "checkpoint.pt"
     if file.exists():
         state = torch.load(file)
@@ -758,8 +774,7 @@ def main():
                 torch.save({"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}, file)
                 save(model, config, args.out)
             print(line, flush=True)
-    if args.init and args.mean:
-        before = load_file(args.init)
+    if args.mean:
         with torch.no_grad():
             for name, weight in model.state_dict().items():
                 if f"model.{name}" in before:

@@ -199,20 +199,6 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
     assert logs[0] == logs[1] and logs[0].count("\n") == 12
 
 
-def test_with_mean_an_adapter_counts_half(chat, tmp_path, monkeypatch):
-    tiny_checkpoint(tmp_path)
-    data = tmp_path / "d.jsonl"
-    data.write_text(json.dumps(record(chat, 1) | {"seed": 1, "answer": "", "stop": "complete", "usage": {}}) + "\n")
-    written = {}
-    for out, more in (("whole", []), ("half", ["--mean"])):
-        monkeypatch.setattr(sys, "argv", ["distill.py", "--model", str(tmp_path), "--data", str(data), "--rank", "4", "--lr", "1e-2", "--out", str(tmp_path / out), *more])
-        distill.main()
-        written[out] = read_adapter(tmp_path / out)[1]
-    for name, (A, B, scale) in written["whole"].items():
-        a, b, half = written["half"][name]
-        assert torch.equal(a, A) and torch.equal(b, B) and B.any() and half == scale / 2
-
-
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out", str(tmp_path / "a")])

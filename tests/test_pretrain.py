@@ -7,11 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "starter"))
 import agent
 import pretrain
+from model import Config, Llama
 from tools import starter_world, toolqa
 
 
@@ -114,3 +116,14 @@ def test_rows_about_known_recipes_teach_the_same_in_all_of_them(monkeypatch):
                if before.endswith("<python>\n") and before.count("Step 1: reason") == before.count("Step 1: write")]
     first = {tuple(lines) for lines in actions[:len(actions) // 2]}
     assert len(actions) > 40 and len(first) <= 3 and {tuple(lines) for lines in actions} == first
+
+
+def test_a_grown_model_computes_the_same_before_it_is_trained():
+    shape = dict(vocab_size=50, hidden_size=32, intermediate_size=64, num_attention_heads=2)
+    small, grown = (Llama(Config(**shape, num_hidden_layers=n)) for n in (3, 5))
+    weights = {f"model.{name}": weight for name, weight in small.state_dict().items()}
+    grown.load_state_dict({name.removeprefix("model."): weight for name, weight in pretrain.grown(weights, 5).items()})
+    tokens = torch.arange(20)[None]
+    assert torch.equal(grown.hidden(tokens), small.hidden(tokens))
+    assert torch.equal(grown.layers[4].mlp.up_proj.weight, small.layers[2].mlp.up_proj.weight)
+    assert pretrain.grown(weights, 3).keys() == weights.keys()
