@@ -139,17 +139,22 @@ def save_adapter(model, path, base_model="", write=True):
 
 
 def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
-    """tensors: {layer name: (A, B)}."""
+    """tensors: {layer name: (A, B)}. Raises ValueError if they cannot be written; what was there before is then whole."""
     path = Path(path)
+    part = path / "adapter_model.safetensors.part"
     path.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "r": rank,
               "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": dropout,
               "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
     flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
             for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
-    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-    save_file(flat, path / "adapter_model.safetensors.part", metadata={"format": "pt"})
-    (path / "adapter_model.safetensors.part").replace(path / "adapter_model.safetensors")
+    try:
+        (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+        save_file(flat, part, metadata={"format": "pt"})
+        part.replace(path / "adapter_model.safetensors")
+    except (SafetensorError, OSError) as e:
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{path}: the adapter cannot be written ({e}); make room and run the same command again") from None
 
 
 def hf_name(name):
