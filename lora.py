@@ -139,7 +139,7 @@ def save_adapter(model, path, base_model="", write=True):
 
 
 def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
-    """tensors: {layer name: (A, B)}. Raises ValueError if they cannot be written; what was there before is then whole."""
+    """tensors: {layer name: (A, B)}. Raises ValueError if they cannot be written."""
     path = Path(path)
     part = path / "adapter_model.safetensors.part"
     path.mkdir(parents=True, exist_ok=True)
