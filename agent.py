@@ -204,7 +204,7 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
     """The agent: a generator that carries `trajectory` (a record, changed in place) on to its end, or with `only_next` by one step.
 
     It yields Generate and Execute requests and receives their results, so that one loop can serve many agents at a time.
-    Steps that are there already are executed again first, which rebuilds the interpreter's variables."""
+    Steps that are there already are executed again first, which rebuilds the interpreter's variables. A corrective hint is seen in its own step alone."""
     usage, steps = trajectory["usage"], trajectory["steps"]
     for step in steps:
         if step["observation"] is None:                               # a state to go on from: its next step is open
@@ -214,9 +214,9 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
     for n in range(begin, max(max_steps, begin + 1)):                 # an open step is played however late it is
         if n == len(steps):
             steps.append({"monologue": "", "code": "", "observation": None, "hint": None, "token_ids": {}})
-        step = steps[n]
+        step, before = steps[n], [s | {"hint": None} for s in steps[:n]]
         for i, (name, tag, _) in enumerate(RESPONSES):
-            prompt, _ = chat.prompt(trajectory["task"]["question"], [h["text"] for h in trajectory["hints"]], steps, ask=name)
+            prompt, _ = chat.prompt(trajectory["task"]["question"], [h["text"] for h in trajectory["hints"]], [*before, step], ask=name)
             said, end = yield Generate(prompt, tag, seed=f"{trajectory['seed']}/{n}/{i}")
             text, ids, (read, written) = chat.heard(prompt, said, tag)
             usage["input_tokens"] += read

@@ -5,7 +5,7 @@
 
 Random weights of a chosen size, nothing is downloaded. The peers are what people use today, transformers and peft, and are measured
 only where they are installed. Each measurement is a process of its own, so that its peak memory is its own; ours and the peer's
-alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared.
+alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. Memory is a GPU's where there is one.
 """
 
 import argparse
@@ -143,6 +143,13 @@ def ours_decode(folder):
 RANK, ALPHA, LR, EPOCHS = 16, 32, 1e-4, 2
 
 
+def held(model):
+    """Bytes in memory once all of the model's weights are: on the GPU, or of this process."""
+    for p in model.parameters():
+        p.sum()                                                       # a mapped file's pages come when they are read
+    return torch.cuda.memory_allocated() if DEVICE == "cuda" else int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def records(trajectories, steps):
     """Trajectories of random tokens: 1,500 tokens of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
     import agent
@@ -164,15 +171,24 @@ def ours_distill(folder, trajectories, steps):
     model = parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if distill.fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
                               batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0)
-    began = time.perf_counter()
+    before, began = held(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         log = distill.train(model, chat, data, args, Path(out))
     seconds = time.perf_counter() - began
-    blocks, head = (sum(p.numel() for p in part.parameters() if p.ndim > 1) for part in (model.layers, model.lm_head))
     rows = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
-    teacher, student, learned = (sum(n) for n in zip(*((len(t[0]), len(s[0]), len(s[1])) for t, s in rows)))
-    flops = blocks * (2 * teacher + EPOCHS * 4 * student) + EPOCHS * head * 6 * learned        # frozen weights need no gradient
-    return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops}
+    flops = sum(model_flops(model, len(taught[0]), len(seen[0]), len(seen[1])) for taught, seen in rows)
+    return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops, "held": before}
+
+
+def model_flops(model, teacher, student, learned):
+    """Floating-point operations that distilling a trajectory takes, of `teacher` and `student` tokens of which `learned` are, counted as
+    model-flops utilisation counts them (Chowdhery et al., 2022, Appendix B): 2 a weight and token forward, and 2 for each gradient;
+    frozen weights need none. Of the attention's products the causal half. The teacher's blocks run once, both heads in each epoch."""
+    frozen, trained = ([sum(p.numel() for p in part.parameters() if p.ndim > 1 and p.requires_grad == learns) for part in (model.layers, model.lm_head)]
+                       for learns in (False, True))
+    attention = lambda n: 2 * n * n * model.config.num_attention_heads * model.config.head_dim * model.config.num_hidden_layers
+    return 2 * frozen[0] * teacher + attention(teacher) + EPOCHS * (
+        (4 * frozen[0] + 6 * trained[0]) * student + 3 * attention(student) + 6 * (frozen[1] + trained[1]) * learned)
 
 
 def peer_distill(folder, trajectories, steps):
@@ -185,7 +201,7 @@ def peer_distill(folder, trajectories, steps):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
                            LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
-    began, losses = time.perf_counter(), []
+    before, began, losses = held(model), time.perf_counter(), []
     for _ in range(EPOCHS):
         for record in data:
             for n in range(steps):
@@ -203,7 +219,7 @@ def peer_distill(folder, trajectories, steps):
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-    return {"seconds": time.perf_counter() - began, "units": len(losses), "output": float(np.mean(losses[:trajectories * steps]))}
+    return {"seconds": time.perf_counter() - began, "units": len(losses), "output": float(np.mean(losses[:trajectories * steps])), "held": before}
 
 
 # ---- the sandbox ---------------------------------------------------------------------------------------------------
@@ -235,8 +251,10 @@ def sandbox(data):
 # ---- the table -----------------------------------------------------------------------------------------------------
 
 def measured(function, *arguments):
+    """… and the most memory it held: on the GPU, or of this process."""
     result = function(*arguments)
-    return result | {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024} if isinstance(result, dict) else result
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return result | {"memory": peak} if isinstance(result, dict) else result
 
 
 def alone(function, *arguments):
@@ -258,7 +276,11 @@ def against(title, unit, repeats, ours, peer, same, *arguments):
     line = f"{title}: {rates[ours]:,.1f} {unit}/s, peak memory {memory[ours]:.2f} GiB"
     if installed:
         line += f"; the peer {rates[peer]:,.1f} {unit}/s, {memory[peer]:.2f} GiB: {rates[ours] / rates[peer]:.1f} times as fast, "
-        line += f"{memory[ours] / memory[peer]:.0%} of the memory; {same(runs[ours][0]['output'], runs[peer][0]['output'])}"
+        line += f"{memory[ours] / memory[peer]:.0%} of the memory; "
+        if all("held" in r for results in runs.values() for r in results):
+            more = {f: max(r["memory"] - r["held"] for r in results) / 2 ** 30 for f, results in runs.items()}
+            line += f"beyond the loaded model {more[ours]:.2f} and {more[peer]:.2f} GiB, {more[ours] / more[peer]:.0%}; "
+        line += same(runs[ours][0]["output"], runs[peer][0]["output"])
     print(line, flush=True)
     return runs[ours]
 

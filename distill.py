@@ -342,7 +342,7 @@ def main():
         print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
         data += chosen
     if not data:
-        missing = "no successes" if args.loss == "ce" or args.verified else "no finished actions"
+        missing = "no successes; corrected actions have some only if collect.py played them on with --rollout" if args.loss == "ce" or args.verified else "no finished actions"
         raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
 

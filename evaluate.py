@@ -32,13 +32,18 @@ def percent(trajectories):
     return mean, error
 
 
+def in_words(trajectories):
+    mean, error = percent(trajectories)
+    return f"{mean:.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "")
+
+
 def describe(trajectories):
     """One row of the table: {column: text} of all trajectories of a results file."""
     groups = {}
     for t in trajectories:
         groups.setdefault(t["task"]["group"], []).append(t)
-    row = {group: "{:.1f} ± {:.1f}".format(*percent(ts)) for group, ts in sorted(groups.items())}
-    row["all"] = "{:.1f} ± {:.1f}".format(*percent(trajectories))
+    row = {group: in_words(ts) for group, ts in sorted(groups.items())}
+    row["all"] = in_words(trajectories)
     for name, title, form in (("input_tokens", "input tokens", "{:,.0f}"), ("output_tokens", "output tokens", "{:,.0f}"), ("seconds", "seconds", "{:.2f}")):
         row[title] = form.format(sum(t["usage"].get(name, 0) for t in trajectories) / len(trajectories))
     return row
@@ -55,26 +60,33 @@ def table(files):
     return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
 
 
+def near(path, file):
+    """A path as the stage was given it that wrote `file`, whatever folder we run in: seen from a folder above the file, or else from here."""
+    return next((p for folder in Path(file).resolve().parents if (p := folder / path).exists()), Path(path))
+
+
 def run_page(files):
     """The page of a whole run: success by agent and group, and what each adapter was trained on, as far as its folder tells."""
-    agents, adapters = [], {}
+    agents, adapters, known = [], {}, set()
     for file in files:
         trajectories, groups = records.read_trajectories(file), {}
         for t in trajectories:
             groups.setdefault(t["task"]["group"], []).append(t)
-            adapters.update(dict.fromkeys(t.get("adapters", [])))
+            for path in t.get("adapters", []):
+                adapters.setdefault(path, near(path, file))
         rates = {name: [x if math.isfinite(x) else 0 for x in percent(ts)] for name, ts in [*groups.items(), ("all", trajectories)]}
         agents.append({"name": Path(file).stem, "hinted": any(t["hints"] for t in trajectories), "rates": rates,
                        "tokens": sum(t["usage"].get("input_tokens", 0) for t in trajectories) / len(trajectories)})
-    for key, folder in [(key, Path(key)) for key in adapters]:
-        adapters[key] = {"name": str(folder), "losses": [], "hints": []}
+    for key, folder in adapters.items():
+        adapters[key] = {"name": key, "losses": [], "hints": []}
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
-            hints, data = set(), json.loads((folder / "arguments.json").read_text())["data"]
-            for r in (r for file in data if Path(file).exists() for r in records.read_trajectories(file)):
+            hints, data = set(), [near(path, folder) for path in json.loads((folder / "arguments.json").read_text())["data"]]
+            for r in (r for file in data if file.exists() for r in records.read_trajectories(file)):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
                 hints.update((report.section_name(h), h["text"]) for h in given if h)
             losses = [x for line in (folder / "log.jsonl").open() if math.isfinite(x := json.loads(line)["loss"])]
-            adapters[key] = {"name": folder.name, "losses": losses, "hints": sorted(hints)}
+            adapters[key] = {"name": folder.name, "losses": losses, "hints": sorted(hints - known), "earlier": len(hints & known)}
+            known |= hints
     return report.run_page("Coaching, round by round", agents, list(adapters.values()))
 
 

@@ -32,6 +32,12 @@ def rate(outcomes):
     return f"{100 * p:.0f} % ({low:.0f} to {high:.0f}, n = {n})"
 
 
+def gain(row):
+    """By how much more of the tasks were solved with a hint than without it, or if that was not tried, than before (a row of review.effects); None: not tried."""
+    mean = lambda outcomes: sum(map(sum, outcomes)) / sum(map(len, outcomes))
+    return mean(row["with"]) - mean(row["without"] or row["before"]) if row["with"] else None
+
+
 def what_failed(trajectory):
     """The end of a failure without its particulars: the last error, or how it stopped and its last line of code. Failures with the same look alike."""
     steps = trajectory["steps"]
@@ -70,17 +76,18 @@ def review_page(title, trajectories, found, hints, table):
                      "hints": given, "flags": flags.get(t["id"], []), "cluster": -1 if t["success"] else number.get(what_failed(t), -1),
                      "steps": [{k: s[k] for k in ("monologue", "code", "observation", "hint")} for s in t["steps"]]})
     shown = [key for key in ("without", "with") if any(table[name][key] for name in table)]
-    mistakes = []
-    for name, row in table.items():
-        states = sum(map(len, row["before"]))
-        mistakes.append({"name": name, "text": hints[name], "cells": [states, sum(map(sum, row["before"])), *(rate(row[key]) for key in ("before", *shown))]})
-    return page("review", title, {"trajectories": rows, "hints": list(sections), "mistakes": mistakes, "clusters": clusters,
+    cells = lambda row: [sum(map(len, row["before"])), sum(map(sum, row["before"])), *(rate(row[key]) for key in ("before", *shown))]
+    gains = {name: g for name, row in table.items() if (g := gain(row)) is not None}
+    mistakes = [{"name": name, "text": hints[name], "cells": cells(table[name]), "useless": gains.get(name, 1) <= 0}
+                for name in sorted(table, key=lambda name: gains.get(name, 2))]                          # those that help least first
+    total = cells({key: sum((row[key] for row in table.values()), []) for key in ("before", "without", "with")})
+    return page("review", title, {"trajectories": rows, "hints": list(sections), "mistakes": mistakes, "total": total, "clusters": clusters,
                                   "control": "without" in shown, "verified": "with" in shown})
 
 
 def run_page(title, agents, adapters):
     """The page of evaluate.py --table. agents: [{"name", "hinted", "rates": {group or "all": (percent, standard error)}, "tokens"}];
-    adapters: [{"name", "losses": [...], "hints": [(name, text)]}], without losses where there is no log."""
+    adapters: [{"name", "losses": [...], "hints": [(name, text)], "earlier": how many more it shares with those before}], without losses where there is no log."""
     return page("run", title, {"agents": agents, "adapters": adapters})
 
 

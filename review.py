@@ -118,15 +118,21 @@ def flag(trajectory, mistake, n):
                          "hint": {"name": mistake.name, "text": mistake.hint}}
 
 
-def outcomes(file, found):
-    """The corrected actions in a file, made from these flagged states → {(trajectory's id, mistake's name): [records]}."""
-    states = {f"{t['id']}!{mistake.name}": (t["id"], mistake.name) for t, mistake, _ in found}
+def outcomes(file, found, control=False):
+    """The actions in a file that were sampled anew in these flagged states, with the hint or as a control without → {(trajectory's id, mistake's name): [records]}."""
+    states = {f"{t['id']}!{mistake.name}": (t["id"], mistake) for t, mistake, _ in found}
     by_state = {}
     for r in records.read_trajectories(file):
         state = r["id"].rpartition("~")[0]
-        if state not in states:
+        if state not in states or not r.get("targets"):
             raise ValueError(f"{file}: {r['id']} goes on from a state that is not flagged here; give the trajectories and the --hint-dir it was made with")
-        by_state.setdefault(states[state], []).append(r)
+        t, mistake = states[state]
+        hint = r["steps"][r["targets"][0]]["hint"]
+        if control and hint:
+            raise ValueError(f"{file}: {r['id']} was made with a hint; --control takes what collect.py --control made")
+        if not control and (hint or {}).get("text") != mistake.hint:
+            raise ValueError(f"{file}: {r['id']} was made {'with another wording of ' + str(mistake.file) if hint else 'without a hint'}; run collect.py --resample again")
+        by_state.setdefault((t, mistake.name), []).append(r)
     return by_state
 
 
@@ -231,7 +237,8 @@ def main():
     flagged = {t["id"] for t, _, _ in found}
     print(f"{len(trajectories)} trajectories, {len(failures)} failed; flagged: {len(found)} states in {len(flagged)} trajectories"
           + (f"; {silent} verdicts of the judge could not be read, they flag nothing" if silent else ""))
-    corrected, control = (outcomes(file, found) if file else {} for file in (args.corrected, args.control))
+    corrected = outcomes(args.corrected, found) if args.corrected else {}
+    control = outcomes(args.control, found, control=True) if args.control else {}
     if args.attempt and args.model and found:
         tried = sorted(found, key=lambda f: f[0]["success"])[:args.states]
         again = resample(tried, args)
@@ -240,10 +247,23 @@ def main():
             print("\n" + harmless(compare(t, m, n, r)))
         print()
     table = effects(mistakes, found, corrected, control)
+    if args.html:
+        title = Path(args.trajectories).stem + (f", {mistakes[0].name}" if args.attempt else "")
+        Path(args.html).write_text(report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table), encoding="utf-8")
+        print(f"{args.html}: written")
     for mistake in mistakes:
         row = table[mistake.name]
         print(f"  {mistake.name:<40} {sum(map(len, row['before'])):4} states, {sum(map(sum, row['before'])):4} of them in successes"
-              + "".join(f"; right {how} the hint {report.rate(row[how])}" for how in ("without", "with") if row[how]))
+              + "".join(f"; right {how} the hint {report.rate(row[how])}" for how in ("without", "with") if row[how])
+              + ("; does not help" if (gain := report.gain(row)) is not None and gain <= 0 else ""))
+    if args.attempt:
+        concerned = {right: [t for t in trajectories if mistakes[0].concerns(t["task"]) and t["success"] == right] for right in (False, True)}
+        for right, kind in ((False, "failures"), (True, "successes")):
+            print(f"of {len(concerned[right])} {kind} that it concerns it flags {sum(t['id'] in flagged for t in concerned[right])}")
+        for t, _, n in found[:args.states]:
+            print(harmless(f"  {'✓' if t['success'] else '✗'} {t['id']}, step {n + 1}: {(t['steps'][n]['code'].strip().splitlines() or ['no code'])[-1]}"))
+        if passed := [t["id"] for t in concerned[False] if t["id"] not in flagged]:
+            print(f"  failures it does not flag: {', '.join(passed[:args.states])}{' …' if len(passed) > args.states else ''}")
     missed = [t for t in failures if t["id"] not in flagged]
     if missed and not args.attempt:
         print(f"{len(missed)} failures are not flagged, by template:")
@@ -252,10 +272,6 @@ def main():
             print(f"  {template:<40} {n:4} of {played[template]}")
     for t in missed[:args.show]:
         print("\n" + harmless(show(t)))
-    if args.html:
-        Path(args.html).write_text(report.review_page(Path(args.trajectories).stem, trajectories, [(t, m.name, n) for t, m, n in found],
-                                                      {m.name: m.hint for m in mistakes}, table), encoding="utf-8")
-        print(f"{args.html}: written")
     if args.out:
         if not found:
             raise ValueError(f"{args.hint_dir}: no step of {args.trajectories} has any of these mistakes, there is nothing to correct")

@@ -6,6 +6,7 @@ const $ = id => document.getElementById(id);
 const state = { group: "", template: "", outcome: "", mistake: "", cluster: "", search: "", chosen: -1, templates: false };
 const FILTERS = ["group", "template", "outcome", "mistake", "cluster", "search"], trail = [];        // trail: what was read before, for "b"
 let shown = [];
+const narrow = matchMedia("(max-width: 900px)");
 
 function make(tag, content, className, more) {
   const e = document.createElement(tag);
@@ -55,6 +56,7 @@ function filter(e, changes) {                                       // makes a b
     const on = Object.entries(changes).every(([k, v]) => state[k] === v);
     for (const k in changes) state[k] = on ? "" : changes[k];
     refresh();
+    if (narrow.matches) $("list").scrollIntoView();
   };
   return e;
 }
@@ -120,7 +122,7 @@ function follow() {
   if (id === null) return;
   if (byId.has(id)) read(byId.get(id));
   else $("reading").replaceChildren(make("p", `There is no trajectory ${id} here.`, "wrong"));
-  if (matchMedia("(max-width: 900px)").matches) $("reading").scrollIntoView();
+  if (narrow.matches) $("reading").scrollIntoView();
 }
 
 function move(by, failuresOnly) {
@@ -152,7 +154,7 @@ function inner(within, buttons) {                                   // what can 
 }
 
 function success() {
-  const box = make("input", "", "", { type: "checkbox", onchange: () => { state.templates = box.checked; refresh(); } }), parts = [], groups = grouped(all, "group");
+  const box = make("input", "", "", { type: "checkbox", onchange: () => { state.templates = box.checked; box.blur(); refresh(); } }), parts = [], groups = grouped(all, "group");
   let templates = 0;
   for (const [group, ts] of groups) {
     const own = grouped(ts, "template").sort((a, b) => share(a[1]) - share(b[1]));                     // the worst first
@@ -166,10 +168,10 @@ function success() {
 function mistakes() {
   if (!data.mistakes.length) return [];
   const columns = ["states", "in successes", "right before", ...(data.control ? ["without hint"] : []), ...(data.verified ? ["with hint"] : [])];
-  const row = (name, changes, title, cells) => [make("tr", make("th", filter(make("button", name, "", { title }), changes), "", { colSpan: columns.length })),
+  const row = (name, changes, title, cells, useless) => [make("tr", make("th", [filter(make("button", name, "", { title }), changes), useless ? make("span", " does not help", "wrong") : ""], "", { colSpan: columns.length })),
     make("tr", columns.map((_, i) => make("td", String(cells[i] ?? "").split(/ \(|, |\)/).filter(Boolean).map((part, n) => n ? make("small", part) : part))))];
   const missed = all.filter(t => !t.success && !t.flags.length).length;
-  return [make("h2", "Mistakes"), make("div", make("table", [make("tr", columns.map(c => make("th", c))), ...data.mistakes.flatMap(m => row(m.name, { mistake: m.name, outcome: "" }, m.text, m.cells)),
+  return [make("h2", "Mistakes"), make("div", make("table", [make("tr", columns.map(c => make("th", c))), ...(data.mistakes.length > 1 ? row("all of them", { mistake: "", outcome: "" }, "", data.total) : []), ...data.mistakes.flatMap(m => row(m.name, { mistake: m.name, outcome: "" }, m.text, m.cells, m.useless)),
     ...row("failures without a flag", { mistake: "-", outcome: "wrong" }, "", [missed])]), "scroll")];
 }
 
@@ -187,7 +189,7 @@ for (const t of all) t.text = [t.id, t.group, t.template, t.question, t.answer, 
 if (all.some(t => t.flags.some(f => f.corrected.length))) $("mistake").append(make("option", "with a corrected action", "", { value: "+" }));
 $("mistake").hidden = !data.mistakes.length;
 for (const m of data.mistakes) $("mistake").append(make("option", m.name, "", { value: m.name }));
-$("overview").append(...[...success(), ...mistakes(), ...clusters()].filter(Boolean));
+$("overview").append(...[...success(), ...clusters(), ...mistakes()].filter(Boolean));
 $("search").oninput = e => { state.search = e.target.value.toLowerCase(); refresh(); };
 for (const k of ["outcome", "mistake"]) $(k).onchange = e => { state[k] = e.target.value; e.target.blur(); refresh(); };
 $("clear").onclick = () => { for (const k of FILTERS) state[k] = ""; $("search").value = ""; refresh(); };

@@ -44,7 +44,7 @@ function columns(title, values, top, unit, points) {                 // values: 
       name.append(svg("title", {}, agents[i].name));
       box.append(name);
       if (!v) return;
-      const mark = points ? svg("circle", { cx: x(i), cy: y(v[0]), r: 3.5, class: "point" + (agents[i].hinted ? " hinted" : "") }) : svg("rect", { x: x(i) - 12, width: 24, y: y(v[0]), height: y(0) - y(v[0]), class: "column" });
+      const mark = points ? svg("circle", { cx: x(i), cy: y(v[0]), r: 2.5, class: "point" + (agents[i].hinted ? " hinted" : "") }) : svg("rect", { x: x(i) - 12, width: 24, y: y(v[0]), height: y(0) - y(v[0]), class: "column" });
       mark.append(svg("title", {}, `${agents[i].name}: ${v[0].toLocaleString("en", { maximumFractionDigits: 1 })}${unit}` + (v[1] ? ` ± ${v[1].toFixed(1)}` : "")));
       const high = y(Math.min(top, v[0] + v[1])), low = y(Math.max(0, v[0] - v[1]));
       if (v[1]) box.append(svg("path", { class: "line", d: `M${x(i)} ${high}V${low}M${x(i) - 5} ${high}h10M${x(i) - 5} ${low}h10` }));
@@ -70,6 +70,6 @@ where.append(make("h2", "Input tokens per task"), make("div", columns("summed ov
 const trained = data.adapters.filter(a => a.losses.length), lost = data.adapters.filter(a => !a.losses.length);
 if (trained.length) where.append(make("h2", "Loss of each distillation, by update"), make("div", trained.map(a => curve(a.name, a.losses)), "charts"));
 for (const a of trained)
-  where.append(make("h2", `The hints of ${a.name}`), ...a.hints.map(([name, text]) => make("details", [make("summary", name), make("pre", text)])),
-    ...(a.hints.length ? [] : [make("p", "none in its data, or the data are no longer there", "soft")]));
+  where.append(make("h2", `The hints of ${a.name}`), ...(a.earlier ? [make("p", `${a.hints.length} new ones; ${a.earlier} more are the rounds' before`, "soft")] : []), ...a.hints.map(([name, text]) => make("details", [make("summary", name), make("pre", text)])),
+    ...(a.hints.length || a.earlier ? [] : [make("p", "none in its data, or the data are no longer there", "soft")]));
 if (lost.length) where.append(make("p", `No log of the training in ${lost.map(a => a.name).join(", ")}.`, "soft"));

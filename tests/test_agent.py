@@ -147,6 +147,18 @@ def test_a_state_is_rebuilt_by_running_its_steps_again(chat):
     assert ran == ["x = 1", "y = x"] and len(t["steps"]) == 2 and t["steps"][1]["hint"]["name"] == "h" and t["stop"] == ""
 
 
+def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
+    state = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print it."}, "token_ids": {}}],
+             **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    player, result, seen = agent.play(chat, state, 2), None, []
+    for said in [*response("look", "print(x)"), *response("done", "complete_task('found', x)")]:
+        while not isinstance(wish := player.send(result), agent.Generate):
+            result = Observation("42.75", None, False)
+        seen.append("Print it." in chat.decode(wish.prompt))
+        result = chat.encode_template(said), "stop"
+    assert seen == [True, True, False, False] and state["steps"][0]["hint"]["name"] == "h"
+
+
 def test_an_answer_is_right_by_exact_match_with_any_of_the_right_ones():
     assert agent.is_right("a", "a") and agent.is_right("b", ["a", "b"])
     assert not agent.is_right("a ", "a") and not agent.is_right("A", ["a", "b"])

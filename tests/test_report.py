@@ -93,6 +93,8 @@ def test_mistake_hint_and_corrected_action_stand_side_by_side(page, tmp_path):
 def test_the_way_back_is_the_way_one_came_and_ends_at_the_beginning(page, tmp_path):
     seen, errors = look(tmp_path, page, """
         const out = [], key = async k => { (document.activeElement ?? document.body).dispatchEvent(new KeyboardEvent('keydown', { key: k, bubbles: true })); await wait(); out.push(document.querySelector('#reading h2').textContent); };
+        document.querySelector('#overview [type=checkbox]').focus(); document.querySelector('#overview [type=checkbox]').click();      // neither does a box just ticked
+        if (document.activeElement !== document.body) out.push('the focus stays in the box');
         document.querySelector('#outcome').focus(); document.querySelector('#outcome').dispatchEvent(new Event('change'));             // a filter just chosen does not swallow keys
         for (const k of 'njbbb') await key(k);
         document.querySelectorAll('.row')[5].click(); await wait(); await key('b');
@@ -152,15 +154,18 @@ def test_ten_thousand_trajectories_need_few_rows(tmp_path):
 
 
 @needs_browser
-def test_the_page_of_a_run_has_a_chart_a_group(tmp_path):
+def test_the_page_of_a_run_has_a_chart_a_group(tmp_path, monkeypatch):
+    tmp_path = tmp_path / "runs"
+    tmp_path.mkdir()
     adapter = tmp_path / "round1"
     adapter.mkdir()
     (adapter / "log.jsonl").write_text("".join(json.dumps({"update": n, "loss": 1 / (n + 1) if n else math.nan}) + "\n" for n in range(20)))
     (tmp_path / "hinted.jsonl").write_text(json.dumps(trajectory(0)) + "\n")
-    (adapter / "arguments.json").write_text(json.dumps({"data": [str(tmp_path / "hinted.jsonl")]}))
-    results = {"0-none": (0, {"hints": []}), "1-task": (18, {}), "3-round1": (15, {"hints": [], "adapters": [str(adapter)]})}
+    (adapter / "arguments.json").write_text(json.dumps({"data": ["runs/hinted.jsonl"]}))
+    results = {"0-none": (0, {"hints": []}), "1-task": (18, {}), "3-round1": (15, {"hints": [], "adapters": ["runs/round1"]})}
     for name, (right, more) in results.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(trajectory(n, n < right, group="coffee flights".split()[n % 2]) | more) + "\n" for n in range(20)))
+    monkeypatch.chdir(report.PAGES)                                            # paths are as they were where the stages ran
     page = evaluate.run_page([tmp_path / f"{name}.jsonl" for name in results])
     seen, errors = look(tmp_path, page, """return [[...document.querySelectorAll('figcaption')].map(f => f.textContent), [...document.querySelectorAll('title')].map(t => t.textContent),
         document.querySelector('details').textContent, document.querySelectorAll('.hinted').length, document.querySelector('.line').getAttribute('d').match(/[ML]/g).join('')]""")

@@ -1,6 +1,7 @@
 """Mistakes, their detectors, and the states they flag."""
 import pytest
 
+import report
 import review
 
 STEP = {"monologue": "m", "observation": "o", "hint": None, "token_ids": {}}
@@ -68,13 +69,26 @@ def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
     full = lambda n, success: trajectory("x") | {"id": f"t{n}#0", "success": success, "task": {"id": f"t{n}", "group": "coffee", "template": "p", "question": "q", "answer": "a"}, "seed": 0, "hints": [],
                                                  "answer": "", "stop": "complete", "usage": {}}
     found = [(full(n, n == 0), m, 0) for n in range(3)]
-    records = [full(n, n > 0) | {"id": f"t{n}#0!print-it~{k}", "stop": "complete" if k else ""} for n in range(3) for k in range(2)]
+    hinted = [{"monologue": "", "code": "x", "observation": "", "hint": {"name": "print-it", "text": m.hint}, "token_ids": {}}]
+    records = [full(n, n > 0) | {"id": f"t{n}#0!print-it~{k}", "stop": "complete" if k else "", "targets": [0], "steps": hinted} for n in range(3) for k in range(2)]
     (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     corrected = review.outcomes(tmp_path / "corrected.jsonl", found)
     row = review.effects([m], found, corrected, {})["print-it"]
     assert row["before"] == [[True], [False], [False]] and row["with"] == [[False], [True], [True]] and row["without"] == []
     with pytest.raises(ValueError, match="t0#0!print-it~0 goes on from a state that is not flagged here"):
         review.outcomes(tmp_path / "corrected.jsonl", found[1:])
+    with pytest.raises(ValueError, match="t0#0!print-it~0 was made with a hint"):
+        review.outcomes(tmp_path / "corrected.jsonl", found, control=True)
+    m.hint += " Now."
+    with pytest.raises(ValueError, match="t0#0!print-it~0 was made with another wording of .*print-it.md"):
+        review.outcomes(tmp_path / "corrected.jsonl", found)
+    (tmp_path / "control.jsonl").write_text("".join(json.dumps(r | {"steps": [hinted[0] | {"hint": None}]}) + "\n" for r in records))
+    control = review.outcomes(tmp_path / "control.jsonl", found, control=True)
+    with pytest.raises(ValueError, match="t0#0!print-it~0 was made without a hint"):
+        review.outcomes(tmp_path / "control.jsonl", found)
+    row = review.effects([m], found, corrected, control)["print-it"]
+    assert row["without"] == row["with"] == [[False], [True], [True]] and report.gain(row) == 0
+    assert report.gain(row | {"without": []}) == pytest.approx(1 / 3) and report.gain(row | {"with": []}) is None
 
 
 def test_two_texts_side_by_side():
@@ -97,6 +111,7 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
     review.main()
     said = capsys.readouterr().out
     assert "3 trajectories, 2 failed; flagged: 3 states in 3 trajectories" in said and "1 of them in successes" in said
+    assert "of 2 failures that it concerns it flags 2" in said and "of 1 successes that it concerns it flags 1" in said and "✗ t0#0, step 1: guess(1)" in said
     assert said.count("=== t") == 2 and "=== t1#0" not in said         # failures first, two states
     for day in ("2014-03-01", "2014-03-03"):
         assert f'│ on = "{day}"' in said and f"→ price of {day}" in said
