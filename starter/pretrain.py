@@ -36,16 +36,16 @@ CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act
               num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
               max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
 PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
-VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 9, 8, 5, 18, 2, 16))
+VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))
 ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z".split() + [""] * 5
 VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-ROWS = {"hints": 0.55,                                                            # their shares: with hints
-        "bare": 0.10,                                                             # without; to be learned is only what a slot is filled with, which its name tells
-        "shown": 0.15,                                                            # without; a question comes again with other values, and the same is to be done
-        "known": 0.20}                                                            # without; about recipes that come all through the training, to be known by heart
+ROWS = {"hints": 0.60,                                                            # their shares: with hints
+        "bare": 0.08,                                                             # without; to be learned is only what a slot is filled with, which its name tells
+        "shown": 0.14,                                                            # without; a question comes again with other values, and the same is to be done
+        "known": 0.18}                                                            # without; about recipes that come all through the training, to be known by heart
 KNOWN = 100                                                                       # so many of these
 RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
 MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
@@ -78,10 +78,13 @@ def evaluated():
 
 
 class World:
-    """One made-up world: its words, tools and recipes. Everything is drawn from `rng`."""
+    """One made-up world: its words, tools and recipes. Everything is drawn from `rng`.
 
-    def __init__(self, rng, pieces, forbidden):
-        self.rng, self.pieces, self.forbidden = rng, pieces, forbidden
+    alike: how often a slot is named as the column that its value is looked up in. Where it is not 0, there are also look-ups of two
+    values in the same way. What a seed draws at 0 has stayed the same all through the starter's training: the recipes to be known."""
+
+    def __init__(self, rng, pieces, forbidden, alike=0):
+        self.rng, self.pieces, self.forbidden, self.alike = rng, pieces, forbidden, alike
         self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
         self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
         self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces …
@@ -140,6 +143,14 @@ class World:
             if name not in self.common:
                 return name
 
+    def slot(self):
+        """A slot's name."""
+        if self.alike and self.rng.random() < self.alike:
+            name = self.rng.choice(self.keys).lower()
+            if name not in self.common and name not in self.forbidden.names:
+                return name
+        return self.variable()
+
     # values of questions and observations
 
     def number(self):
@@ -166,7 +177,7 @@ class World:
     def value(self):
         """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
         r = self.rng
-        kind, self.kind = self.kind if self.kind and r.random() < 0.65 else r.choices(*VALUES)[0], None
+        kind, self.kind = self.kind if self.kind and r.random() < 0.75 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
         if kind in self.drawn and r.random() < 0.75:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
@@ -325,10 +336,16 @@ class World:
         k, n = self.rng.choice(self.keys), self.rng.randint(0, 6)
         return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]", f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")', f'{x}.{self.method[0]}("{k}")')[self.row]
 
+    def pair(self, env):
+        """A column and the variable that it is compared with: often of the same name, if there is one."""
+        key, value = self.rng.choice(self.keys), self.rng.choice(env)
+        same = [k for k in self.keys if k.lower() == value]
+        return (same[0] if self.alike and same and self.rng.random() < 0.9 else key), value
+
     def narrowed(self, env):
         """Lines that look up rows by several values, in this world's way."""
         r, tool, name, lines = self.rng, self.rng.choice(self.tools), self.variable(), []
-        asked = [(r.choice(self.keys), r.choice(env)) for _ in range(r.randint(1, 3))]
+        asked = [self.pair(env) for _ in range(r.randint(1, 3))]
         x, (key, value) = r.choice("xyzcpeiouv"), asked[0]
         if self.look_up < 3:                                                # one condition after the other
             lines.append(f'{name} = {r.choice(self.tools)}("{self.word()}")')
@@ -354,9 +371,25 @@ class World:
         env.append(name)
         return lines
 
+    def twins(self, env):
+        """Two variables looked up in the same way, and a line that takes what was found together."""
+        r, (v, w) = self.rng, self.rng.sample(env, 2)
+        first = self.narrowed(known := [v])
+        names = {v: w} | {line.split(" = ")[0]: self.variable() for line in first}
+        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', lambda word: names.get(word[0], word[0]), line) for line in first]
+        a, b, name = known[-1], names[known[-1]], self.variable()
+        x, y = (self.cell(f"{n}[0]") for n in (a, b))
+        kind = r.choice(("int", "float"))
+        together = r.choice(([f"{name} = {x} - {x.replace(a, b, 1)}"], [f"{name} = {kind}({x}) - {kind}({x.replace(a, b, 1)})"], [f"{name} = {x} + {y}"], [f"{name} = len({a}) - len({b})"],
+                             [f"{name} = set({a}) & set({b})"], [f"{name} = [x for x in {a} if x in {b}]"], [f"{v} = {kind}({x})", f"{w} = {kind}({x.replace(a, b, 1)})", f"{name} = abs({v} - {w})"]))
+        env += [a, b, name]
+        return r.choice((first + second, first + second, [line for lines in zip(first, second) for line in lines])) + together
+
     def plain_lines(self, env):
         """One or more lines of the kind that recipes for looking something up are made of."""
         r, v, w, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice("xyzcpeiou"), self.variable()
+        if self.alike and len(env) > 1 and r.random() < 0.2:
+            return self.twins(env)
         if r.random() < 0.4:
             lines = self.narrowed(env)
             return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
@@ -432,7 +465,7 @@ class World:
         r, env = self.rng, []
         n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
         size = r.choice((1, r.randint(1, size)))                       # short ones are dense in values to copy
-        names = iter(dict.fromkeys(self.variable() for _ in range(60)))
+        names = iter(dict.fromkeys(self.slot() for _ in range(60)))
         counts = [r.choice((1, 2, 2) if size == 1 else (1, 1, 2, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
         slots = [[next(names) for _ in range(count)] for count in counts]
         self.slots = {name for names in slots for name in names}
@@ -539,7 +572,7 @@ def sample(world, chat, length, row=None):
     while len(ids) < length:
         asker = None
         if begins := each or not ids:
-            world = World(r, world.pieces, world.forbidden)
+            world = World(r, world.pieces, world.forbidden, r.choice((0, 0.3, 0.8)))
             if row == "hints":
                 recipes, hints, corrective = hint_block(world, chat, length)
             elif row == "known":
