@@ -11,6 +11,7 @@ import functools
 import http.client
 import json
 import os
+import re
 import time
 import urllib.error
 import urllib.request
@@ -68,7 +69,22 @@ class Messages:
 
     def heard(self, prompt, said, tag):
         """→ the text inside the tag with its closing, no token ids, tokens read and written."""
-        return said.text.lstrip().removeprefix(f"<{tag}>"), None, (said.input_tokens, said.output_tokens)
+        before, opened, text = said.text.partition(f"<{tag}>")        # some say something before they begin
+        return text if opened else before, None, (said.input_tokens, said.output_tokens)
+
+
+class TooLong(Exception):
+    """A prompt with its response does not fit into the model's context."""
+
+
+class StayThere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirection: it would take the key along to another host."""
+
+    def redirect_request(self, *_):
+        return None
+
+
+OPENER = urllib.request.build_opener(StayThere)
 
 
 class Endpoint:
@@ -99,7 +115,11 @@ class Endpoint:
                 "seed": crc32(str(request.seed).encode()), **({"stop": [request.stop]} if request.stop else {})}
         if request.prompt[-1]["role"] == "assistant":                  # the response has been started for it
             body |= {"add_generation_prompt": False, "continue_final_message": True}
-        answer = self.post(json.dumps(body).encode())
+        try:
+            answer = self.post(json.dumps(body).encode())
+        except TooLong:
+            request.ended = "length"
+            return request
         try:
             choice, usage = answer["choices"][0], answer.get("usage") or {}
             text, ended = choice["message"]["content"] or "", "length" if choice.get("finish_reason") == "length" else "stop"
@@ -112,16 +132,18 @@ class Endpoint:
 
     def post(self, body):
         """The answer, after as many tries as it takes; what is too much for the server now (429, 5xx) is asked again later."""
-        headers = {"Content-Type": "application/json"}
-        if key := os.environ.get("OPENAI_API_KEY"):
+        headers, key = {"Content-Type": "application/json"}, os.environ.get("OPENAI_API_KEY")
+        if key:
             headers["Authorization"] = f"Bearer {key}"
         for attempt in range(TRIES):
             pause = PAUSE * 2 ** attempt
             try:
-                with urllib.request.urlopen(urllib.request.Request(self.url, body, headers), timeout=600) as answer:
+                with OPENER.open(urllib.request.Request(self.url, body, headers), timeout=600) as answer:
                     return json.load(answer)
             except urllib.error.HTTPError as e:
-                problem = f"{e.code} {e.reason}: {e.read(300).decode(errors='replace')}"
+                problem = f"{e.code} {e.reason}: {e.read(1000).decode(errors='replace')}"
+                if e.code in (400, 413) and re.search("context.?length|maximum context|context window|too long|too many tokens", problem, re.I):
+                    raise TooLong from None
                 if e.code != 429 and e.code < 500:
                     break
                 after = e.headers.get("Retry-After", "")
@@ -130,7 +152,8 @@ class Endpoint:
                 problem = f"{getattr(e, 'reason', e)}"
             if attempt + 1 < TRIES:
                 time.sleep(pause)
-        raise ValueError(f"{self.url}: {' '.join(problem.split())}")
+        problem = " ".join(problem.split())[:300]
+        raise ValueError(f"{self.url}: {problem.replace(key, '(the key)') if key else problem}")
 
 
 def elsewhere(model):

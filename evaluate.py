@@ -10,6 +10,7 @@ Success is an exact match of the answer (paper §5.1), in percent, with the stan
 import functools
 import json
 import math
+import statistics
 from pathlib import Path
 
 import agent
@@ -22,14 +23,13 @@ import suites
 
 
 def percent(trajectories):
-    """Success rate and its standard error over the trials, both in percent; nan for the error of a single trial."""
+    """Success rate and its standard error over the trials, both in percent; nan for the error of a single trial. As in the paper's tables
+    each group counts alike, however many tasks it has."""
     trials = {}
     for t in trajectories:
-        trials.setdefault(t["id"].rpartition("#")[2], []).append(t["success"])
-    rates = [100 * sum(s) / len(s) for s in trials.values()]
-    mean, n = 100 * sum(t["success"] for t in trajectories) / len(trajectories), len(rates)
-    error = math.sqrt(sum((r - sum(rates) / n) ** 2 for r in rates) / (n - 1) / n) if n > 1 else math.nan
-    return mean, error
+        trials.setdefault(t["id"].rpartition("#")[2], {}).setdefault(t["task"]["group"], []).append(t["success"])
+    rates = [100 * statistics.mean(sum(s) / len(s) for s in groups.values()) for groups in trials.values()]
+    return statistics.mean(rates), statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan
 
 
 def in_words(trajectories):

@@ -26,6 +26,8 @@ def server(monkeypatch):
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
             self.send_header("Retry-After", "0")
+            if status == 302:
+                self.send_header("Location", server.url + "/elsewhere")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -92,12 +94,25 @@ def test_a_response_is_begun_for_a_server_that_can_go_on(server, stage, tmp_path
     assert records.read_trajectories(tmp_path / "out.jsonl")[0]["stop"] == "length"
 
 
-@pytest.mark.parametrize("answer, message", [((401, {"error": "who are you"}), "401 Unauthorized"), ((503, b"later"), "503"), ((200, {"hello": 1}), "not an answer of a chat endpoint")])
+@pytest.mark.parametrize("answer, message", [((401, {"error": "who are you with Bearer sk-very-secret"}), "401 Unauthorized.*Bearer .the key."), ((302, {}), "302 Found"), ((503, b"later"), "503"), ((200, {"hello": 1}), "not an answer of a chat endpoint")])
 def test_an_endpoint_that_refuses_is_one_line(server, stage, tmp_path, answer, message):
     server.answer = lambda body: answer
     with pytest.raises(ValueError, match=message) as error:
         stage(evaluate, "--model", "openai:m", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "o.jsonl")
+    assert all(path.endswith("/chat/completions") for path, _, _ in server.seen)           # the key is not taken elsewhere
     assert server.url in str(error.value) and "\n" not in str(error.value) and "secret" not in str(error.value)
+
+
+def test_a_prompt_that_is_too_long_ends_its_trajectory_and_no_other(server, stage, tmp_path):
+    too_long = (400, {"error": {"code": "context_length_exceeded", "message": "This model's maximum context length is 10 tokens."}})
+    server.answer = lambda body: too_long if "Twice 3?" in body["messages"][0]["content"] else play(body)
+    stage(evaluate, "--model", "openai:m", "--base-url", server.url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 1, "--out", tmp_path / "o.jsonl")
+    assert {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")} == {f"t{n}#0": "length" if n == 3 else "complete" for n in range(6)}
+
+
+@pytest.mark.parametrize("said, text", [("<python>\nx = 1\n</python>", "\nx = 1\n</python>"), ("Here it is:\n<python>\nx = 1\n</python>", "\nx = 1\n</python>"), ("x = 1\n</python>", "x = 1\n</python>")])
+def test_a_response_begins_behind_its_tag(said, text):
+    assert endpoint.Messages().heard([], endpoint.Said(said, 3, 4), "python") == (text, None, (3, 4))
 
 
 def trajectory(n, codes):

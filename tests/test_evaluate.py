@@ -19,6 +19,9 @@ def test_success_is_in_percent_with_the_standard_error_over_trials():
     rates = np.array([80, 90, 100])
     assert mean == pytest.approx(rates.mean()) and error == pytest.approx(rates.std(ddof=1) / math.sqrt(3))
     assert math.isnan(evaluate.percent(results([8]))[1])
+    both = results([8, 9, 10]) + [t for t in results([4, 2, 3], "yelp") if t["task"]["id"] < "yelp5"]           # five tasks, of which four, two and three succeed
+    rates = np.array([80 + 80, 90 + 40, 100 + 60]) / 2                         # a group counts as one, whatever its size
+    assert evaluate.percent(both) == pytest.approx((rates.mean(), rates.std(ddof=1) / math.sqrt(3)))
 
 
 def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):

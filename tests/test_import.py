@@ -7,6 +7,7 @@ import random
 import sqlite3
 
 import networkx
+import numpy
 import pytest
 
 from tools import import_toolqa, toolqa
@@ -44,11 +45,13 @@ def corpora(tmp_path_factory):
     (folder / "agenda" / "agenda_descriptions_merged.jsonl").write_text("".join(json.dumps({"event": f"On January {n}, 2022, Grace will attend Opera {n} from 7:00 PM to 9:00 PM at the Met."}) + "\n" for n in range(1, 29)))
     papers, authors = networkx.DiGraph(), networkx.Graph()
     for n in range(12):
-        papers.add_node(f"p{n}", title=f"Paper {n}", year=2000 + n, pages=n)
+        papers.add_node(f"p{n}", title=f"Paper {n}", year=numpy.int64(2000 + n), pages=n, share=numpy.float32(0.5))      # as of a pandas row
         authors.add_node(f"a{n}", name=f"Author {n}", organization="Aalto")
     papers.add_edges_from((f"p{n}", f"p{n // 2}") for n in range(1, 12))
     for n in range(1, 12):
         authors.add_edge(f"a{n}", f"a{n // 3}", weight=n, papers=[f"p{n}"], n_citation=[3])
+    papers.add_node("p3b", title="Paper 3", year=2003)                  # a second paper of this title, which the dictionaries do not know
+    papers.add_edge("p3b", "p1")
     (folder / "dblp").mkdir()
     titles, names = {f"Paper {n}": f"p{n}" for n in range(12)}, {f"Author {n}": f"a{n}" for n in range(12)}
     back = {v: k for k, v in titles.items()}
@@ -73,7 +76,7 @@ def test_the_tools_answer_on_the_release_s_columns(world, corpora):
     assert len(table) == 1 and toolqa.get_value(table, "DepTime") == wanted["DepTime"] and table[0]["AirTime"] == float(wanted["AirTime"])
     assert len(toolqa.data_filter(toolqa.load_db("flights"), "Distance>400")) == sum(float(r["Distance"]) > 400 for r in rows)
     assert toolqa.get_value(toolqa.data_filter(toolqa.load_db("coffee"), "Date=2003-01-05"), "Close") == "110.0"
-    home = toolqa.data_filter(toolqa.load_db("airbnb"), "id=1001257")
+    home = toolqa.data_filter(toolqa.load_db("airbnb"), "id=1001257, price=$103")
     assert home[0]["NAME"] == 'Cosy, "quiet" home 3' and home[0]["host id"] == "80014485721" and home[0]["house_rules"].count("\n") == 1
     assert len(toolqa.load_db("airbnb")) == 60                         # five were there twice
     shop = toolqa.data_filter(toolqa.load_db("yelp"), "postal_code=08007")
@@ -81,7 +84,7 @@ def test_the_tools_answer_on_the_release_s_columns(world, corpora):
     papers, people = toolqa.load_graph("PaperNet"), toolqa.load_graph("AuthorNet")
     assert toolqa.check_neighbours(people, "Author 1") == ["Author 0", "Author 3", "Author 4", "Author 5"]
     assert toolqa.check_edges(people, "Author 3", "Author 1") == {"weight": 3, "papers": ["Paper 3"], "n_citation": [3]}
-    assert toolqa.check_nodes(papers, "Paper 3")["year"] == 2003
+    assert toolqa.check_nodes(papers, "Paper 3")["year"] == 2003 and toolqa.check_nodes(papers, "Paper 3")["share"] == 0.5
     with pytest.raises(ValueError, match="Paper twice"):
         toolqa.check_nodes(papers, "Paper twice")
     assert "Opera 17" in toolqa.retrieve_agenda("Grace January 17 Opera")
@@ -90,6 +93,7 @@ def test_the_tools_answer_on_the_release_s_columns(world, corpora):
 def test_what_was_cleaned_is_logged_with_its_reason(world):
     log = (world / "cleaning.log").read_text()
     assert "airbnb, a row that is there already: 1001254" in log and "in all 5: airbnb" in log
+    assert "dblp, a node of PaperNet that no name in title2id_dict leads to: 'p3b'\n" in log and "dblp, an edge of PaperNet with such a node: 'p3b', 'p1'\n" in log
     assert "title2id_dict and id2title_dict do not agree: 'Paper twice' is 'p3', that is 'Paper 3'" in log
 
 
@@ -110,6 +114,7 @@ def test_an_import_that_was_stopped_goes_on(corpora, world, tmp_path, monkeypatc
     assert done[3:] == ["yelp"]
     dump = lambda folder: sorted(line for line in sqlite3.connect(folder / "world.sqlite").iterdump() if "sqlite_stat" not in line)
     assert dump(tmp_path) == dump(world)
+    assert sorted((tmp_path / "cleaning.log").read_text()) == sorted((world / "cleaning.log").read_text())
 
 
 class Evil:

@@ -5,7 +5,7 @@
 
 The first reads the release's corpora: flights/*.csv (four million rows), coffee/*.csv, airbnb/*.csv, yelp/*.json (JSON lines), dblp/*.pkl
 (networkx graphs and dictionaries) and agenda/*.jsonl, and writes the one SQLite file that tools/toolqa.py reads. It streams: memory stays small
-but for the graphs. A part that is done is not done again. What is cleaned (the paper's Appendix C) is written to cleaning.log with its reason.
+but for the graphs, which a pickle holds as a whole. A part that is done is not done again. What is cleaned (the paper's Appendix C) is written to cleaning.log with its reason.
 
 The second reads questions as the paper's authors corrected and split them: train, val and test, and train-unseen, val-unseen and test-unseen,
 whose test templates do not occur in training.
@@ -24,6 +24,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -32,7 +33,7 @@ import records
 from tools import toolqa
 
 GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")
-INDEXES = {"flights": [("FlightDate", "Origin", "Dest"), ("IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline"), ("Origin",), ("Dest",), ("Airline",)],
+INDEXES = {"flights": [("FlightDate", "Origin", "Dest"), ("Origin", "Dest"), ("IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline"), ("Dest",), ("Airline",)],
            "coffee": [("Date",)], "airbnb": [("id",), ("neighbourhood",), ("NAME",)], "yelp": [("name",), ("postal_code",), ("city",)]}
 TEXT = {"airbnb": {"id", "host id"}, "yelp": {"postal_code", "business_id"}}       # columns of codes, though they may look like numbers
 
@@ -95,24 +96,25 @@ def import_questions(folder, out):
 # ---------------------------------------------------------------------------------------------------- corpora
 
 class Log:
-    """cleaning.log: what was changed or left out, and why; the first hundred cases of a kind, and how many there were."""
+    """cleaning.log: what was changed or left out, and why; the first hundred cases of a kind, and how many there were. It is written when a group is done."""
 
     def __init__(self, file):
-        self.file, self.counts = open(file, "a", encoding="utf-8"), Counter()
+        self.file, self.cases, self.counts = file, [], Counter()
 
     def __call__(self, reason, what):
         self.counts[reason] += 1
         if self.counts[reason] <= 100:
-            self.file.write(f"{reason}: {what}\n")
+            self.cases.append(f"{reason}: {what}\n")
 
-    def close(self):
-        for reason, n in self.counts.items():
-            self.file.write(f"in all {n}: {reason}\n")
-        self.file.close()
+    def write(self):
+        with open(self.file, "a", encoding="utf-8") as file:
+            file.writelines([*self.cases, *(f"in all {n}: {reason}\n" for reason, n in self.counts.items())])
+        self.cases, self.counts = [], Counter()
 
 
 def value_of(text):
-    """A cell as the table holds it: a number where the text is one and nothing is lost, "" as nothing, else the text."""
+    """A cell as the table holds it: a number where the text is one and nothing is lost, "" as nothing, else the text without blanks at its ends (airbnb's prices)."""
+    text = text.strip() if isinstance(text, str) else text
     if text in ("", None):
         return None
     if isinstance(text, (dict, list)):
@@ -143,6 +145,8 @@ def json_rows(file):
     header = None
     with open(file, encoding="utf-8") as f:
         for n, line in enumerate(f, 1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
             except json.JSONDecodeError as e:
@@ -197,11 +201,27 @@ class Careful(pickle.Unpickler):
     def find_class(self, module, name):
         if module.startswith("networkx.classes.") and name in ("Graph", "DiGraph", "MultiGraph", "MultiDiGraph"):
             return Plain
+        if (module, name) == ("numpy", "dtype"):                       # a cell of a pandas table is one of numpy's numbers
+            return NumberType
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
+            return lambda kind, raw: np.frombuffer(raw, kind.code)[0].item()
         if (module, name) in {("builtins", "dict"), ("builtins", "list"), ("builtins", "set"), ("collections", "OrderedDict"), ("collections", "defaultdict")}:
             return {"dict": dict, "list": list, "set": set, "OrderedDict": dict, "defaultdict": lambda *_: {}}[name]
         if module.startswith("networkx."):                             # factories and views that newer versions keep
             return Plain
         raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not read")
+
+
+class NumberType:
+    """A numpy.dtype of numbers."""
+
+    def __init__(self, code, *_):
+        if not re.fullmatch("[biuf][1248]", code):
+            raise pickle.UnpicklingError(f"it holds numpy's {code}, which is not a number")
+        self.code = code
+
+    def __setstate__(self, state):
+        self.code = state[1].replace("|", "") + self.code.lstrip("<>")
 
 
 class Plain:
@@ -240,13 +260,23 @@ def import_dblp(db, folder, log):
                 log(f"dblp, in {there} but not in {graph}", repr(name))
             else:
                 name_of[key] = name
+        for key in net._node:
+            if key not in name_of:
+                log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}" + (f", {to_name[key]!r}" if key in to_name else ""))
         papers = to_name if graph == "PaperNet" else papers
         spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v for k, v in attributes.items()}
         nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
         directed = hasattr(net, "_pred")
-        edges = ((name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)) for a, others in net._adj.items() for b, attributes in others.items()
-                 if a in name_of and b in name_of and (directed or str(a) <= str(b)))
-        for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", edges)):
+
+        def named():
+            for a, others in net._adj.items():
+                for b, attributes in others.items():
+                    if directed or str(a) <= str(b):
+                        if a in name_of and b in name_of:
+                            yield name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)
+                        else:
+                            log(f"dblp, an edge of {graph} with such a node", f"{a!r}, {b!r}")
+        for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
             table = toolqa._quote(f"{kind}/{graph}")
             db.execute(f"DROP TABLE IF EXISTS {table}")
             db.execute(f"CREATE TABLE {table} ({columns})")
@@ -290,11 +320,11 @@ def import_corpora(folder, out):
                 import_table(db, group, one_file(folder / group, "*.json" if group == "yelp" else "*.csv"), log)
             db.execute("INSERT INTO imported VALUES (?)", (group,))
             db.execute("COMMIT")
+            log.write()
         db.execute("DROP TABLE imported")
         db.execute("ANALYZE")
     finally:
         db.close()
-        log.close()
     os.replace(part, file)
     print(f"{file}: {file.stat().st_size / 2 ** 20:,.0f} MiB; what was cleaned stands in {out / 'cleaning.log'}")
 

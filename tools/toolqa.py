@@ -24,6 +24,13 @@ _file = None  # world.sqlite, once _open has been called
 _connections = {}  # process id → connection: SQLite's must not be carried over a fork
 
 
+class Row(dict):
+    """A row of a table, by its columns."""
+
+    def __missing__(self, column):
+        _known("column", column, list(self))
+
+
 class Table:
     """A table or its filtered rows: len(table), for row in table (dicts), table[0], table[:5], table["Column"]."""
 
@@ -38,11 +45,13 @@ class Table:
         return self._select("count(*)").fetchone()[0]
 
     def __iter__(self):
-        return (dict(zip(self.columns, row)) for row in self._select("*", "ORDER BY rowid"))
+        return (Row(zip(self.columns, row)) for row in self._select("*", "ORDER BY rowid"))
 
     def __getitem__(self, key):
         if isinstance(key, str):
             return [row[0] for row in self._select(_column(self, key), "ORDER BY rowid")]
+        if not isinstance(key, (int, slice)):
+            raise TypeError(f'a table takes one column\'s name, a row\'s number or a slice in its brackets, not {type(key).__name__}')
         size = len(self)
         if isinstance(key, int) and not -size <= key < size:
             raise IndexError(f"there is no row {key}: the table has {size} rows")
@@ -50,7 +59,7 @@ class Table:
         if step != 1:
             return list(self)[key]
         rows = self._select("*", f"ORDER BY rowid LIMIT {max(stop - start, 0)} OFFSET {start}")
-        rows = [dict(zip(self.columns, row)) for row in rows]
+        rows = [Row(zip(self.columns, row)) for row in rows]
         return rows if isinstance(key, slice) else rows[0]
 
     def __repr__(self):
