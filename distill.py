@@ -13,6 +13,7 @@ padding; logits only where actions are, in chunks that are never all in memory; 
 
 import contextlib
 import json
+import os
 import random
 import shutil
 import time
@@ -299,6 +300,12 @@ def fast_bfloat16():
     return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
 
 
+def tidy(folder):
+    """Removes what only an unfinished training needs."""
+    (folder / "checkpoint.pt").unlink(missing_ok=True)
+    shutil.rmtree(folder / "teacher", ignore_errors=True)
+
+
 def main():
     p = records.Parser(__doc__)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
@@ -327,11 +334,25 @@ def main():
         return planning.print_distillation(args, longest(args) if args.data else None)
     if not args.data or not args.out:
         p.error("give --data and --out")
+    args.out.mkdir(parents=True, exist_ok=True)
+    folder = os.open(args.out, os.O_RDONLY)
+    try:
+        if parallel.RANK == 0:
+            records.lock(folder, args.out)
+        distill(args)
+    finally:
+        os.close(folder)
+
+
+def distill(args):
+    """The stage, once its command line is read and nobody else is writing to its folder."""
     if parallel.RANK == 0:
         made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint.pt"))
         records.same_arguments(args.out / "arguments.json", vars(args), made)
     if (args.out / "adapter_model.safetensors").exists():
-        print(f"{args.out}: there already")
+        if parallel.RANK == 0:
+            tidy(args.out)
+            print(f"{args.out}: there already")
         return
 
     chat = agent.Chat(local_folder(args.model))
@@ -352,11 +373,11 @@ def main():
         if not all(0 <= i < model.config.vocab_size for step in r["steps"] for ids in step["token_ids"].values() for i in ids):
             raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")
     log = train(model, chat, data, args, args.out, validation)
-    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)
     if parallel.RANK == 0:
         (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
-        (args.out / "checkpoint.pt").unlink(missing_ok=True)
-        shutil.rmtree(args.out / "teacher")
+    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)                # last: whoever sees it finds all of the rest
+    if parallel.RANK == 0:
+        tidy(args.out)
         print(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
     parallel.stop()
 

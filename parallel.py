@@ -176,6 +176,8 @@ def share_out(model, path):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")
+    # With an adapter on lm_head alone no gradient runs through the blocks, and FSDP adds up gradients only where one does.
+    model.embed_tokens.register_forward_hook(lambda module, inputs, y: y.requires_grad_() if torch.is_grad_enabled() else y)
     shards, weights = weight_files(local_folder(path)), {}
     for name, p in model.named_parameters():
         if p.is_meta:

@@ -122,6 +122,14 @@ def read_flagged(file):
     return read_records(file, FLAGGED)
 
 
+def lock(opened, name):
+    """Keeps other runs from writing to what is opened, until it is closed. Raises ValueError if one does already."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{name}: another run is writing to it; wait for it or give another --out") from None
+
+
 class Output:
     """A JSONL file that a stage appends to, one whole line a finished unit. Opened again with the same arguments it goes on:
     `done` holds the ids that are there; a half-written last line is dropped. Beside it, <file>.args holds the arguments.
@@ -135,10 +143,7 @@ class Output:
         self.path = Path(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.file = open(self.part(rank), "a+b", buffering=0)
-        try:
-            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"{file}: another run is writing to it; wait for it or give another --out") from None
+        lock(self.file, file)
         self.file.seek(0)
         content = self.file.read()
         if rank == 0:
@@ -208,8 +213,10 @@ def same_arguments(note, arguments, made):
         changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
         raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "
                          f"({', '.join(changed)}); remove it or give another --out")
-    note.parent.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(arguments))
+    if not made:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        (part := note.with_name(note.name + ".part")).write_text(json.dumps(arguments))
+        part.replace(note)
 
 
 def number(kind, low, high=math.inf):

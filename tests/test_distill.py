@@ -213,3 +213,23 @@ def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
     assert distill.usable(whole)
     assert not distill.usable(whole | {"stop": "length"}) and not distill.usable(whole | {"targets": []})
     assert distill.usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned
+
+
+def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path):
+    import os
+    out = tmp_path / "out"
+    out.mkdir()
+    (tmp_path / "d.jsonl").write_text("{}\n")
+    command = [sys.executable, ROOT / "distill.py", "--model", "starter", "--data", tmp_path / "d.jsonl", "--out", out]
+    run = lambda: subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    held = os.open(out, os.O_RDONLY)
+    records.lock(held, out)
+    refused = run()
+    assert refused.returncode == 2 and refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out") and not list(out.iterdir())
+    os.close(held)
+    assert run().returncode == 2 and (out / "arguments.json").exists()         # of its own: the data are no trajectories
+    for name in ("adapter_model.safetensors", "checkpoint.pt"):
+        (out / name).write_bytes(b"")
+    (out / "teacher").mkdir()
+    done = run()
+    assert done.returncode == 0 and "there already" in done.stdout and sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]

@@ -79,6 +79,14 @@ def test_many_processes_make_the_adapter_that_one_makes(prepared, processes):
     same(folder, "one", f"of{processes}")
 
 
+def test_an_adapter_on_lm_head_alone_is_trained_by_many_processes_too(prepared):
+    folder, command = prepared
+    for processes in (1, 2):
+        done = distill(folder, processes, *command, folder / f"head{processes}", "--targets", "lm_head")
+        assert done.returncode == 0, done.stderr
+    same(folder, "head1", "head2")
+
+
 def test_a_process_is_killed_and_another_number_of_them_goes_on_to_the_same_adapter(prepared):
     folder, command = prepared
     assert distill(folder, 2, *command, folder / "killed", die=5).returncode != 0
