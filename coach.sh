@@ -45,7 +45,7 @@ meanwhile() {                                  # the agent so far on the test ta
     evaluate $((round + 1))-round$((round - 1)) $adapters
     $python collect.py $agent $adapters $new --hints task --out $run/candidates$round.jsonl
 }
-rates=([2]=8e-3 [3]=4e-3)                       # the fewer mistakes are left, the less should be changed
+rates=([2]=8e-3 [3]=2e-3)                       # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round}
