@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import sys
 from dataclasses import replace
 from datetime import timedelta
 
@@ -43,8 +44,14 @@ def start():
 
 
 def stop():
+    """The end of a stage: nobody leaves before all are done, for torchrun stops the others when one fails. Under torchrun the process ends
+    here: gloo's threads may still hold tensors, and abort it when the interpreter is taken down."""
     if dist.is_initialized():
+        dist.barrier()
         dist.destroy_process_group()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def keep_freed_memory():
