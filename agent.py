@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateError, TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
 
 import records
@@ -39,6 +39,7 @@ TAGS = ("hints", "task_description", "hint", "inner_monologue", "python", "obser
 RESPONSES = (("monologue", "inner_monologue", THINK), ("code", "python", CODE))     # of each step, in this order
 
 _TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAGS)})>)")
+_CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)     # tokens that look like those of a template
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
 _CUT = "\ue002"                                     # where an open response ends
 
@@ -60,15 +61,15 @@ class Chat:
         except Exception as e:                                            # the library raises nothing more special
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
         words, known = self.tokenizer.get_vocab_size(), records.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
-        if 0 < known < words:
+        if isinstance(known, int) and 0 < known < words:
             raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
         config = records.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
             template = (path / "chat_template.jinja").read_text()
         if isinstance(template, list):                                    # several, by name
-            template = {t["name"]: t["template"] for t in template}.get("default")
-        if not template:
+            template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
+        if not isinstance(template, str) or not template:
             raise ValueError(f"{path / 'tokenizer_config.json'}: no chat_template; use an instruction-tuned model's tokenizer")
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
         environment.globals["raise_exception"] = _template_error
@@ -77,7 +78,11 @@ class Chat:
             self.template = environment.from_string(template)
         except TemplateSyntaxError as e:
             raise ValueError(f"{path}: the chat template, line {e.lineno}: {e.message}") from None
-        self.names = {k: v["content"] if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
+        names = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
+        self.path, self.names = path, {k: v for k, v in names.items() if isinstance(v, str)}
+        self.tokenizer.add_special_tokens([AddedToken(t.content, special=True, normalized=t.normalized, lstrip=t.lstrip, rstrip=t.rstrip)
+                                           for t in self.tokenizer.get_added_tokens_decoder().values() if _CONTROL.match(t.content)])    # some are not called so
+        self.special = {i for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
 
@@ -93,12 +98,11 @@ class Chat:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def closes(self, tag):
-        """A function of the ids sampled so far: has the tag been closed, or the turn been ended?"""
-        closing, end = f"</{tag}>", self.tokenizer.token_to_id(self.names.get("eos_token", ""))
-        one = self.tokenizer.token_to_id(closing)
+        """A function of the ids sampled so far: has the tag been closed, or the turn been ended, by any control token?"""
+        closing, one = f"</{tag}>", self.tokenizer.token_to_id(f"</{tag}>")
         if one is not None:
-            return lambda ids: ids[-1] in (one, end)
-        return lambda ids: ids[-1] == end or closing in self.decode(ids[-2 * len(closing):])
+            return lambda ids: ids[-1] == one or ids[-1] in self.special
+        return lambda ids: ids[-1] in self.special or closing in self.decode(ids[-2 * len(closing):])
 
     def encode(self, messages, slots, open_with=None):
         """messages: [{"role", "content"}], with slot marks for `slots` (text, or a list of ids) → ids and each slot's (start, end).
@@ -107,7 +111,10 @@ class Chat:
         whole: some put a space before it."""
         if open_with:
             messages = [*messages, {"role": "assistant", "content": open_with + _CUT}]
-        text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
+        try:
+            text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
+        except (TemplateError, TypeError) as e:
+            raise ValueError(f"{self.path}: the chat template: {e}") from None
         ids, spans = [], {}
         for i, part in enumerate(_SLOT.split(text)):
             if i % 2:
@@ -117,6 +124,8 @@ class Chat:
                 spans[int(part)] = (start, len(ids))
             elif part:
                 ids += self.encode_template(part)
+        if len(spans) < sum(len(_SLOT.findall(m["content"])) for m in messages):
+            raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, or changes it")
         return ids, spans
 
     def prompt(self, question, hints, steps, ask=None):
@@ -319,7 +328,7 @@ def trials(tasks, args):
 def corrections(states, args):
     """From every flagged state `--samples` trajectories that go on from it, with the hint (or as `--control` without) before the next step."""
     for state in states:
-        if not args.model.startswith("openai:") and not all(step["token_ids"] for step in state["steps"]):
+        if not args.model.startswith("openai:") and not all(step["token_ids"].keys() >= {"monologue", "code"} for step in state["steps"]):
             raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; only --model openai:NAME can go on from there")
         for sample in range(args.samples):
             t = copy.deepcopy(state) | UNPLAYED

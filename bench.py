@@ -8,7 +8,6 @@ only where they are installed. Each measurement is a process of its own, so that
 alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. Memory is a GPU's where there is one.
 """
 
-import argparse
 import concurrent.futures
 import importlib.util
 import json
@@ -25,6 +24,7 @@ import torch
 from safetensors.torch import save_file
 
 import parallel
+import records
 from model import Config, Llama, Request, Sampler
 
 ROOT = Path(__file__).resolve().parent
@@ -294,13 +294,20 @@ def same_loss(a, b):
     return f"first loss {a:.5f} and {b:.5f}"
 
 
+JOBS = ["limits", "collect", "batch", "decode", "distill", "sandbox"]
+
+
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("jobs", nargs="*", metavar="JOB", help="limits, collect, batch, decode, distill, sandbox [all]")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = records.Parser(__doc__)
+    parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"{', '.join(JOBS)} [all]")
+    parser.add_argument("--repeats", type=records.number(int, 1), default=3)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world", help="of the starter world, for the sandbox's job")
     args = parser.parse_args()
-    jobs = args.jobs or ["limits", "collect", "batch", "decode", "distill", "sandbox"]
+    jobs = args.jobs or JOBS
+    if unknown := set(jobs) - set(JOBS):
+        parser.error(f"no job {min(unknown)!r}; there are {', '.join(JOBS)}")
+    if "sandbox" in jobs and not (args.data / "world.sqlite").exists():
+        parser.error(f"--data {args.data}: no world.sqlite there; python tools/starter_world.py --out data/starter makes it")
     rates = {name: alone(product_rate, getattr(torch, name)) for name in ("float32", "bfloat16")}
     print(f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}; torch {torch.__version__}; "
           f"matrix product {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16; memory {alone(memory_rate) / 1e9:,.1f} GB/s", flush=True)
@@ -333,4 +340,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    records.run_stage(main)

@@ -31,6 +31,8 @@ def main():
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
 
+    if (args.control or args.rollout) and not args.resample:
+        parser.error("--control and --rollout need --resample")
     if args.resample:
         planned = agent.corrections(records.read_flagged(args.resample), args)
     else:

@@ -38,7 +38,9 @@ CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits i
 # ---------------------------------------------------------------------------------------------------- data
 
 def read(files):
-    """The records of several files, by id: in which order they were written does not matter."""
+    """The records of several files, by id: in which order they were written does not matter. Raises ValueError if a file is given twice."""
+    if twice := [file for n, file in enumerate(files) if Path(file).resolve() in [Path(f).resolve() for f in files[:n]]]:
+        raise ValueError(f"{twice[0]}: given twice")
     return sorted((r for file in files for r in records.read_trajectories(file)), key=lambda r: r["id"])
 
 
@@ -72,6 +74,17 @@ def usable(record):
     learned, last = record.get("targets", range(len(record["steps"]))), len(record["steps"]) - 1
     return bool(learned) and not (last in learned and record["stop"] in ("length", "invalid")) \
         and all(record["steps"][n]["token_ids"].get(part) for n in learned for part in ("monologue", "code"))
+
+
+def spelled(chat, step, words):
+    """Do a step's token ids spell its monologue and code, with this tokenizer and a vocabulary of that many words?"""
+    for name, ids in step["token_ids"].items():
+        if not all(0 <= i < words for i in ids):
+            return False
+        text = chat.decode(ids)
+        if name in ("monologue", "code") and step[name].strip() not in text:
+            return False
+    return True
 
 
 def kept(records, args):
@@ -233,7 +246,7 @@ def train(model, chat, records, args, folder, validation=()):
         elif first or not learn:
             hidden = teach(share, files if learn and args.epochs > 1 and parallel.share(batch) else None)
         else:
-            hidden = torch.cat([torch.load(files[id(r)]) for r in share]).to(model.device)
+            hidden = torch.cat([restore(files[id(r)]) for r in share]).to(model.device)
         with autocast, torch.set_grad_enabled(learn):
             loss = loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
@@ -246,7 +259,7 @@ def train(model, chat, records, args, folder, validation=()):
         print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
               f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
     if checkpoint.exists():
-        saved = torch.load(checkpoint, map_location="cpu")
+        saved = restore(checkpoint)
         log = saved["log"]
         for p, (value, moments) in zip(parameters, saved["parameters"]):
             p.data.copy_(parallel.parted(value, p))
@@ -281,13 +294,15 @@ def train(model, chat, records, args, folder, validation=()):
 
 def store(what, file):
     """torch.save, of which the whole file appears or none."""
-    part = file.with_suffix(".part")
+    records.write_whole(file, lambda part: torch.save(what, part))
+
+
+def restore(file):
+    """What `torch.save` wrote there. Raises ValueError, naming the file, if it is damaged."""
     try:
-        torch.save(what, part)
-        part.replace(file)
-    except (RuntimeError, OSError) as e:                              # what PyTorch says of a full disk
-        part.unlink(missing_ok=True)
-        raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); make room, the same command goes on from the last checkpoint") from None
+        return torch.load(file, map_location="cpu")
+    except Exception as e:                                            # of a broken file PyTorch says many things
+        raise ValueError(f"{file}: damaged ({str(e).splitlines()[0][:100]}); remove {file.parent}, the same command begins anew") from None
 
 
 def recent(log):
@@ -315,7 +330,7 @@ def main():
     p.add_argument("--verified", action="store_true", help="learn only from what ended in success (corrected actions: collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
-    p.add_argument("--rank", type=records.number(int, 1), default=128)
+    p.add_argument("--rank", type=records.number(int, 1, 65536), default=128)
     p.add_argument("--alpha", type=records.number(float, 0), default=256)
     p.add_argument("--lora-dropout", type=records.number(float, 0, 1), default=0.05)
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
@@ -366,15 +381,19 @@ def distill(args):
         missing = "no successes; corrected actions have some only if collect.py played them on with --rollout" if args.loss == "ce" or args.verified else "no finished actions"
         raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
+    if args.val and not validation:
+        raise ValueError(f"{args.val}: no finished actions")
 
     parallel.start()
     model = parallel.load(args.model, args.adapter, whole=False, linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
     for r in data + validation:
-        if not all(0 <= i < model.config.vocab_size for step in r["steps"] for ids in step["token_ids"].values() for i in ids):
+        if not all(spelled(chat, step, model.config.vocab_size) for step in r["steps"]):
             raise ValueError(f"the tokens of {r['id']} are not this model's: it was collected with {r.get('model', 'another one')}")
+        if (length := len(example(chat, r)[0])) > model.config.max_position_embeddings:
+            raise ValueError(f"{r['id']} is {length} tokens long; the model sees {model.config.max_position_embeddings}")
     log = train(model, chat, data, args, args.out, validation)
     if parallel.RANK == 0:
-        (args.out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+        records.write_whole(args.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)                # last: whoever sees it finds all of the rest
     if parallel.RANK == 0:
         tidy(args.out)

@@ -169,6 +169,8 @@ def engine(args):
     """Of the options that agent.add_arguments defines: what samples, and what makes its requests."""
     if not elsewhere(args.model):
         return parallel.sampler(args)
+    if not re.match("https?://", args.base_url):
+        raise ValueError(f"--base-url {args.base_url}: should begin with http:// or https://")
     if args.adapter or args.tp > 1:
         raise ValueError(f"--model {args.model}: a model behind an endpoint takes no --adapter and no --tp")
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)

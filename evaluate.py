@@ -80,7 +80,10 @@ def run_page(files):
     for key, folder in adapters.items():
         adapters[key] = {"name": key, "losses": [], "hints": []}
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
-            hints, data = set(), [near(path, folder) for path in json.loads((folder / "arguments.json").read_text())["data"]]
+            trained = records.read_json(folder / "arguments.json")
+            if wrong := records.mismatch(trained, {"data": [str]}):
+                raise ValueError(f"{folder / 'arguments.json'}, field {wrong[0]!r}: {wrong[1]}")
+            hints, data = set(), [near(path, folder) for path in trained["data"]]
             for r in (r for file in data if file.exists() for r in records.read_trajectories(file)):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
                 hints.update((report.section_name(h), h["text"]) for h in given if h)
@@ -105,7 +108,7 @@ def main():
     if args.table:
         print(table(args.table))
         if args.html:
-            Path(args.html).write_text(run_page(args.table), encoding="utf-8")
+            records.write_whole(args.html, run_page(args.table))
             print(f"\n{args.html}: written")
         return
     if args.model and args.plan:

@@ -7,12 +7,10 @@ Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whate
 adapters are frozen and act as one, their ranks side by side; at most one more, the newest, is being trained.
 """
 
-import argparse
 import json
 import math
 import re
 import shutil
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from model import Linear, linear, local_folder, weight_files
+from records import Parser, mismatch, read_json, run_stage, write_whole
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
@@ -141,20 +140,14 @@ def save_adapter(model, path, base_model="", write=True):
 def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
     """tensors: {layer name: (A, B)}. Raises ValueError if they cannot be written."""
     path = Path(path)
-    part = path / "adapter_model.safetensors.part"
     path.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "r": rank,
               "lora_alpha": int(alpha) if alpha == int(alpha) else alpha, "lora_dropout": dropout,
               "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
     flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
             for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
-    try:
-        (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
-        save_file(flat, part, metadata={"format": "pt"})
-        part.replace(path / "adapter_model.safetensors")
-    except (SafetensorError, OSError) as e:
-        part.unlink(missing_ok=True)
-        raise ValueError(f"{path}: the adapter cannot be written ({e}); make room and run the same command again") from None
+    write_whole(path / "adapter_config.json", json.dumps(config, indent=2) + "\n")
+    write_whole(path / "adapter_model.safetensors", lambda file: save_file(flat, file, metadata={"format": "pt"}))
 
 
 def hf_name(name):
@@ -165,22 +158,26 @@ def read_adapter(path):
     """PEFT's files in the directory `path` → config, {layer name: (A, B, scale)}."""
     path = Path(path)
     config_file, file = path / "adapter_config.json", path / "adapter_model.safetensors"
+    config = read_json(config_file)
     try:
-        config, tensors = json.loads(config_file.read_text()), load_file(file)
-    except json.JSONDecodeError as e:
-        raise ValueError(f"{config_file}, line {e.lineno}: not JSON ({e.msg})") from None
-    except (SafetensorError, OSError, UnicodeDecodeError) as e:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as e:
         raise ValueError(f"{path}: cannot be read as an adapter ({e}); it needs adapter_config.json and adapter_model.safetensors") from None
-    kind = config.get("peft_type") if isinstance(config, dict) else None
-    if kind != "LORA":
-        raise ValueError(f"{config_file}: peft_type is {kind!r}; only LORA adapters can be loaded")
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
+    patterns = config.get("alpha_pattern") or {}
+    number = (int, float)
+    if wrong := mismatch(config, {"lora_alpha?": number}) or mismatch(patterns, dict.fromkeys(patterns, number) if isinstance(patterns, dict) else {}, "alpha_pattern"):
+        raise ValueError(f"{config_file}, field {wrong[0]!r}: {wrong[1]}")
     for field, plain in {"bias": "none", "use_dora": False, "modules_to_save": None, "fan_in_fan_out": False}.items():
         if config.get(field, plain) not in (plain, None, []):
             raise ValueError(f"{config_file}: {field} is {config[field]!r}, which is not supported; {plain!r} is")
 
     def scale(name, rank):
-        patterns = (config.get("alpha_pattern") or {}).items()
-        alpha = next((a for pattern, a in patterns if re.match(rf"(.*\.)?({pattern})$", name)), config.get("lora_alpha", 8))
+        try:
+            alpha = next((a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), config.get("lora_alpha", 8))
+        except re.error as e:
+            raise ValueError(f"{config_file}, field 'alpha_pattern': {e}") from None
         return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
     adapter = {}
@@ -190,6 +187,8 @@ def read_adapter(path):
             B = tensors.get(key.replace("lora_A", "lora_B"))
             if B is None:
                 raise ValueError(f"{file}: no tensor {key.replace('lora_A', 'lora_B')}")
+            if A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1]:
+                raise ValueError(f"{file}: {key}: A is {list(A.shape)} and B {list(B.shape)}; they should be [rank, in] and [out, rank]")
             adapter[match[1]] = A, B, scale(hf_name(match[1]), len(A))
     for key in tensors:
         if not re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]|base_layer)\.weight", key):                # PEFT may repeat a base weight
@@ -206,9 +205,11 @@ def load_adapter(model, path):
     for name, (A, B, scale) in adapter.items():
         try:
             base = model.get_submodule(name)
+            if not isinstance(base, Linear):
+                raise AttributeError
         except AttributeError:
-            raise ValueError(f"{file}: {hf_name(name)}: this model has no such layer; the adapter is another model's") from None
-        if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features) or A.shape[0] != B.shape[1]:
+            raise ValueError(f"{file}: {hf_name(name)}: this model has no such linear layer; the adapter is another model's") from None
+        if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features):
             raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit this model's "
                              f"{[base.out_features, base.in_features]} weight; the adapter is another model's")
     for name, (A, B, scale) in adapter.items():
@@ -246,16 +247,13 @@ def merge(model_path, paths, out):
     """A checkpoint with the adapters added to its weights. The sum is computed in float32 and rounded once, to the checkpoint's own
     precision; what that rounding takes from the update is reported."""
     folder, out = local_folder(model_path), Path(out)
+    if out.resolve() == folder.resolve():
+        raise ValueError(f"{out}: is the model itself; give another --out")
     adapters = [read_adapter(path)[1] for path in paths]
-    out.mkdir(parents=True, exist_ok=True)
-    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
-        shutil.copy(file, out)
-    config = json.loads((folder / "config.json").read_text())
-    shards = weight_files(folder)
-    untie = config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters)
-    if untie:                                                   # the output layer changes, the embedding must not
-        shards["lm_head.weight"] = shards["model.embed_tokens.weight"]
-        (out / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}, indent=2) + "\n")
+    config, shards = read_json(folder / "config.json"), weight_files(folder)
+    if config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters):
+        shards["lm_head.weight"] = shards["model.embed_tokens.weight"]              # the output layer changes, the embedding must not
+        config["tie_word_embeddings"] = False
     update = {f"{hf_name(name)}.weight": [] for adapter in adapters for name in adapter}
     for path, adapter in zip(paths, adapters):
         for name, (A, B, scale) in adapter.items():
@@ -263,6 +261,9 @@ def merge(model_path, paths, out):
     missing = [name for name in update if name not in shards]
     if missing:
         raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; it is another model's adapter")
+    out.mkdir(parents=True, exist_ok=True)
+    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
+        write_whole(out / file.name, json.dumps(config, indent=2) + "\n" if file.name == "config.json" else lambda part: shutil.copy(file, part))
     asked = lost = 0.0
     for file in sorted(set(shards.values())):
         tensors = {}
@@ -281,16 +282,16 @@ def merge(model_path, paths, out):
                     tensors[name] = exact.to(weight.dtype)
                     asked += delta.double().pow(2).sum().item()
                     lost += (tensors[name].float() - exact).double().pow(2).sum().item()
-        save_file(tensors, out / file.name, metadata={"format": "pt"})
+        write_whole(out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
     index = out / "model.safetensors.index.json"
     if index.exists():
-        index.write_text(json.dumps({"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}, indent=2) + "\n")
+        write_whole(index, json.dumps({"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}, indent=2) + "\n")
     print(f"{out}: {len(update)} weights changed; rounding to {str(weight.dtype).removeprefix('torch.')} lost "
           f"{math.sqrt(lost / asked) if asked else 0:.2%} of the update (norm of the error over norm of the update)")
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Exports adapters.")
+    parser = Parser("Exports adapters.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")
@@ -304,8 +305,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    run_stage(main)

@@ -7,10 +7,8 @@ format (`self_attn.q_proj`), so that weights and adapters load without renaming.
 heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
 """
 
-import argparse
 import json
 import math
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
 from attention import causal_attention
-from records import read_json
+from records import Parser, mismatch, number, read_json, run_stage
 from sampler import Request, Sampler
 
 
@@ -53,29 +51,40 @@ class Config:
         """config.json as older hub files write it (`rope_theta`, `rope_scaling`) and as transformers 5 does (`rope_parameters`).
 
         Raises ValueError, naming the file and the field, when the file describes no Llama."""
-        c = read_json(file)
+        c = {name: value for name, value in read_json(file).items() if value is not None}
         if c.get("model_type") not in ("llama", None):
             raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded")
         if c.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{file}: hidden_act is {c['hidden_act']!r}; a Llama has silu")
-        rope = c.pop("rope_parameters", None) or {}
+        generation = Path(file).with_name("generation_config.json")
+        if generation.exists():
+            c |= {name: value for name, value in read_json(generation).items() if name == "eos_token_id" and value is not None}
+        number = (int, float)
+        if wrong := mismatch(c, {"rope_parameters?": {"rope_theta?": number}, "rope_scaling?": {}, "eos_token_id?": (int, [int])}):
+            raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+        rope = c.pop("rope_parameters", {})
         c.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-        c.setdefault("rope_scaling", rope or None)
-        kind = (c["rope_scaling"] or {}).get("rope_type", (c["rope_scaling"] or {}).get("type", "default"))
+        scaling = c.setdefault("rope_scaling", rope)
+        kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise ValueError(f"{file}: rope_scaling of type {kind!r} is not supported; default and llama3 are")
         if kind == "default":
             c["rope_scaling"] = None
-        eos = c.get("eos_token_id")
-        generation = Path(file).with_name("generation_config.json")
-        if generation.exists():
-            eos = read_json(generation).get("eos_token_id", eos)
-        c["eos_token_id"] = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        missing = [name for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
-                                     "num_attention_heads") if not isinstance(c.get(name), int)]
-        if missing:
-            raise ValueError(f"{file}: no whole number for {', '.join(missing)}")
-        return cls(**{k: v for k, v in c.items() if k in cls.__dataclass_fields__ and v is not None})
+        if isinstance(c.get("eos_token_id"), int):
+            c["eos_token_id"] = [c["eos_token_id"]]
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+        others = ("num_key_value_heads", "head_dim", "max_position_embeddings")
+        schema = {**dict.fromkeys(sizes, int), **{f"{name}?": int for name in others}, "rms_norm_eps?": number, "rope_theta": number,
+                  **{f"{name}?": bool for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}, "rope_scaling": (None, dict.fromkeys(
+                      ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), number))}
+        wrong = mismatch(c, schema) or next(((name, f"{c[name]} is less than 1") for name in (*sizes, *others) if c.get(name, 1) < 1), None)
+        if wrong:
+            raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+        config = cls(**{name: value for name, value in c.items() if name in cls.__dataclass_fields__})
+        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
+            raise ValueError(f"{file}: {config.num_attention_heads} query heads of {config.head_dim} for {config.num_key_value_heads} key/value heads; "
+                             "there have to be as many for each, of an even size")
+        return config
 
 
 def rope_frequencies(config):
@@ -262,7 +271,10 @@ def read_weight(shards, name, shape, part=None):
             found = f.get_slice(name).get_shape()
             if found != list(shape):
                 raise ValueError(f"{file}: {name} is {found}, config.json says {list(shape)}")
-            return f.get_tensor(name) if part is None else f.get_slice(name)[part]
+            tensor = f.get_tensor(name) if part is None else f.get_slice(name)[part]
+            if not tensor.is_floating_point():
+                raise ValueError(f"{file}: {name} holds {tensor.dtype}; quantized checkpoints cannot be loaded")
+            return tensor
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
 
@@ -271,7 +283,10 @@ def weight_files(folder):
     """{tensor name: its safetensors file} of a checkpoint of one or several files."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
     if index.exists():
-        return {name: folder / file for name, file in read_json(index)["weight_map"].items()}
+        files = read_json(index).get("weight_map")
+        if wrong := mismatch(files, dict.fromkeys(files, str) if isinstance(files, dict) else {}, "weight_map"):
+            raise ValueError(f"{index}, field {wrong[0]!r}: {wrong[1]}")
+        return {name: folder / file for name, file in files.items()}
     try:
         with safe_open(single, "pt") as f:
             return dict.fromkeys(f.keys(), single)
@@ -280,29 +295,32 @@ def weight_files(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description="Continues a text and prints the continuation as it is sampled.")
+    parser = Parser("Continues a text and prints the continuation as it is sampled.")
     parser.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     parser.add_argument("--adapter", action="append", default=[], help="directory of an adapter; repeats, in order")
     parser.add_argument("--prompt", required=True)
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-p", type=float, default=1.0)
+    parser.add_argument("--max-new-tokens", type=number(int, 1), default=200)
+    parser.add_argument("--temperature", type=number(float, 0), default=0.0)
+    parser.add_argument("--top-p", type=number(float, 0, 1), default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
 
     from tokenizers import Tokenizer
     from lora import load_adapter
     folder = local_folder(args.model)
-    if not (folder / "tokenizer.json").exists():
-        raise ValueError(f"{folder / 'tokenizer.json'}: no such file")
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:                                      # the library raises nothing more special
+        raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({e})") from None
     model = Llama.from_pretrained(folder, getattr(torch, args.dtype), args.device)
     for adapter in args.adapter:
         load_adapter(model, adapter)
     prompt = tokenizer.encode(args.prompt).ids
-    sampler = Sampler(model, batch=1, max_length=len(prompt) + args.max_new_tokens)
+    if len(prompt) >= model.config.max_position_embeddings:
+        raise ValueError(f"--prompt: {len(prompt)} tokens; the model sees {model.config.max_position_embeddings}")
+    sampler = Sampler(model, batch=1, max_length=min(len(prompt) + args.max_new_tokens, model.config.max_position_embeddings))
     request = Request("cli", prompt, args.max_new_tokens, args.temperature, args.top_p,
                       lambda ids: ids[-1] in model.config.eos_token_id, args.seed)
     sampler.add(request)
@@ -317,8 +335,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as e:
-        print(f"error: {e}", file=sys.stderr)
-        sys.exit(2)
+    run_stage(main)

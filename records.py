@@ -10,8 +10,11 @@ import json
 import math
 import os
 import sys
+import time
 from pathlib import Path
 from zlib import crc32
+
+from safetensors import SafetensorError
 
 from tools.sandbox import SandboxError
 
@@ -20,7 +23,7 @@ TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (st
 HINT = {"name": str, "text": str}
 STEP = {"monologue": str, "code": str, "observation": str, "hint": (None, HINT), "token_ids": {"monologue?": [int], "code?": [int]}}
 TRAJECTORY = {"id": str, "task": TASK, "seed": int, "hints": [HINT], "steps": [STEP], "answer": str, "success": bool, "stop": str,
-              "usage": {"input_tokens?": int, "output_tokens?": int, "seconds?": (int, float)}, "targets?": [int]}
+              "usage": {"input_tokens?": int, "output_tokens?": int, "seconds?": (int, float)}, "targets?": [int], "model?": str, "adapters?": [str]}
 FLAGGED = TRAJECTORY | {"hint": HINT}
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object", list: "a list", None: "null"}
 
@@ -79,6 +82,8 @@ def read_records(file, schema):
         outside = [t for t in record.get("targets", []) if not 0 <= t < len(record["steps"])]
         if outside:
             raise ValueError(f"{file}, line {n}, field 'targets': there is no step {outside[0]}, there are {len(record['steps'])}")
+        if len(set(record.get("targets", []))) < len(record.get("targets", [])):
+            raise ValueError(f"{file}, line {n}, field 'targets': a step comes twice")
         lines[record["id"]] = n
         records.append(record)
     if not records:
@@ -89,11 +94,13 @@ def read_records(file, schema):
 def read_json(file):
     """A file that holds one JSON object. Raises ValueError, naming the file, if it does not."""
     try:
-        content = json.loads(Path(file).read_text())
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
     except OSError as e:
         raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
-    except ValueError as e:
-        raise ValueError(f"{file}: not JSON ({e})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8 text") from None
+    except (json.JSONDecodeError, RecursionError) as e:
+        raise ValueError(f"{file}, line {getattr(e, 'lineno', 1)}: not JSON ({getattr(e, 'msg', 'nested too deep')})") from None
     if not isinstance(content, dict):
         raise ValueError(f"{file}: not an object")
     return content
@@ -153,6 +160,7 @@ class Output:
         if end < len(content):
             self.file.truncate(end)
         self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
+        self.synced = time.monotonic()
 
     def part(self, name):
         return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}") if name else self.path
@@ -165,6 +173,9 @@ class Output:
         try:
             while line:
                 line = line[self.file.write(line):]
+            if time.monotonic() - self.synced > 1:                      # so much work may be lost in a power cut
+                os.fsync(self.file)
+                self.synced = time.monotonic()
         except OSError as e:                                            # a full disk, most of all
             self.file.truncate(end)
             raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records before are whole, the same command goes on from there") from None
@@ -179,6 +190,21 @@ class Output:
                     if record["id"] not in mine:
                         self.write(record)
                 part.unlink()
+
+
+def write_whole(file, content):
+    """A file of which all appears or nothing, also when the power fails; what was there before stays until then. content: a text, or a
+    function that writes to the path it is given. Raises ValueError if it cannot be written."""
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    try:
+        part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
+        with open(part, "rb") as written:
+            os.fsync(written)
+        part.replace(file)
+    except (OSError, RuntimeError, SafetensorError) as e:               # the last two: what PyTorch and safetensors say of a full disk
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); once it can be, the same command goes on") from None
 
 
 def whole_lines(file):
@@ -215,15 +241,14 @@ def same_arguments(note, arguments, made):
                          f"({', '.join(changed)}); remove it or give another --out")
     if not made:
         note.parent.mkdir(parents=True, exist_ok=True)
-        (part := note.with_name(note.name + ".part")).write_text(json.dumps(arguments))
-        part.replace(note)
+        write_whole(note, json.dumps(arguments))
 
 
 def number(kind, low, high=math.inf):
     """What argparse turns a text into: an int or a float from `low` to `high`."""
     def parse(text):
         try:
-            if low <= (x := kind(text)) <= high:
+            if low <= (x := kind(text)) <= high and math.isfinite(x):
                 return x
         except ValueError:
             pass
@@ -235,8 +260,8 @@ def number(kind, low, high=math.inf):
 class Parser(argparse.ArgumentParser):
     """argparse, but a wrong command line is one line, too, and descriptions stay as they were written."""
 
-    def __init__(self, description):
-        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, description=None, **others):
+        super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **others)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
@@ -252,7 +277,16 @@ def run_stage(main):
         message = " ".join(str(error).split("\n"))
         sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
     except KeyboardInterrupt:
-        sys.exit(_fail("\nstopped; what is finished is in the output file, the same command goes on from there", 130))
+        print("\nstopped; the same command goes on from what is finished", file=sys.stderr, flush=True)
+        os._exit(130)                                                   # without waiting for threads that wait for an endpoint
+
+
+def _interrupted(kind, error, trace):
+    """Ctrl-C before a stage has begun, while modules are imported."""
+    print("\nstopped before anything was done", file=sys.stderr) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, trace)
+
+
+sys.excepthook = _interrupted
 
 
 def _fail(message, status):

@@ -10,12 +10,14 @@ A mistake is one Markdown file: between two lines of +++ how it is detected (TOM
 """
 
 import functools
+import json
 import re
 import shutil
 import signal
 import textwrap
 import tomllib
 from collections import Counter
+from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,11 +32,26 @@ import report
 PATIENCE = 5                                                          # seconds for a detector to look at one step
 
 
-def _too_slow(*_):
-    raise TimeoutError(f"no answer after {PATIENCE} seconds")
+class TooSlow(BaseException):
+    """Which code that catches every Exception does not catch."""
 
 
-signal.signal(signal.SIGALRM, _too_slow)
+@contextmanager
+def patience(place):
+    """A coach's own code may run inside for PATIENCE seconds. Raises ValueError, with `place` before it, if it takes longer or fails."""
+    def too_slow(*_):
+        raise TooSlow
+
+    signal.signal(signal.SIGALRM, too_slow)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+        yield
+    except TooSlow:
+        raise ValueError(f"{place}: no answer after {PATIENCE} seconds") from None
+    except (Exception, SystemExit) as e:
+        raise ValueError(f"{place}: {type(e).__name__}: {e}") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 class Mistake:
@@ -74,10 +91,8 @@ class Mistake:
             self.detect = lambda trajectory, step: pattern.search(step["code"])
         else:
             space = {"re": re}
-            try:
+            with patience(f"{file}, field 'python'"):
                 exec(compile(header["python"], f"{file} (python)", "exec"), space)     # the coach's own code, trusted like ours
-            except Exception as e:
-                raise ValueError(f"{file}, field 'python': {type(e).__name__}: {e}") from None
             if not callable(space.get("detect")):
                 raise ValueError(f"{file}, field 'python': no function detect(trajectory, step)")
             self.detect = space["detect"]
@@ -89,14 +104,10 @@ class Mistake:
         """The number of the first step that has the mistake, or None."""
         if not self.concerns(trajectory["task"]):
             return None
+        key = trajectory["id"]
         for n, step in enumerate(trajectory["steps"]):
-            try:
-                signal.setitimer(signal.ITIMER_REAL, PATIENCE)
+            with patience(f"{self.file}, field 'python': on step {n} of {key}"):
                 found = self.detect(trajectory, step)
-                signal.setitimer(signal.ITIMER_REAL, 0)
-            except Exception as e:
-                signal.setitimer(signal.ITIMER_REAL, 0)
-                raise ValueError(f"{self.file}, field 'python': on step {n} of {trajectory['id']}: {type(e).__name__}: {e}") from None
             if found:
                 return n
         return None
@@ -227,7 +238,10 @@ def main():
     judged, silent = [m for m in mistakes if m.judge], 0
     if judged and not args.judge:
         raise ValueError(f"{judged[0].file}, field 'judge': give the model that judges with --judge")
-    first = {(t["id"], m.name): m.first_step(t) for t in trajectories for m in mistakes if not m.judge}
+    first = {}
+    for t in trajectories:
+        seen = json.loads(json.dumps(t))                              # whatever a detector does to it
+        first |= {(t["id"], m.name): m.first_step(seen) for m in mistakes if not m.judge}
     if judged:
         steps, silent = judge.first_steps(trajectories, judged, args)
         first |= steps
@@ -249,7 +263,7 @@ def main():
     table = effects(mistakes, found, corrected, control)
     if args.html:
         title = Path(args.trajectories).stem + (f", {mistakes[0].name}" if args.attempt else "")
-        Path(args.html).write_text(report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table), encoding="utf-8")
+        records.write_whole(args.html, report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table))
         print(f"{args.html}: written")
     for mistake in mistakes:
         row = table[mistake.name]

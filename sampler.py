@@ -90,6 +90,8 @@ class Sampler:
     def add(self, request):
         if not request.prompt:
             raise ValueError(f"request {request.key!r}: the prompt is empty; a model needs at least one token to continue")
+        if min(request.prompt) < 0 or max(request.prompt) >= self.model.config.vocab_size:
+            raise ValueError(f"request {request.key!r}: its prompt holds tokens that this model does not have; was its beginning made with another model?")
         self.queue.append(request)
 
     def generate(self, prompts, max_new_tokens=64, temperature=0.0, top_p=1.0, stop_ids=(), seed=0):
@@ -118,6 +120,8 @@ class Sampler:
         self.cached[slots] = self.length[slots]
         self.used[slots] = self.clock
         for slot, request, token in zip(slots, running, new):
+            if token >= self.model.config.vocab_size:           # nothing is as large as what is no number
+                raise ValueError("the model's logits are not numbers; are its weights, or an adapter's, damaged?")
             request.new_ids.append(token)
             if request.stop(request.new_ids):
                 request.ended = "stop"

@@ -7,7 +7,6 @@
 The files are the official ones. Generated code runs in the agent's sandbox.
 """
 
-import argparse
 import gzip
 import json
 import re
@@ -34,7 +33,7 @@ def read_suite(suite, file):
         lines = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode().splitlines()
     except (OSError, EOFError, UnicodeDecodeError) as e:
         raise ValueError(f"{file}: cannot be read ({e}); --file names the official file of {suite}") from None
-    tasks = []
+    tasks, known = [], set()
     for n, line in enumerate(lines, 1):
         try:
             given = json.loads(line)
@@ -46,6 +45,9 @@ def read_suite(suite, file):
         task = {"id": f"gsm8k/{n}", "question": given["question"], "answer": number(given["answer"]), "solution": given["answer"]} if suite == "gsm8k" else {
             "id": given["task_id"], "question": given["prompt"], "answer": "passed", "solution": given["prompt"] + given["canonical_solution"],
             "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
+        if task["id"] in known:
+            raise ValueError(f"{file}, line {n}, field 'task_id': {task['id']!r} was there before")
+        known.add(task["id"])
         tasks.append(task | {"group": suite, "template": suite})
     if not tasks:
         raise ValueError(f"{file}: empty")
@@ -89,7 +91,7 @@ def program(task, code, passed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = records.Parser(__doc__)
     parser.add_argument("suite", choices=PROMPTS)
     parser.add_argument("file")
     args = parser.parse_args()

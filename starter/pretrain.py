@@ -9,7 +9,6 @@ table's or column's name of the evaluated world, no wording of its questions and
 chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
 """
 
-import argparse
 import functools
 import inspect
 import json
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+import records
 from agent import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
@@ -732,9 +732,9 @@ def save(model, config, out):
 
 
 def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p = records.Parser(__doc__)
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
-    p.add_argument("--tokens", type=float, default=45e6, help="length of the training")
+    p.add_argument("--tokens", type=records.number(float, 1e4), default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens; may have fewer blocks")
     p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
@@ -743,6 +743,8 @@ def main():
     p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
     args = p.parse_args()
+    if args.init and not args.init.is_file():
+        raise ValueError(f"{args.init}: no such file")
     chat, forbidden = Chat(ROOT / "starter"), evaluated()
     if args.print:
         for i in range(args.print):
@@ -817,4 +819,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    records.run_stage(main)

@@ -11,9 +11,13 @@ import pytest
 import collect
 import distill
 import evaluate
+import lora
+import model
 import records
 import review
+import suites
 from test_distill import record, tiny_checkpoint
+from tools import import_toolqa
 
 ROOT = Path(__file__).resolve().parent.parent
 TASK = {"id": "t1", "group": "g", "template": "p", "question": "What?", "answer": "1"}
@@ -96,7 +100,62 @@ def nothing(folder):
     pass
 
 
-C, R, D, E = collect, review, distill, evaluate
+def weights(change):
+    """The model's weights, changed."""
+    def damage(folder):
+        from safetensors.torch import load_file, save_file
+        file = folder / "model" / "model.safetensors"
+        save_file({name: change(weight) for name, weight in load_file(file).items()}, file)
+    return damage
+
+
+def peft(tensors=None, **changes):
+    """An adapter of rank 2 that fits, with changes in its configuration, or other tensors."""
+    def damage(folder):
+        import torch
+        from lora import write_adapter
+        from safetensors.torch import save_file
+        write_adapter(folder / "adapter0", {"layers.0.self_attn.q_proj": (torch.zeros(2, 32), torch.zeros(32, 2))}, 2, 4)
+        file = folder / "adapter0" / "adapter_config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+        if tensors:
+            save_file({f"base_model.model.{name}.weight": torch.zeros(shape) for name, shape in tensors.items()}, folder / "adapter0" / "adapter_model.safetensors")
+    return damage
+
+
+def other_tokenizer(folder):
+    """Every word has the next one's id."""
+    file = folder / "model" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    words, added = content["model"]["vocab"], {token["content"] for token in content["added_tokens"]}
+    plain = [word for word in words if word not in added]
+    ids = [words[word] for word in plain]
+    words.update(zip(plain, ids[1:] + ids[:1]))
+    file.write_text(json.dumps(content))
+
+
+def damaged_checkpoint(folder):
+    """A training that broke off, and whose checkpoint is no checkpoint."""
+    sys.argv = ["distill.py", *DISTILL.format(f=folder).split()]
+    distill.main()
+    (folder / "adapter" / "adapter_model.safetensors").unlink()
+    (folder / "adapter" / "checkpoint.pt").write_bytes(b"nothing")
+
+
+def flagged(**ids):
+    return lambda folder: text("flagged.jsonl", json.dumps((t := json.loads((folder / "flagged.jsonl").read_text())) | {"steps": [t["steps"][0] | {"token_ids": ids}]}))(folder)
+
+
+def corpus(content):
+    return lambda folder: ((folder / "corpora" / "flights").mkdir(parents=True), text("corpora/flights/f.csv", content)(folder))
+
+
+def questions(content):
+    return lambda folder: ((folder / "questions" / "train").mkdir(parents=True), [text(f"questions/train/{group}-x.jsonl", content)(folder) for group in import_toolqa.GROUPS])
+
+
+C, R, D, E, L, M, I, S = collect, review, distill, evaluate, lora, model, import_toolqa, suites
+STACK, MERGE, MODEL = "stack {f}/adapter0 --out {f}/adapter", "merge --model {f}/model --adapter {f}/adapter0 --out {f}/merged", "--model {f}/model --prompt look --max-new-tokens 2"
 CASES = [                                                               # script, command, damage, what the line says
     # tasks
     (C, COLLECT, remove("tasks.jsonl"), "tasks.jsonl: no such file"),
@@ -141,19 +200,19 @@ CASES = [                                                               # script
         ("temperature", "nan"), ("top-p", 1.1), ("samples", 0))),
     (C, COLLECT + " --hints some", nothing, "argument --hints: invalid choice"),
     (C, COLLECT + " --frobnicate", nothing, "unrecognized arguments: --frobnicate"),
-    *((D, DISTILL + f" --{flag} {value}", nothing, f"argument --{flag}: '{value}' is not a number from 0 to 1|argument --{flag}: '{value}' is not a .*number of at least")
+    *((D, DISTILL + f" --{flag} {value}", nothing, f"argument --{flag}: '{value}' is not a (whole )?number (from .* to|of at least)")
       for flag, value in (("rank", 0), ("epochs", 0), ("batch", 0), ("lr", -1), ("hint-dropout", 2), ("lora-dropout", -1), ("kl-temperature", 0), ("warmup", -1))),
     (D, DISTILL + " --targets q_proj elsewhere", nothing, "argument --targets: invalid choice: 'elsewhere'"),
     (R, "", nothing, "the following arguments are required: trajectories"),
     # the model
     (C, COLLECT, remove("model"), "model: neither a directory nor a model on the hub"),
     (C, COLLECT, remove("model/config.json"), "config.json: cannot be read"),
-    (C, COLLECT, text("model/config.json", "{"), "config.json: not JSON"),
+    (C, COLLECT, text("model/config.json", "{"), "config.json, line 1: not JSON"),
     (C, COLLECT, text("model/config.json", "[]"), "config.json: not an object"),
     (C, COLLECT, config(model_type="mistral"), "config.json: model_type is 'mistral'; only Llama"),
     (C, COLLECT, config(hidden_act="gelu"), "config.json: hidden_act is 'gelu'"),
     (C, COLLECT, config(rope_scaling={"rope_type": "yarn"}), "rope_scaling of type 'yarn' is not supported"),
-    (C, COLLECT, config(hidden_size="many"), "config.json: no whole number for hidden_size"),
+    (C, COLLECT, config(hidden_size="many"), "config.json, field 'hidden_size': not a whole number"),
     (C, COLLECT, config(intermediate_size=47), "model.safetensors: .*mlp.* is .*config.json says"),
     (C, COLLECT, config(num_hidden_layers=3), "no tensor model.layers.2"),
     (C, COLLECT, config(vocab_size=100), "tokenizer.json: 1536 words, but the model knows only 100"),
@@ -165,13 +224,13 @@ CASES = [                                                               # script
     (C, COLLECT, text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
     (C, COLLECT, text("model/tokenizer_config.json", "{}"), "tokenizer_config.json: no chat_template"),
     (C, COLLECT, text("model/tokenizer_config.json", "[]"), "tokenizer_config.json: not an object"),
-    (C, COLLECT, text("model/tokenizer_config.json", "["), "tokenizer_config.json: not JSON"),
+    (C, COLLECT, text("model/tokenizer_config.json", "["), "tokenizer_config.json, line 1: not JSON"),
     (C, COLLECT, text("model/tokenizer_config.json", '{"chat_template": "{% if %}"}'), "model: the chat template, line 1"),
     # adapters
     (C, COLLECT + " --adapter {f}/nowhere", nothing, "nowhere: cannot be read as an adapter|nowhere/adapter_config.json"),
     (C, COLLECT + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
     (D, DISTILL + " --adapter {f}/adapter0", adapter(7), "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
-    (C, COLLECT + " --adapter {f}/adapter0", lambda f: (adapter(2)(f), text("adapter0/adapter_config.json", "[]")(f)), "adapter_config.json: peft_type is None"),
+    (C, COLLECT + " --adapter {f}/adapter0", lambda f: (adapter(2)(f), text("adapter0/adapter_config.json", "[]")(f)), "adapter_config.json: not an object"),
     # tools
     (C, COLLECT, remove("tools.py"), "tools.py: no such file or directory; give --tools one that exists"),
     (C, COLLECT, remove("data"), "data: no such file or directory; give --data one that exists"),
@@ -212,8 +271,72 @@ CASES = [                                                               # script
         ("+++\nregex = 'x'\ngroups = 'g'\n+++\nNo.\n", ", field 'groups': not a list"), ("+++\npython = 'def'\n+++\nNo.\n", ", field 'python': SyntaxError"),
         ("+++\npython = 'x = 1'\n+++\nNo.\n", r", field 'python': no function detect\(trajectory, step\)"),
         ("+++\npython = 'def detect(t, s): return t[5]'\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: KeyError"),
-        ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: TimeoutError: no answer after"))),
+        ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: no answer after"))),
     (R, REVIEW, text("round2/no-x.md", MISTAKE.replace("'x'", "'zzz'")), "there is nothing to correct"),
+    *((R, REVIEW, text("round2/no-x.md", f"+++\npython = '''\n{code}'''\n+++\nNo.\n"), f"no-x.md, field 'python': {says}") for code, says in (
+        ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"), ("def detect(t, s): raise SystemExit", "on step 0 of t1#0: SystemExit"),
+        ("def detect(t, s):\n    while True:\n        try:\n            while True: pass\n        except Exception: pass", "on step 0 of t1#0: no answer after"),
+        ("def detect(t): return True", "on step 0 of t1#0: TypeError"))),
+    (R, REVIEW + " --corrected {f}/played.jsonl", text("round2/no-x.md", MISTAKE.replace("'x'", "''")), "t1#0 goes on from a state that is not flagged here"),
+    # more of the model
+    *((C, COLLECT, config(**{field: value}), f"config.json, field '{field}.*': {says}") for field, value, says in (
+        ("num_attention_heads", 0, "0 is less than 1"), ("num_hidden_layers", -1, "-1 is less than 1"), ("num_hidden_layers", True, "not a whole number"),
+        ("vocab_size", "many", "not a whole number"), ("max_position_embeddings", "x", "not a whole number"), ("rope_theta", "big", "not a whole number or a number"),
+        ("rms_norm_eps", "x", "not a whole number or a number"), ("eos_token_id", "x", "not a whole number or a list"), ("tie_word_embeddings", 1, "not true or false"),
+        ("rope_scaling", "llama3", "not an object"), ("rope_scaling", {"rope_type": "llama3"}, "missing"))),
+    (C, COLLECT, config(num_key_value_heads=3), "config.json: 4 query heads of 8 for 3 key/value heads"),
+    (D, "--model {f}/model --plan 8 80", config(num_attention_heads=0), "config.json, field 'num_attention_heads': 0 is less than 1"),
+    (C, COLLECT, text("model/config.json", b"\xff{}"), "config.json: not UTF-8 text"),
+    (C, COLLECT, text("model/generation_config.json", "["), "generation_config.json, line 1: not JSON"),
+    (C, COLLECT, text("model/model.safetensors.index.json", "{}"), "index.json, field 'weight_map': not an object"),
+    (C, COLLECT, text("model/model.safetensors.index.json", '{"weight_map": {"a": 3}}'), "index.json, field 'weight_map.a': not a text"),
+    (C, COLLECT, text("model/model.safetensors.index.json", '{"weight_map": {"model.embed_tokens.weight": "none.safetensors"}}'), "none.safetensors: model.embed_tokens.weight cannot be read"),
+    (C, COLLECT, weights(lambda w: w.to(__import__("torch").int8)), "model.embed_tokens.weight holds torch.int8; quantized"),
+    (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
+    *((C, COLLECT, text("model/tokenizer_config.json", json.dumps({"chat_template": template})), says) for template, says in (
+        (5, "no chat_template"), ([1, 2], "no chat_template"), ("hello", "the chat template leaves out a part of the messages"),
+        ("{{ messages[99].content.x }}", "the chat template: list object has no element 99"), ("{{ raise_exception('roles!') }}", "the model's chat template: roles!"))),
+    (D, DISTILL, other_tokenizer, "the tokens of t1#0 are not this model's"),
+    (D, DISTILL, config(max_position_embeddings=16), r"t1#0 is \d+ tokens long; the model sees 16"),
+    (C, RESAMPLE, flagged(monologue=[1], code=[99999]), "its prompt holds tokens that this model does not have"),
+    (C, RESAMPLE, flagged(monologue=[1], code=[-5]), "its prompt holds tokens that this model does not have"),
+    (C, RESAMPLE, flagged(code=[5]), "its steps hold no token ids"),
+    (C, COLLECT + " --rollout", nothing, "--control and --rollout need --resample"),
+    (C, COLLECT.replace("{f}/model", "openai:m") + " --base-url nonsense", nothing, "--base-url nonsense: should begin with http"),
+    # more adapters
+    *((C, COLLECT + " --adapter {f}/adapter0", damage, f"adapter_{says}") for damage, says in (
+        (peft(lora_alpha="x"), "config.json, field 'lora_alpha': not a"), (peft(lora_alpha=None), "config.json, field 'lora_alpha': not a"),
+        (peft(alpha_pattern=[1]), "config.json, field 'alpha_pattern': not an object"), (peft(alpha_pattern={"(": 3}), "config.json, field 'alpha_pattern': "),
+        (peft({"model.layers.0.self_attn.q_proj.lora_A": (3,), "model.layers.0.self_attn.q_proj.lora_B": (3,)}), "model.safetensors: .* they should be"),
+        (peft({"model.layers.0.self_attn.q_proj.lora_A": (0, 32), "model.layers.0.self_attn.q_proj.lora_B": (32, 0)}), "model.safetensors: .* they should be"),
+        (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}), "model.safetensors: model.norm: this model has no such linear layer"))),
+    *((L, command, damage, says) for command, damage, says in (
+        (STACK, nothing, "adapter0/adapter_config.json: cannot be read"), (STACK, peft(lora_alpha="x"), "field 'lora_alpha'"), (STACK.replace("{f}/adapter ", "{f}/tools.py "), peft(), "tools.py"),
+        ("stack", nothing, "the following arguments are required"), (MERGE.replace("merged", "model"), peft(), "is the model itself"),
+        (MERGE, lambda f: (peft()(f), remove("model/config.json")(f)), "config.json: cannot be read"), (MERGE, lambda f: (peft()(f), text("model/config.json", "[]")(f)), "config.json: not an object"),
+        (MERGE, lambda f: (peft()(f), cut("model/model.safetensors", 3000)(f)), "model.safetensors: cannot be read"), (MERGE, adapter(7), "it is another model's adapter")) if "tools.py" not in says),
+    *((M, MODEL + more, damage, says) for more, damage, says in (
+        ("", text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"), (" --temperature nan", nothing, "argument --temperature"), (" --device tpu", nothing, "argument --device"),
+        ("", config(max_position_embeddings=1), "--prompt: .* tokens; the model sees 1"), (" --adapter {f}/none", nothing, "none/adapter_config.json: cannot be read"))),
+    # more of training
+    (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
+    (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
+    (D, DISTILL, damaged_checkpoint, "checkpoint.pt: damaged .*; remove .*, the same command begins anew"),
+    (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
+    (D, DISTILL + " --val {f}/val.jsonl", lambda f: text("val.jsonl", (f / "played.jsonl").read_text().replace('"complete"', '"invalid"'))(f), "val.jsonl: no finished actions"),
+    # tables and suites
+    (E, TABLE, line("played.jsonl", adapters=[{}]), r"line 2, field 'adapters\[0\]': not a text"),
+    (E, TABLE, line("played.jsonl", usage={"seconds": None}), "line 2, field 'usage.seconds': not a"),
+    (S, "humaneval {f}/suite.jsonl", text("suite.jsonl", 2 * (json.dumps({name: "a" for name in suites.FIELDS["humaneval"]}) + "\n")), "suite.jsonl, line 2, field 'task_id': 'a' was there before"),
+    (S, "gsm8k {f}/suite.jsonl.gz", text("suite.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"), "suite.jsonl.gz: cannot be read"),
+    (S, "gsm9k {f}/suite.jsonl.gz", nothing, "argument suite: invalid choice"),
+    # ToolQA's files
+    *((I, "corpora {f}/corpora --out {f}/world", damage, says) for damage, says in (
+        (nothing, r"flights: 0 files \*.csv; one is needed"), (corpus("a,b\n1\n"), "f.csv, line 2: 1 cells, the header has 2"), (corpus("a,a\n1,2\n"), "f.csv, line 1: the column 'a' comes twice"),
+        (corpus(" , \n1,2\n"), "f.csv, line 1: no header"), (corpus("a,b\n1," + "x" * 200_000 + "\n"), "f.csv, line 2: field larger than"),
+        (lambda f: ((f / "world").mkdir(), text("world/world.sqlite.part", "no database at all, no" * 99)(f)), "world.sqlite.part: .*; remove it"))),
+    *((I, "questions {f}/questions --out {f}/world", damage, says) for damage, says in (
+        (nothing, r"train: 0 files flights-\*.jsonl"), (questions('{"question": 3, "answer": 1}\n'), "line 1: no question or no answer"), (questions(b"\xff\n"), "not UTF-8 text"))),
 ]
 
 
@@ -224,13 +347,15 @@ def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, s
     damage(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(review, "PATIENCE", 0.2)
-    monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *command.format(f=folder).split()])
+    name = f"{script.__name__.rpartition('.')[2]}.py"
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "argv", [name, *command.format(f=folder).split()])
     with pytest.raises(SystemExit) as ended:
         records.run_stage(script.main)
     complaint = capsys.readouterr().err.strip()
-    lines = [text for text in complaint.splitlines() if not text.startswith("WARNING: on this system the sandbox")]
+    lines = [text for text in complaint.splitlines() if not text.startswith("WARNING: on this system the sandbox") and not re.search(r"\[\d\d:\d\d", text)]          # nor a progress bar
     assert ended.value.code == 2 and len(lines) == 1, complaint
-    assert re.search(says, lines[0]) and lines[0].startswith(f"{script.__name__}.py: "), lines[0]
+    assert re.search(says, lines[0]) and lines[0].startswith(name.replace(".py", "")), lines[0]
     assert not (folder / "out.jsonl").exists() or (folder / "out.jsonl").read_bytes() == b""
     assert not (folder / "adapter" / "adapter_model.safetensors").exists()
 

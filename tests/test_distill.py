@@ -31,7 +31,7 @@ def record(chat, number, steps=3, targets=None, corrective=()):
         return chat.encode_text(text + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
     r = {"id": f"t{number}#0", "task": {"id": f"t{number}", "group": "g", "template": "p", "question": f"What is {number}?", "answer": "1"}, "success": True,
          "hints": [{"name": "a", "kind": "tools", "text": "## tools: a\nlook(x): looks"}, {"name": "b", "kind": "practice", "text": f"## practice: b\nprint(look({number}))"}],
-         "steps": [{"monologue": "", "code": "", "observation": f"seen {number + n}", "hint": {"name": "c", "text": f"Mind {n}."} if n in corrective else None,
+         "steps": [{"monologue": f"look at {number} {n}", "code": "x = look(3)\nprint(x)" * (n + 1), "observation": f"seen {number + n}", "hint": {"name": "c", "text": f"Mind {n}."} if n in corrective else None,
                     "token_ids": {"monologue": ids(f"look at {number} {n}", "inner_monologue"), "code": ids("x = look(3)\nprint(x)" * (n + 1), "python")}} for n in range(steps)]}
     return r | ({"targets": targets} if targets else {})
 

@@ -67,13 +67,13 @@ def read_questions(folder, split):
         files = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
         if len(files) != 1:
             raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(files)} files {group}-*.jsonl; one is needed")
-        for n, line in enumerate(files[0].read_text(encoding="utf-8").splitlines(), 1):
+        for n, line in enumerate(records.read_text(files[0]).splitlines(), 1):
             where = f"{files[0]}, line {n}"
             try:
                 given = json.loads(line)
             except json.JSONDecodeError as e:
                 raise ValueError(f"{where}: not JSON ({e.msg})") from None
-            if not isinstance(given, dict) or "question" not in given or "answer" not in given:
+            if not isinstance(given, dict) or not isinstance(given.get("question"), str) or "answer" not in given:
                 raise ValueError(f"{where}: no question or no answer")
             question = given["question"].strip()
             template = given.get("type") or next((name for pattern, name in DBLP.items() if group == "dblp" and re.search(pattern, question)), None)
@@ -130,14 +130,18 @@ def csv_rows(file):
     """(header, rows of text, bytes read so far) of a CSV file, row by row. Raises ValueError naming file and line of a broken row."""
     with open(file, newline="", encoding="utf-8-sig", errors="replace") as f:
         reader = csv.reader(f)
-        header = next(reader, None)
-        if not header:
-            raise ValueError(f"{file}: empty; a CSV file with a header is needed")
-        yield header
-        for row in reader:
-            if len(row) != len(header):
-                raise ValueError(f"{file}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}")
-            yield row
+        try:
+            header = next(reader, [])
+            names = [name for name in header if name.strip()]
+            if not names or len(names) > len(set(names)):
+                raise ValueError(f"{file}, line 1: {f'the column {Counter(names).most_common(1)[0][0]!r} comes twice' if names else 'no header; a CSV file needs one'}")
+            yield header
+            for row in reader:
+                if len(row) != len(header):
+                    raise ValueError(f"{file}, line {reader.line_num}: {len(row)} cells, the header has {len(header)}")
+                yield row
+        except csv.Error as e:
+            raise ValueError(f"{file}, line {reader.line_num}: {e}") from None
 
 
 def json_rows(file):
@@ -323,6 +327,8 @@ def import_corpora(folder, out):
             log.write()
         db.execute("DROP TABLE imported")
         db.execute("ANALYZE")
+    except sqlite3.DatabaseError as e:
+        raise ValueError(f"{part}: {e}; remove it, the same command begins anew") from None
     finally:
         db.close()
     os.replace(part, file)
