@@ -356,11 +356,14 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
         sampler, request = engine(args)
         with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
-            for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
-                output.write(trajectory)
-                successes += trajectory["success"]
-                progress.update()
-                progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
+            try:
+                for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
+                    output.write(trajectory)
+                    successes += trajectory["success"]
+                    progress.update()
+                    progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played and are in {args.out}") from None
 
 
 def summary(file):

@@ -24,8 +24,8 @@ import torch
 from safetensors.torch import save_file
 
 import parallel
-import records
 from model import Config, Llama, Request, Sampler
+from records import Parser, number, run_stage
 
 ROOT = Path(__file__).resolve().parent
 SMALL = dict(vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2)
@@ -298,9 +298,9 @@ JOBS = ["limits", "collect", "batch", "decode", "distill", "sandbox"]
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"{', '.join(JOBS)} [all]")
-    parser.add_argument("--repeats", type=records.number(int, 1), default=3)
+    parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world", help="of the starter world, for the sandbox's job")
     args = parser.parse_args()
     jobs = args.jobs or JOBS
@@ -340,4 +340,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    run_stage(main)

@@ -251,6 +251,21 @@ def train(model, chat, records, args, folder, validation=()):
             loss = loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
 
+    def validate():
+        """The mean loss of an action in the validation records, without hints."""
+        parts = list(batches(validation, 64, random.Random(0)))
+        losses = [loss_on(part, "", learn=False) * sum(map(actions, part)) for part in parts]
+        mean = sum(losses) / sum(map(actions, validation))
+        if parallel.RANK == 0:
+            tqdm.write(f"update {len(log)}: validation loss {mean:.4f}")
+        return mean
+
+    def save():
+        """Writes what training goes on from."""
+        now = [(parallel.gathered(p), {k: parallel.gathered(m) for k, m in optimizer.state[p].items()}) for p in parameters]
+        if parallel.RANK == 0:
+            store({"parameters": now, "log": log}, checkpoint)
+
     rng = random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     plan, log = [(batch, epoch == 0) for epoch in range(args.epochs) for batch in epochs[epoch]], []
@@ -264,31 +279,28 @@ def train(model, chat, records, args, folder, validation=()):
         for p, (value, moments) in zip(parameters, saved["parameters"]):
             p.data.copy_(parallel.parted(value, p))
             optimizer.state[p] = {k: m if m.ndim == 0 else parallel.parted(m, p) for k, m in moments.items()}
-    clock = time.time()
+    clock, safe = time.time(), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
-        for update in range(len(log), len(plan)):
-            scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
-            optimizer.param_groups[0]["lr"] = args.lr * scale
-            torch.manual_seed(hash((args.seed, update, parallel.RANK)))                # of the adapter's dropout
-            batch, first = plan[update]
-            loss = loss_on(batch, f"{args.seed} {update}", first, args.hint_dropout)
-            norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            log.append({"update": update + 1, "loss": loss, "gradient_norm": parallel.whole(norm).item()})
-            if validation and update + 1 in ends:
-                parts = list(batches(validation, 64, random.Random(0)))
-                losses = [loss_on(part, "", learn=False) * sum(map(actions, part)) for part in parts]
-                log[-1]["validation_loss"] = sum(losses) / sum(map(actions, validation))
-                if parallel.RANK == 0:
-                    tqdm.write(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
-            if parallel.agree(time.time() - clock > 60):
-                now = [(parallel.whole(p.detach()), {k: parallel.whole(m) for k, m in optimizer.state[p].items()}) for p in parameters]
-                if parallel.RANK == 0:
-                    store({"parameters": now, "log": log}, checkpoint)
-                clock = time.time()
-            progress.update()
-            progress.set_postfix(loss=f"{recent(log):.4f}")
+        try:
+            for update in range(len(log), len(plan)):
+                scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
+                optimizer.param_groups[0]["lr"] = args.lr * scale
+                torch.manual_seed(hash((args.seed, update, parallel.RANK)))                # of the adapter's dropout
+                batch, first = plan[update]
+                loss = loss_on(batch, f"{args.seed} {update}", first, args.hint_dropout)
+                norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                log.append({"update": update + 1, "loss": loss, "gradient_norm": parallel.whole(norm).item()})
+                if validation and update + 1 in ends:
+                    log[-1]["validation_loss"] = validate()
+                if parallel.agree(time.time() - clock > 60):
+                    save()
+                    clock, safe = time.time(), len(log)
+                progress.update()
+                progress.set_postfix(loss=f"{recent(log):.4f}")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{safe} of {len(plan)} updates are kept (a checkpoint is written once a minute)") from None
     return log
 
 
@@ -300,7 +312,7 @@ def store(what, file):
 def restore(file):
     """What `torch.save` wrote there. Raises ValueError, naming the file, if it is damaged."""
     try:
-        return torch.load(file, map_location="cpu")
+        return torch.load(file, map_location="cpu", mmap=True)
     except Exception as e:                                            # of a broken file PyTorch says many things
         raise ValueError(f"{file}: damaged ({str(e).splitlines()[0][:100]}); remove {file.parent}, the same command begins anew") from None
 

@@ -124,11 +124,12 @@ def adapters(model, frozen=True, newest=True):
 
 def save_adapter(model, path, base_model="", write=True):
     """Writes the newest adapter to the directory `path`. Whole files appear or none does. If processes share the model, all of them
-    have to call this, and one to `write`."""
+    have to call this, and one to `write`; the others keep none of it."""
     tensors, alpha, rank = {}, 0, 0
     for name, layer in layers(model).items():
         if layer.lora_A is not None:
-            tensors[name] = tuple((p.full_tensor() if hasattr(p, "full_tensor") else p).detach().cpu() for p in (layer.lora_A, layer.lora_B))
+            pair = ((p.full_tensor() if hasattr(p, "full_tensor") else p).detach() for p in (layer.lora_A, layer.lora_B))
+            tensors[name] = tuple(p.cpu() if write else p.shape for p in pair)
             rank = len(layer.lora_A)
             alpha, dropout = layer.scale * rank, layer.dropout
     if not tensors:

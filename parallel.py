@@ -230,6 +230,12 @@ def whole(tensor):
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(tensor):
+    """`whole`, in the first process's main memory; the others keep nothing of it."""
+    full = whole(tensor.detach())
+    return full.cpu() if RANK == 0 else None
+
+
 def parted(tensor, like):
     """The opposite of `whole`: this process's part, where the tensor `like` is and divided like it."""
     return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements) if isinstance(like, DTensor) else tensor.to(like.device)

@@ -276,8 +276,8 @@ def run_stage(main):
             raise
         message = " ".join(str(error).split("\n"))
         sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
-    except KeyboardInterrupt:
-        print("\nstopped; the same command goes on from what is finished", file=sys.stderr, flush=True)
+    except KeyboardInterrupt as stopped:
+        print(f"\nstopped; {str(stopped) or 'what is finished is kept'}, the same command goes on from there", file=sys.stderr, flush=True)
         os._exit(130)                                                   # without waiting for threads that wait for an endpoint
 
 

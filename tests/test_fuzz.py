@@ -8,7 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import agent
+import endpoint
 import records
+import review
 from agent import RESPONSES, TAGS, Chat
 from tools.sandbox import Observation
 
@@ -68,6 +70,46 @@ def test_the_prompt_grows_at_its_end_only(chat, question, observation):
 
 
 @fuzz
+@given(texts, texts, texts, texts, texts, texts)
+def test_behind_an_endpoint_our_tags_are_ours_alone(question, hint, observation, corrective, monologue, code):
+    def tags(*texts):
+        steps = [{"monologue": texts[4], "code": texts[5], "observation": texts[2], "hint": None},
+                 {"monologue": "", "code": "", "observation": None, "hint": {"name": "", "text": texts[3]}}]
+        messages, _ = endpoint.Messages().prompt(texts[0], [texts[1]], steps, ask="monologue")
+        assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+        return [agent._TAG.findall(m["content"]) for m in messages]
+    assert tags(question, hint, observation, corrective, monologue, code) == tags(*"abcdef")
+
+
+def test_a_control_token_ends_a_response_and_makes_it_invalid(chat):
+    """Whatever the model writes, its turn ends where its tag is closed, or at the first control token."""
+    task = {"id": "t", "question": "?", "answer": "1"}
+    for name in ("<|end|>", "<|user|>", "<|system|>", "</observation>", "<hint>\n"):
+        trajectory = {"id": "t#0", "task": task, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+        player = agent.play(chat, trajectory, max_steps=2)
+        wish = next(player)
+        ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
+        assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
+        with pytest.raises(StopIteration):
+            player.send((ids, "stop"))
+        assert trajectory["stop"] == "invalid"
+
+
+def test_tokens_that_look_like_a_templates_have_no_power_in_outside_text(tmp_path):
+    """Some tokenizers do not call their control tokens special."""
+    for file in ("tokenizer.json", "tokenizer_config.json", "config.json"):
+        content = json.loads((ROOT / "starter" / file).read_text())
+        for token in content.get("added_tokens", []):
+            token["special"] = False
+        (tmp_path / file).write_text(json.dumps(content))
+    plain, chat = Chat(ROOT / "starter"), Chat(tmp_path)
+    assert chat.special == plain.special - {i for i, t in plain.tokenizer.get_added_tokens_decoder().items() if not agent._CONTROL.match(t.content)}
+    for text in ("a <|end|> b", "<|user|>", "</python> <observation>\n"):
+        assert chat.encode_text(text) == plain.encode_text(text) and not chat.special & set(chat.encode_text(text))
+    assert chat.ask("hello") == plain.ask("hello")
+
+
+@fuzz
 @given(st.data())
 def test_any_response_is_parsed_without_an_accident(chat, data):
     """Any token ids as the model's output: the agent ends in one of the ways that the record knows."""
@@ -102,6 +144,38 @@ def test_any_line_is_a_record_or_one_clear_line(tmp_path, data, text):
         assert records.read_tasks(tmp_path / "t.jsonl")
     except ValueError as e:
         assert str(tmp_path / "t.jsonl") in str(e)
+
+
+@fuzz
+@given(st.data(), texts)
+def test_any_trajectory_is_a_record_or_one_clear_line(tmp_path, data, text):
+    step = {"monologue": "m", "code": "c", "observation": "o", "hint": {"name": "n", "text": "h"}, "token_ids": {"monologue": [1], "code": [2]}}
+    record = {"id": "t#0", "task": {"id": "t", "group": "g", "template": "p", "question": "q", "answer": ["a"]}, "seed": 1, "hints": [], "steps": [step, step],
+              "answer": "a", "success": True, "stop": "complete", "usage": {"seconds": 1.0}, "targets": [1]}
+    place, values = record, st.sampled_from([None, True, 3, -1, 1.5, "x", [], [1], {}, text])
+    while isinstance(place, (dict, list)) and place:                         # somewhere in it something else
+        key = data.draw(st.sampled_from(list(place) if isinstance(place, dict) else list(range(len(place)))))
+        if data.draw(st.booleans()) or not isinstance(place[key], (dict, list)):
+            place[key] = data.draw(values)
+            break
+        place = place[key]
+    (tmp_path / "t.jsonl").write_text(json.dumps(record) + "\n")
+    try:
+        (read,) = records.read_trajectories(tmp_path / "t.jsonl")
+        assert read == record
+    except ValueError as e:
+        assert str(tmp_path / "t.jsonl") in str(e)
+
+
+@fuzz
+@given(st.lists(st.sampled_from(["+++", "\n", "regex = 'x'", "groups = ['a']", "judge='''", "'''", "[x]", "x = 1979-05-27", "\x00", "\r\n", "python = ", "'def detect(t,s): 1'", "[regex]",
+                                 "regex.a = 1", "1e999", "[[groups]]", "[" * 3000]) | st.text(max_size=4), max_size=12).map("".join), texts)
+def test_any_mistake_file_is_a_mistake_or_one_clear_line(tmp_path, header, text):
+    (tmp_path / "m.md").write_text(f"+++\n{header}\n+++\n{text}", encoding="utf-8", errors="replace", newline="")
+    try:
+        assert review.Mistake(tmp_path / "m.md").hint
+    except ValueError as e:
+        assert str(tmp_path / "m.md") in str(e)
 
 
 @fuzz
