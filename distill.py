@@ -19,6 +19,7 @@ import shutil
 import time
 from collections import Counter
 from pathlib import Path
+from zlib import crc32
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +30,7 @@ import parallel
 import plan as planning
 import records
 from attention import packed_attention
-from lora import TARGETS, adapters, add_adapter, save_adapter, trainable
+from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
 CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time: 128 MiB in float32; about what a CPU's cache holds
@@ -129,13 +130,26 @@ def batches(records, size, rng):
         yield batch
 
 
+def packed(records, length, most):
+    """The records in rows of together at most `most` tokens, in order; a longer one has a row of its own. length: {id(record): tokens}."""
+    rows = []
+    for record in records:
+        if rows and sum(length[id(r)] for r in rows[-1]) + length[id(record)] <= most:
+            rows[-1].append(record)
+        else:
+            rows.append([record])
+    return rows
+
+
 def longest(args):
-    """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one."""
-    chat, lengths = agent.Chat(local_folder(args.model)), []
-    for batch in batches(kept(read(args.data), args), args.batch, random.Random(args.seed)):
+    """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one, and how many updates there are in all."""
+    chat, lengths, data = agent.Chat(local_folder(args.model)), [], kept(read(args.data), args)
+    if not data:
+        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left")
+    for batch in batches(data, args.batch, random.Random(args.seed)):
         rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
         lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
-    return max(lengths, key=lambda rows: sum(row[1] for row in rows))
+    return max(lengths, key=lambda rows: sum(row[1] for row in rows)), len(lengths) * args.epochs
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
@@ -192,7 +206,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     step = max(1, CHUNK[student.device.type] // model.config.vocab_size)
     for start in range(0, len(student), step):
-        part = slice(start, start + step)
+        part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]
         if teacher is None:
             terms = F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none")
@@ -214,6 +228,7 @@ def train(model, chat, records, args, folder, validation=()):
 
     In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
     checkpoint already, training goes on from it, and ends with the same adapter, bit for bit on the same machine and as many processes."""
+    length = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
@@ -235,20 +250,27 @@ def train(model, chat, records, args, folder, validation=()):
         return hidden
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
-        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records; one with none goes through
-        the motions, as FSDP wants it."""
-        share = parallel.share(batch) or batch[:1]
-        rows = [example(chat, r, dropout, random.Random(f"{seed} {r['id']}")) for r in share]
-        if not parallel.share(batch):
-            rows = [(*row[:3], [0.0] * len(row[3])) for row in rows]
-        if args.loss == "ce":
-            hidden = None
-        elif first or not learn:
-            hidden = teach(share, files if learn and args.epochs > 1 and parallel.share(batch) else None)
-        else:
-            hidden = torch.cat([restore(files[id(r)]) for r in share]).to(model.device)
-        with autocast, torch.set_grad_enabled(learn):
-            loss = loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
+        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, row by row; one that has fewer
+        rows than another goes through the motions, as FSDP wants it."""
+        shares = [packed(batch[rank::parallel.WORLD], length, args.row) for rank in range(parallel.WORLD)]
+        mine, loss = shares[parallel.RANK], 0.0
+        for n in range(max(map(len, shares))):
+            share = mine[n] if n < len(mine) else batch[:1]
+            rngs = [random.Random(f"{seed} {r['id']}") for r in share]
+            rows = [example(chat, r, dropout, rng) for r, rng in zip(share, rngs)]
+            if n >= len(mine):
+                rows = [(*row[:3], [0.0] * len(row[3])) for row in rows]
+            if args.loss == "ce":
+                hidden = None
+            elif first or not learn:
+                hidden = teach(share, files if learn and args.epochs > 1 and n < len(mine) else None)
+            else:
+                hidden = torch.cat([restore(files[id(r)]) for r in share]).to(model.device)
+            if args.lora_dropout and learn:
+                drawn = [noise(len(row[0]), generator=torch.Generator().manual_seed(rng.getrandbits(63))) for row, rng in zip(rows, rngs)]
+                seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([x[row[1]] for x, row in zip(drawn, rows)]))
+            with autocast, torch.set_grad_enabled(learn):
+                loss += loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
 
     def validate():
@@ -285,7 +307,6 @@ def train(model, chat, records, args, folder, validation=()):
             for update in range(len(log), len(plan)):
                 scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
                 optimizer.param_groups[0]["lr"] = args.lr * scale
-                torch.manual_seed(hash((args.seed, update, parallel.RANK)))                # of the adapter's dropout
                 batch, first = plan[update]
                 loss = loss_on(batch, f"{args.seed} {update}", first, args.hint_dropout)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -344,13 +365,14 @@ def main():
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
     p.add_argument("--rank", type=records.number(int, 1, 65536), default=128)
     p.add_argument("--alpha", type=records.number(float, 0), default=256)
-    p.add_argument("--lora-dropout", type=records.number(float, 0, 1), default=0.05)
+    p.add_argument("--lora-dropout", type=records.number(float, 0, 0.99), default=0.05)
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
     p.add_argument("--lr", type=records.number(float, 0), default=1e-5)
     p.add_argument("--decay", action="store_true", help="let the learning rate fall to zero linearly; else it is constant after warm-up")
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
+    p.add_argument("--row", type=records.number(int, 1), default=16384, help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
@@ -358,7 +380,7 @@ def main():
     planning.add_argument(p)
     args = p.parse_args()
     if args.plan:
-        return planning.print_distillation(args, longest(args) if args.data else None)
+        return planning.print_distillation(args, *longest(args) if args.data else ())
     if not args.data or not args.out:
         p.error("give --data and --out")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -375,7 +397,7 @@ def distill(args):
     """The stage, once its command line is read and nobody else is writing to its folder."""
     if parallel.RANK == 0:
         made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint.pt"))
-        records.same_arguments(args.out / "arguments.json", vars(args), made)
+        records.same_arguments(args.out / "arguments.json", {k: v for k, v in vars(args).items() if k != "row"}, made)
     if (args.out / "adapter_model.safetensors").exists():
         if parallel.RANK == 0:
             tidy(args.out)

@@ -38,6 +38,7 @@ class LoraLinear(Linear):
         for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
             self.register_parameter(name, None)
         self.scale, self.dropout, self.use_newest, self.use_frozen = 1.0, 0.0, True, True
+        self.noise, self.part = None, slice(None)               # see `seed_dropout`
         self.train(base.training)
 
     def forward(self, x):
@@ -45,9 +46,20 @@ class LoraLinear(Linear):
         if self.frozen_A is not None and self.use_frozen:
             y = y + F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B).to(y.dtype)
         if self.lora_A is not None and self.use_newest:
-            z = F.dropout(x.to(self.lora_A.dtype), self.dropout, self.training and torch.is_grad_enabled())
-            y = y + F.linear(F.linear(z, self.lora_A) * self.scale, self.lora_B).to(y.dtype)
+            z, scale = x.to(self.lora_A.dtype), self.scale
+            if self.dropout and self.training and torch.is_grad_enabled():
+                z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
+            y = y + F.linear(F.linear(z, self.lora_A) * scale, self.lora_B).to(y.dtype)
         return y
+
+    def dropped(self, x):
+        """Which inputs x (…, T, in) are dropped: where a random number of the token and one of the feature, each of 16 bits, add up to one
+        of the lowest. All with the same probability, and any two independently."""
+        if self.noise:
+            tokens, features = self.noise[0][self.part], self.noise[1]
+        else:
+            tokens, features = noise(x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
+        return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
 
     def freeze(self, A, B, scale):
         """One more frozen adapter, A (r, in) and B (out, r)."""
@@ -100,6 +112,18 @@ def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
         layer.scale, layer.dropout = alpha / rank, dropout
         layer.train()
     return trainable(model)
+
+
+def noise(shape, **where):
+    return torch.randint(-2 ** 15, 2 ** 15, shape if isinstance(shape, tuple) else (shape,), dtype=torch.int16, **where)
+
+
+def seed_dropout(model, seed, tokens, head_tokens):
+    """Makes the dropout of the next passes depend on nothing but `seed` and the random numbers (`noise`) of the tokens in the row, `tokens`
+    (T,), and of those that lm_head reads, `head_tokens` (N,): not on which documents share the row, nor on the process."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, layer in layers(model).items():
+        layer.noise = tuple(x.to(place(layer)) for x in (head_tokens if name == "lm_head" else tokens, noise(layer.in_features, generator=generator)))
 
 
 def trainable(model):

@@ -23,6 +23,7 @@ from torch.utils.flop_counter import flop_registry
 import attention
 from lora import add_adapter, adapters
 from model import Config, Llama
+from sampler import ADMITTED
 
 GIB = 2 ** 30
 HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100       # a trajectory's tokens, if there is none yet: hints; of each step what is shown and what is sampled
@@ -125,11 +126,11 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
     """What each of `gpus` processes holds in an update of distill.py on records of the given lengths (see `stand_ins`).
 
     → ({part: bytes}, floating-point operations of the teacher's pass over a process's share of the records, of the student's update with
-    them, bytes that each process receives when the weights are gathered once). args: rank, alpha, lora_dropout, targets, kl_temperature, loss."""
+    them, bytes that each process receives when the weights are gathered once). args: rank, alpha, lora_dropout, targets, kl_temperature, loss, row."""
     import distill
-    mine = lengths[::gpus]
-    rows = [([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m) for _, n, m, k in mine]
-    taught = [([0] * n, list(range(n - m, n))) for n, _, m, _ in mine]
+    mine = distill.packed(lengths[::gpus], {id(record): record[0] for record in lengths}, args.row)
+    taught = [[([0] * n, list(range(n - m, n))) for n, _, m, _ in row] for row in mine]
+    seen = [[([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m) for _, n, m, k in row] for row in mine]
 
     def measure(config):
         with without_storage(on_gpu) as memory:
@@ -142,11 +143,16 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
 
             def teach():
                 with torch.no_grad(), adapters(model, newest=False):
-                    distill.hidden_at(model, taught)
+                    for rows in taught:
+                        distill.hidden_at(model, rows)
 
-            teaching, teacher_flops = memory.above(teach)
-            hidden = torch.empty(sum(len(row[1]) for row in rows), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
-            learning, flops = memory.above(lambda: distill.loss_of(model, rows, hidden, args.kl_temperature))
+            def learn():
+                for rows in seen:
+                    hidden = torch.empty(sum(len(row[1]) for row in rows), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
+                    distill.loss_of(model, rows, hidden, args.kl_temperature)
+
+            teaching, teacher_flops = memory.above(teach) if args.loss == "kl" else (0, 0)
+            learning, flops = memory.above(learn)
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
@@ -168,7 +174,7 @@ def collection(config, args, dtype=torch.bfloat16, on_gpu=True):
         if getattr(config, name) % args.tp:
             raise ValueError(f"--tp {args.tp} does not divide {name}, which is {getattr(config, name)}")
     length = min(args.max_length, config.max_position_embeddings)
-    prompt = min(length, 4096)                                         # prompts run in pieces of about this size
+    prompts = min(args.batch, 1 + ADMITTED // length)                  # in one pass; the longest
     part = replace(config, num_attention_heads=config.num_attention_heads // args.tp, num_key_value_heads=config.num_key_value_heads // args.tp,
                    intermediate_size=config.intermediate_size // args.tp)
 
@@ -179,12 +185,12 @@ def collection(config, args, dtype=torch.bfloat16, on_gpu=True):
 
             def run():
                 with torch.no_grad():
-                    x = model.hidden(torch.zeros(1, prompt, dtype=torch.long), attend=attention.packed_attention([prompt]))
+                    x = model.hidden(torch.zeros(1, prompts * length, dtype=torch.long), attend=attention.packed_attention([length] * prompts))
                     p = model.lm_head(x[0, :args.batch]).float().softmax(-1)
                     p.cumsum(-1, dtype=torch.float64)
 
             working, flops = memory.above(run)
-            return size(model.parameters()), cache, working, flops * args.tp / prompt
+            return size(model.parameters()), cache, working, flops * args.tp / (prompts * length)
 
     weights, cache, working, flops = by_layers(part, measure)
     embedding = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size * dtype.itemsize    # a row of it is read, not all
@@ -219,13 +225,13 @@ def count(config):
         return sum(p.numel() for p in bare(config, torch.bfloat16).parameters())
 
 
-def print_distillation(args, lengths=None):
-    """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones."""
+def print_distillation(args, lengths=None, updates=1778):
+    """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones. updates: of the training; the paper's for 70B."""
     gpus, memory, rate, bandwidth = given(args, 300)
     config, lengths = config_of(args.model), lengths or stand_ins(args.batch)
 
-    def planned(gpus):
-        parts, *costs = distillation(config, gpus, args, lengths)
+    def planned(gpus, **other):
+        parts, *costs = distillation(config, gpus, argparse.Namespace(**vars(args) | other), lengths)
         return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), *costs
 
     parts, teacher, student, gathered = planned(gpus)
@@ -237,13 +243,16 @@ def print_distillation(args, lengths=None):
     first, later = (max(pair) for pair in zip(computing, moving))
     mean = (first + (args.epochs - 1) * later) / args.epochs
     print(f"an update: {(teacher + student) / 1e12:,.1f} TFLOP on a GPU in the first epoch, {student / 1e12:,.1f} later; {first:.2g} s and {later:.2g} s at {rate / 1e12:g} TFLOP/s"
-          + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "") + f"; 1,000 updates in {args.epochs} epochs {mean / 3.6:.2g} h")
+          + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "") + f"; {updates:,} updates in {args.epochs} epochs {updates * mean / 3600:.2g} h")
     if gpus > len(lengths):
         print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take about as long")
     if not fits:
         enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
         more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
-        print("it does NOT fit; it would " + (f"on {more} such GPUs" if more else "with shorter trajectories or fewer actions a trajectory: no number of GPUs is enough"))
+        row = next((n for n in (args.row // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
+        rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and table(planned(gpus, rank=n)[0], memory)[1]), None)
+        ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
+        print("it does NOT fit; it would " + (" or ".join(ways) or "with shorter trajectories: no number of GPUs is enough"))
     return fits
 
 

@@ -18,6 +18,9 @@ import torch
 from attention import causal_attention, decode_attention
 
 
+ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
+
+
 @dataclass(eq=False)
 class Request:
     """A prompt to continue, and what came of it."""
@@ -153,7 +156,7 @@ class Sampler:
         for request in window:
             common = self._common(request.prompt)
             ready = np.minimum(common, self.cached)             # the keys and values that are there
-            if not free or pending > 4096 or common.max() - ready.max() > 16:   # another computes this beginning in this very
+            if not free or pending > ADMITTED or common.max() - ready.max() > 16:   # another computes this beginning in this very
                 later.append(request)                                           # step: take it from there in the next
                 continue
             # A slot whose whole content the prompt continues, or else the one that has waited longest.

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora
-from model import Llama
+from model import Config, Linear, Llama
 from test_model import LOGITS, ROOT, load, recorded
 
 RECORDINGS = ROOT / "tests" / "recordings"
@@ -69,6 +69,32 @@ def test_a_new_adapter_changes_nothing_and_only_it_learns(tmp_path):
     assert torch.equal(model(ROW), with_first) and not torch.allclose(before, with_first)
     assert len(parameters) == 2 * 15 and [p for p in model.parameters() if p.requires_grad] == parameters
     assert all(p.dtype == torch.float32 for p in parameters)
+
+
+def test_dropout_drops_with_its_probability_any_two_inputs_independently():
+    layer = lora.LoraLinear(Linear(64, 8))
+    layer.dropout, n = 0.3, 20000
+    drop = torch.stack([layer.dropped(torch.zeros(3, 64)) for _ in range(n)]).double()         # (n, T, in)
+    assert (drop.mean(0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / n) ** 0.5
+    flat = drop.flatten(1)
+    both = flat.T @ flat / n - torch.eye(flat.shape[1]) * 0.3 * 0.7                            # of each pair, how often both are dropped
+    assert (both - 0.09).abs().max() < 6 * (0.09 * 0.91 / n) ** 0.5
+    layer.dropout = 0.0
+    assert not layer.dropped(torch.zeros(3, 64)).any()
+
+
+def test_with_a_seed_dropout_does_not_depend_on_the_row():
+    torch.manual_seed(0)
+    model = Llama(Config(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4))
+    for p in lora.add_adapter(model, rank=2, alpha=4, dropout=0.5):
+        torch.nn.init.normal_(p)
+    tokens, row = lora.noise(7), torch.arange(7)[None]
+    lora.seed_dropout(model, 3, tokens, tokens)
+    whole = model(row)
+    lora.seed_dropout(model, 3, tokens[:4], tokens[:4])
+    assert torch.allclose(model(row[:, :4]), whole[:, :4], atol=1e-5)
+    lora.seed_dropout(model, 4, tokens[:4], tokens[:4])
+    assert not torch.allclose(model(row[:, :4]), whole[:, :4], atol=1e-1)
 
 
 def test_the_teacher_has_all_adapters_but_the_newest_and_no_dropout(tmp_path):

@@ -1,4 +1,4 @@
-"""Two and three gloo processes under torchrun give what one process gives."""
+"""Two, three and four gloo processes under torchrun give what one process gives."""
 
 import json
 import os
@@ -10,24 +10,37 @@ from pathlib import Path
 import pytest
 import torch
 
+from safetensors.torch import save_file
+
 from lora import read_adapter
+from model import Config, Llama
 from records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, {root!r})
 import distill, parallel, torch
 distill.fast_bfloat16 = lambda: False            # float32, to compare
 real, calls = torch.nn.utils.clip_grad_norm_, []
 def clip(parameters, norm):
     calls.append(1)
+    if len(calls) == 1:
+        gradients, file = [parallel.whole(p.grad) for p in parameters], Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
+        if parallel.RANK == 0 and not file.exists():
+            torch.save(gradients, file)
     if len(calls) > {die} and parallel.RANK == parallel.WORLD - 1:
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
     return real(parameters, norm)
 torch.nn.utils.clip_grad_norm_ = clip
+add_adapter = distill.add_adapter
+def add(*arguments):                             # B is not zero, so that A has gradients in the first update
+    for p in add_adapter(*arguments)[1::2]:
+        torch.nn.init.normal_(p, std=0.01)
+distill.add_adapter = add
 clock = iter(range(0, 10**6, 100))
 distill.time.time = clock.__next__               # a checkpoint after every update
 distill.records.run_stage(distill.main)
@@ -52,13 +65,15 @@ def prepared(tmp_path_factory):
     chat = Chat(ROOT / "starter")
     (folder / "d.jsonl").write_text("".join(json.dumps(record(chat, n, steps=1 + n % 3) | fields) + "\n" for n in range(7)))
     command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--lr", 1e-3, "--warmup", 2, "--epochs", 3, "--batch", 4,
-               "--lora-dropout", 0, "--hint-dropout", 0.5, "--val", folder / "d.jsonl", "--out"]
+               "--lora-dropout", 0.1, "--hint-dropout", 0.5, "--val", folder / "d.jsonl", "--out"]
     done = distill(folder, 1, *command, folder / "one")
     assert done.returncode == 0, done.stderr
     return folder, command
 
 
 def same(folder, a, b):
+    for x, y in zip(torch.load(folder / a / "first.pt"), torch.load(folder / b / "first.pt")):
+        assert x.shape == y.shape and (x - y).norm() <= 1e-5 * x.norm()
     losses = [[json.loads(line) for line in open(folder / out / "log.jsonl")] for out in (a, b)]
     assert len(losses[0]) == len(losses[1]) >= 9 and "validation_loss" in losses[0][-1]
     for x, y in zip(*losses):
@@ -70,13 +85,59 @@ def same(folder, a, b):
             assert x.shape == y.shape and (x - y).norm() <= 1e-3 * x.norm(), name       # Adam makes much of small gradients
 
 
-@pytest.mark.parametrize("processes", [3])
-def test_many_processes_make_the_adapter_that_one_makes(prepared, processes):
+@pytest.mark.parametrize("processes, row", [(1, 300), (2, 16384), (4, 300)])
+def test_many_processes_or_rows_make_the_adapter_that_one_makes(prepared, processes, row):
+    """With dropout, too: its masks depend neither on the process nor on the row; a trajectory has up to 200 tokens."""
     folder, command = prepared
-    done = distill(folder, processes, *command, folder / f"of{processes}")
+    done = distill(folder, processes, *command, folder / f"of{processes}", "--row", row)
     assert done.returncode == 0, done.stderr
     assert len(re.findall("adapter of rank 3", done.stdout)) == 1
     same(folder, "one", f"of{processes}")
+
+
+PARTS = """
+import sys
+sys.path.insert(0, {root!r})
+import parallel, torch
+from lora import add_adapter, save_adapter, trainable
+
+def peak():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) * 1024
+
+parallel.start()
+open("/proc/self/clear_refs", "w").write("5")     # the peak so far, of importing, is forgotten
+before = peak()
+model = parallel.load(sys.argv[1], whole=False)
+add_adapter(model, 4, 8)
+model = parallel.share_out(model, sys.argv[1])
+sum(p.to_local().sum() for p in model.parameters())     # what is memory-mapped is read now
+torch.save(peak() - before, sys.argv[2] + f"/peak{{parallel.RANK}}.pt")
+for p in trainable(model):
+    p.data.to_local().fill_(parallel.RANK)
+save_adapter(model, sys.argv[2], write=parallel.RANK == 0)
+parallel.stop()
+"""
+
+
+def test_each_process_reads_its_rows_of_the_weights_and_writes_its_rows_of_the_adapter(tmp_path):
+    shape = dict(vocab_size=20000, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12, num_key_value_heads=4)
+    whole = Llama(Config(**shape)).hf_state_dict()
+    save_file(whole, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
+    (tmp_path / "script.py").write_text(PARTS.format(root=str(ROOT)))
+    (tmp_path / "out").mkdir()
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", tmp_path / "script.py", tmp_path, tmp_path / "out"],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    size = sum(weight.nbytes for weight in whole.values())
+    for rank in range(3):
+        assert size / 3 < torch.load(tmp_path / "out" / f"peak{rank}.pt") < 0.75 * size                # its part, and what Python and PyTorch need
+    _, adapter = read_adapter(tmp_path / "out")
+    assert len(adapter) == 4 * 7 + 1
+    for A, B, _ in adapter.values():
+        for half in (A, B):
+            rows = -(-len(half) // 3)                                                                    # as torch.chunk divides
+            assert torch.equal(half, (torch.arange(len(half)) // rows).float()[:, None].expand_as(half))
 
 
 def test_an_adapter_on_lm_head_alone_is_trained_by_many_processes_too(prepared):
@@ -106,9 +167,9 @@ def collect(prepared, tmp_path):
     tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"} for n in range(11)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
 
-    def run(processes, out, *more):
+    def run(processes, out, *more, stage="collect.py"):
         launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = ["collect.py", "--model", folder / "model", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
+        command = [stage, "--model", folder / "model", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
                    "--trials", 2, "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more]
         done = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
         assert done.returncode == 0, done.stderr
@@ -150,7 +211,8 @@ def test_a_model_split_over_processes_computes_the_same(prepared, collect, tmp_p
 
 
 def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_path):
-    one, two = collect(1, "one.jsonl"), collect(2, "two.jsonl")
+    one, two, three = collect(1, "one.jsonl"), collect(2, "two.jsonl"), collect(3, "three.jsonl", stage="evaluate.py")
+    assert one.keys() == three.keys() and all(one[key]["steps"] == three[key]["steps"] for key in one)
     assert one.keys() == two.keys() and len(one) == 22
     assert all(one[key]["steps"] == two[key]["steps"] for key in one)
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]

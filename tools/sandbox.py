@@ -16,7 +16,8 @@ Four kinds of processes, each started by the one before it:
 Who can forge what: the code may do anything within its own interpreter, so it can claim to have completed its own task
 with any answer, or to have printed anything; it could simply have done so. But its interpreter holds nothing except the
 ends of three pipes. What comes out of them is read by its warden alone, bounded and checked, and counts only for the
-step that is being run: a reply left over from an earlier step is not taken for one to a later step.
+step that is being run: a reply left over from an earlier step is not taken for one to a later step. (A thread that an
+earlier step has started can answer for a later one; it is the same trajectory's code.)
 
 What is left open: the code sees whether a path exists, its size, times and extended attributes, and where a symlink
 points. Sockets of any kind are refused, so asyncio's event loop does not start. Where the kernel has no user namespaces
