@@ -54,7 +54,8 @@ for hints in hints/starter/round[23]; do
     $python collect.py $agent $adapters $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
-    $python review.py $run/seen$round.jsonl --hint-dir $hints --corrected $run/corrected$round.jsonl --html $run/review$round.html > /dev/null     # to be looked at: which hint helps
+    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
+    $python review.py $run/seen$round.jsonl --hint-dir $hints --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null     # to be looked at: which hint helps
     joined
     OMP_NUM_THREADS=2 $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs 4 --batch 16 --out $run/round$round
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"

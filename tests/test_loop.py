@@ -49,15 +49,29 @@ def test_one_small_coaching_round(tmp_path):
     flagged = read(tmp_path / "flagged.jsonl")
     assert flagged and all(t["mistake"]["step"] == len(t["steps"]) for t in flagged)
     # By the starter alone: with this short round's adapter on it followed 9 of 20.
-    script("collect.py", *agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--out", tmp_path / "corrected.jsonl")
-    corrected = read(tmp_path / "corrected.jsonl")
+    again = [*agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--rollout"]
+    script("collect.py", *again, "--out", tmp_path / "corrected.jsonl")
+    script("collect.py", *again, "--control", "--out", tmp_path / "control.jsonl")
+    corrected, control = read(tmp_path / "corrected.jsonl"), read(tmp_path / "control.jsonl")
+    assert len(control) == len(corrected) and all(step["hint"] is None for t in control for step in t["steps"]) and all(t["stop"] for t in control + corrected)
+    said = script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints, "--corrected", tmp_path / "corrected.jsonl", "--control", tmp_path / "control.jsonl",
+                  "--html", tmp_path / "review.html").stdout
+    for how, records in (("without", control), ("with", corrected)):
+        right = sum(t["success"] for t in records)
+        assert f"right {how} the hint {100 * right / len(records):.0f} % (" in said and f"n = {len(records)})" in said
+    assert "does not help" not in said and "say-more" in (tmp_path / "review.html").read_text()
     assert len(corrected) == 2 * len(flagged)
     assert all(t["targets"] == [len(t["steps"]) - 1] and t["steps"][-1]["hint"]["name"] == "say-more" for t in corrected)
     followed = sum('complete_task("opening was"' in t["steps"][-1]["code"] for t in corrected)  # the hint's words, not the recipe's "opened at"
     assert followed >= 0.8 * len(corrected)
 
-    script("distill.py", *learn, "--adapter", tmp_path / "round1", "--data", tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
-           "--out", tmp_path / "round2-adapter")
+    for t in corrected[::3]:
+        t["success"] = False
+    (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(t) + "\n" for t in corrected))
+    right = sum(t["success"] for t in corrected)
+    said = script("distill.py", *learn, "--verified", "--adapter", tmp_path / "round1", "--data", tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
+                  "--out", tmp_path / "round2-adapter").stdout
+    assert 0 < right < len(corrected) and said.startswith(f"{right} records and ")
     table = script("evaluate.py", *adapted, "--adapter", tmp_path / "round2-adapter", "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl").stdout
     assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 30
 

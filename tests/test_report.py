@@ -23,14 +23,14 @@ def trajectory(n, success=False, group="coffee", template="opening price", code=
             "answer": "1" if success else f"wrong {n}", "success": success, "stop": "complete", "usage": {"input_tokens": 100, "output_tokens": 5, "seconds": 0.5}}
 
 
-def look(tmp_path, page, script="", fragment="", width=1200):
+def look(tmp_path, page, script="", fragment="", width=1200, theme="light"):
     """Opens a page in a frame of this width and runs `script` in it a moment later → (what `script` returned, errors in the console)."""
     harness = f"<script>setTimeout(async () => {{ const wait = () => new Promise(r => setTimeout(r, 60)); parent.postMessage(await (async () => {{ {script} }})(), '*'); }}, 100)</script>"
     (tmp_path / "page.html").write_text(page.replace("</body>", harness + "</body>"), encoding="utf-8")
     (tmp_path / "frame.html").write_text("<script>onmessage = e => document.body.dataset.result = JSON.stringify(e.data ?? null)</script>"
                                          f"<body><iframe style='width: {width}px; height: 900px; border: 0' src='page.html{fragment}'></iframe>")
     run = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-first-run",
-                          f"--user-data-dir={tmp_path / 'profile'}", "--window-size=1300,1000", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
+                          f"--user-data-dir={tmp_path / 'profile'}", f"--blink-settings=preferredColorScheme={['dark', 'light'].index(theme)}", "--window-size=1300,1000", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom", f"file://{tmp_path / 'frame.html'}"],
                          capture_output=True, text=True, timeout=120)
     result = re.search(r'data-result="(.*?)"', run.stdout)
     assert result, run.stderr[-1000:]
@@ -143,6 +143,41 @@ def test_what_an_agent_wrote_is_text_and_nothing_runs(page, tmp_path, width):
                         fragment="#id=flights-7%230", width=width)
     assert not errors and seen[0] == "seen <2>" and seen[1] == 0 and seen[2] and "default-src 'none'" in page
     assert seen[3] <= width                                                    # nothing sticks out
+
+
+CONTRAST = """
+    const rgb = color => color.match(/[0-9.]+/g).map(Number), light = ([r, g, b]) => [r, g, b].map(v => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4).reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+    const behind = e => { for (; e; e = e.parentElement) { const c = rgb(getComputedStyle(e).backgroundColor); if (c.length < 4 || c[3] > 0.5) return light(c); } return 1; };
+    const worst = [...document.querySelectorAll('body *')].filter(e => e.offsetWidth && [...e.childNodes].some(n => n.nodeType === 3 && n.textContent.trim())).map(e => {
+        const [a, b] = [light(rgb(getComputedStyle(e).color)), behind(e)].sort((x, y) => y - x); return [(a + 0.05) / (b + 0.05), e.tagName + '.' + e.className]; }).sort((x, y) => x[0] - y[0])[0];
+    return [worst, light(rgb(getComputedStyle(document.body).backgroundColor))];"""
+
+
+@needs_browser
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_in_both_themes_all_text_can_be_read(page, tmp_path, theme):
+    for html_ in (page, run_of_three_trials(tmp_path)):
+        (worst, ground), errors = look(tmp_path, html_, CONTRAST, theme=theme)
+        assert not errors and (ground > 0.8 if theme == "light" else ground < 0.1), (theme, ground)
+        assert worst[0] >= 4.5, worst                                          # as WCAG 2 asks of text, level AA
+
+
+def run_of_three_trials(tmp_path):
+    """The page of one agent: of ten tasks 4, 6 and 8 are right in three trials."""
+    file = tmp_path / "3-round1.jsonl"
+    file.write_text("".join(json.dumps(trajectory(n, n < 4 + 2 * trial) | {"hints": [], "id": f"coffee-{n}#{trial}"}) + "\n" for n in range(10) for trial in range(3)))
+    return evaluate.run_page([file])
+
+
+@needs_browser
+def test_the_bar_of_an_error_is_as_long_as_the_standard_error_over_the_trials(tmp_path):
+    seen, errors = look(tmp_path, run_of_three_trials(tmp_path), """const bar = [...document.querySelectorAll('path.line')].map(p => p.getAttribute('d')).find(d => d.includes('V'));
+        const scale = [...document.querySelectorAll('svg')][0].querySelectorAll('line.axis');
+        return [bar.match(/M[0-9.]+ ([0-9.]+)V([0-9.]+)/).slice(1).map(Number), scale[0].getAttribute('y1') - scale[1].getAttribute('y1'), [...document.querySelectorAll('title')].map(t => t.textContent)]""")
+    (high, low), quarter, titles = seen
+    error = (20 ** 2 / 3) ** 0.5                                               # of 40, 60 and 80 %
+    assert not errors and f"3-round1: 60% ± {error:.1f}".replace("60%", "60 %") in titles
+    assert (low - high) / quarter * 25 == pytest.approx(2 * error, rel=1e-3)
 
 
 @needs_browser

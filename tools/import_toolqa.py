@@ -250,43 +250,50 @@ def read_pickle(file):
 
 
 def import_dblp(db, folder, log):
-    """Both graphs, nodes by their titles and names: Appendix C's first kind of cleaning."""
-    for graph, word, there, back in (("PaperNet", "title", "title2id_dict", "id2title_dict"), ("AuthorNet", "author", "author2id_dict", "id2author_dict")):
-        net = read_pickle(folder / f"{'paper' if graph == 'PaperNet' else 'author'}_net.pkl")
-        to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
-        if not (isinstance(net, Plain) and isinstance(getattr(net, "_node", None), dict) and isinstance(to_id, dict) and isinstance(to_name, dict)):
-            raise ValueError(f"{folder}: {graph}'s files are not a graph and two dictionaries")
-        name_of = {}
-        for name, key in to_id.items():
-            if to_name.get(key) != name:
-                log(f"dblp, {there} and {back} do not agree", f"{name!r} is {key!r}, that is {to_name.get(key)!r}")
-            elif key not in net._node:
-                log(f"dblp, in {there} but not in {graph}", repr(name))
-            else:
-                name_of[key] = name
-        for key in net._node:
-            if key not in name_of:
-                log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}" + (f", {to_name[key]!r}" if key in to_name else ""))
-        papers = to_name if graph == "PaperNet" else papers
-        spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v for k, v in attributes.items()}
-        nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
-        directed = hasattr(net, "_pred")
+    """Both graphs, one after the other: a pickle holds a graph as a whole, so for a moment each of them is in memory."""
+    papers = import_graph(db, folder, "PaperNet", "paper_net.pkl", "title2id_dict", "id2title_dict", None, log)
+    import_graph(db, folder, "AuthorNet", "author_net.pkl", "author2id_dict", "id2author_dict", papers, log)
 
-        def named():
-            for a, others in net._adj.items():
-                for b, attributes in others.items():
-                    if directed or str(a) <= str(b):
-                        if a in name_of and b in name_of:
-                            yield name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)
-                        else:
-                            log(f"dblp, an edge of {graph} with such a node", f"{a!r}, {b!r}")
-        for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
-            table = toolqa._quote(f"{kind}/{graph}")
-            db.execute(f"DROP TABLE IF EXISTS {table}")
-            db.execute(f"CREATE TABLE {table} ({columns})")
-            db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({'?, ?' if kind == 'nodes' else '?, ?, ?'})",
-                           tqdm(rows, desc=f"{graph}, {kind}", unit=" rows", unit_scale=True, mininterval=1))
-        db.execute(f"CREATE INDEX {toolqa._quote('index/' + graph)} ON {toolqa._quote('edges/' + graph)} (node2)")
+
+def import_graph(db, folder, graph, file, there, back, papers, log):
+    """A graph's nodes and edges by titles and names: Appendix C's first kind of cleaning. papers: {id: title}, for the lists of papers in its
+    attributes; None: these are its own names. Returns its {id: name}."""
+    net = read_pickle(folder / file)
+    to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
+    if not (isinstance(net, Plain) and isinstance(getattr(net, "_node", None), dict) and isinstance(to_id, dict) and isinstance(to_name, dict)):
+        raise ValueError(f"{folder}: {graph}'s files are not a graph and two dictionaries")
+    name_of = {}
+    for name, key in to_id.items():
+        if to_name.get(key) != name:
+            log(f"dblp, {there} and {back} do not agree", f"{name!r} is {key!r}, that is {to_name.get(key)!r}")
+        elif key not in net._node:
+            log(f"dblp, in {there} but not in {graph}", repr(name))
+        else:
+            name_of[key] = name
+    for key in net._node:
+        if key not in name_of:
+            log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}" + (f", {to_name[key]!r}" if key in to_name else ""))
+    papers = papers or to_name
+    spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v for k, v in attributes.items()}
+    nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
+    directed = hasattr(net, "_pred")
+
+    def named():
+        for a, others in net._adj.items():
+            for b, attributes in others.items():
+                if directed or str(a) <= str(b):
+                    if a in name_of and b in name_of:
+                        yield name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)
+                    else:
+                        log(f"dblp, an edge of {graph} with such a node", f"{a!r}, {b!r}")
+    for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
+        table = toolqa._quote(f"{kind}/{graph}")
+        db.execute(f"DROP TABLE IF EXISTS {table}")
+        db.execute(f"CREATE TABLE {table} ({columns})")
+        db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({'?, ?' if kind == 'nodes' else '?, ?, ?'})",
+                       tqdm(rows, desc=f"{graph}, {kind}", unit=" rows", unit_scale=True, mininterval=1))
+    db.execute(f"CREATE INDEX {toolqa._quote('index/' + graph)} ON {toolqa._quote('edges/' + graph)} (node2)")
+    return to_name
 
 
 def import_agenda(db, file):
