@@ -1,9 +1,11 @@
-"""A model behind an endpoint: a real server process' protocol, spoken by a thread; the agent, the judge, and what goes wrong."""
+"""A model behind an endpoint: the protocol, spoken by a server; the agent, the judge, and what goes wrong."""
 import gzip
 import json
+import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -13,6 +15,8 @@ import judge
 import records
 import review
 import suites
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture
@@ -174,3 +178,51 @@ def test_a_verdict_is_read_with_or_without_its_opening_tag_and_never_guessed():
     assert judge.verdict("It prints nothing. <verdict>yes</verdict>") is True
     assert judge.verdict("no</verdict>") is False                                  # an endpoint's response, without the tag it was begun with
     assert judge.verdict("I would say yes") is None and judge.verdict("is it yes</verdict>") is None
+
+
+SERVER = '''
+import json, sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+class Handler(BaseHTTPRequestHandler):
+    """Answers what the last message asks for; every fifth request it is too busy for."""
+    count = 0
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        Handler.count += 1
+        if Handler.count % 5 == 0:
+            self.send_response(429)
+            self.send_header("Retry-After", "0")
+            self.send_header("Content-Length", "0")
+            return self.end_headers()
+        text = "<inner_monologue>Double it.</inner_monologue>"
+        if "in <python> and </python>" in body["messages"][-1]["content"]:
+            number = body["messages"][0]["content"].split("Twice ")[1].split("?")[0]
+            text = f"Sure:\\n<python>\\n```python\\ncomplete_task('doubled', str(look({number})))\\n```\\n</python> Anything else?"
+        text = text.split(body["stop"][0])[0]
+        data = json.dumps({"choices": [{"message": {"role": "assistant", "content": text}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 100, "completion_tokens": 7}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    log_message = lambda *_: None
+
+server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+print(server.server_address[1], flush=True)
+server.serve_forever()
+'''
+
+
+def test_a_stage_and_a_server_each_in_a_process_of_its_own(stage, tmp_path):
+    server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
+    try:
+        url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
+        command = ["evaluate.py", "--model", "openai:any", "--base-url", url, "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--out", tmp_path / "o.jsonl"]
+        done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    finally:
+        server.kill()
+    assert done.returncode == 0 and "100.0 ± 0.0" in done.stdout, done.stderr
+    trajectories = records.read_trajectories(tmp_path / "o.jsonl")
+    assert len(trajectories) == 18 and all(t["usage"]["input_tokens"] == 200 and t["usage"]["output_tokens"] == 14 for t in trajectories)
