@@ -23,6 +23,14 @@ from records import Parser, mismatch, number, read_json, run_stage
 from sampler import Request, Sampler
 
 
+NUMBER = (int, float)
+SIZES = {"vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int, "num_attention_heads": int,
+         "num_key_value_heads?": int, "head_dim?": int, "max_position_embeddings?": int}
+FIELDS = SIZES | {"rms_norm_eps?": NUMBER, "rope_theta?": NUMBER, "tie_word_embeddings?": bool, "attention_bias?": bool, "mlp_bias?": bool,
+                  "eos_token_id?": (int, [int]), "rope_scaling?": {}, "rope_parameters?": {"rope_theta?": NUMBER}}     # of config.json
+LLAMA3 = dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), NUMBER)
+
+
 @dataclass
 class Config:
     """The part of config.json that a Llama needs; the names are the file's."""
@@ -51,35 +59,30 @@ class Config:
         """config.json as older hub files write it (`rope_theta`, `rope_scaling`) and as transformers 5 does (`rope_parameters`).
 
         Raises ValueError, naming the file and the field, when the file describes no Llama."""
-        c = {name: value for name, value in read_json(file).items() if value is not None}
-        if c.get("model_type") not in ("llama", None):
+        def check(wrong):
+            if wrong:
+                raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+
+        c, generation = read_json(file), Path(file).with_name("generation_config.json")
+        if generation.exists():
+            c["eos_token_id"] = read_json(generation).get("eos_token_id") or c.get("eos_token_id")
+        c = {name: value for name, value in c.items() if value is not None}
+        if c.get("model_type", "llama") != "llama":
             raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded")
         if c.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{file}: hidden_act is {c['hidden_act']!r}; a Llama has silu")
-        generation = Path(file).with_name("generation_config.json")
-        if generation.exists():
-            c |= {name: value for name, value in read_json(generation).items() if name == "eos_token_id" and value is not None}
-        number = (int, float)
-        if wrong := mismatch(c, {"rope_parameters?": {"rope_theta?": number}, "rope_scaling?": {}, "eos_token_id?": (int, [int])}):
-            raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
-        rope = c.pop("rope_parameters", {})
-        c.setdefault("rope_theta", rope.get("rope_theta", 10000.0))
-        scaling = c.setdefault("rope_scaling", rope)
+        check(mismatch(c, FIELDS))
+        check(next(((name, f"{c[name]} is less than 1") for name in (field.rstrip("?") for field in SIZES) if c.get(name, 1) < 1), None))
+        rope = c.get("rope_parameters", {})
+        scaling = c.get("rope_scaling", rope)
         kind = scaling.get("rope_type", scaling.get("type", "default"))
         if kind not in ("default", "llama3"):
             raise ValueError(f"{file}: rope_scaling of type {kind!r} is not supported; default and llama3 are")
-        if kind == "default":
-            c["rope_scaling"] = None
-        if isinstance(c.get("eos_token_id"), int):
-            c["eos_token_id"] = [c["eos_token_id"]]
-        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-        others = ("num_key_value_heads", "head_dim", "max_position_embeddings")
-        schema = {**dict.fromkeys(sizes, int), **{f"{name}?": int for name in others}, "rms_norm_eps?": number, "rope_theta": number,
-                  **{f"{name}?": bool for name in ("tie_word_embeddings", "attention_bias", "mlp_bias")}, "rope_scaling": (None, dict.fromkeys(
-                      ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), number))}
-        wrong = mismatch(c, schema) or next(((name, f"{c[name]} is less than 1") for name in (*sizes, *others) if c.get(name, 1) < 1), None)
-        if wrong:
-            raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+        if kind == "llama3":
+            check(mismatch(scaling, LLAMA3, "rope_scaling"))
+        eos = c.get("eos_token_id", [])
+        c |= {"rope_theta": c.get("rope_theta", rope.get("rope_theta", 10000.0)), "rope_scaling": scaling if kind == "llama3" else None,
+              "eos_token_id": eos if isinstance(eos, list) else [eos]}
         config = cls(**{name: value for name, value in c.items() if name in cls.__dataclass_fields__})
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise ValueError(f"{file}: {config.num_attention_heads} query heads of {config.head_dim} for {config.num_key_value_heads} key/value heads; "
