@@ -8,6 +8,7 @@ only where they are installed. Each measurement is a process of its own, so that
 alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. Memory is a GPU's where there is one.
 """
 
+import argparse
 import concurrent.futures
 import importlib.util
 import json
@@ -170,7 +171,7 @@ def ours_distill(folder, trajectories, steps):
     chat, data = records(trajectories, steps)
     model = parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if distill.fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
-                              batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0, row=16384)
+                              batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0, row=None)
     before, began = held(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
         log = distill.train(model, chat, data, args, Path(out))

@@ -33,7 +33,8 @@ from attention import packed_attention
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
-CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time: 128 MiB in float32; about what a CPU's cache holds
+CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time
+CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 20}                            # of these in float32 at a time: on a CPU what its cache holds
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -130,6 +131,11 @@ def batches(records, size, rng):
         yield batch
 
 
+def row_of(config, device):
+    """How many tokens a process computes at a time, if --row does not say it: as many as make it fast."""
+    return 2 ** 14 if device == "cuda" else 2 ** 21 // config.hidden_size
+
+
 def packed(records, length, most):
     """The records in rows of together at most `most` tokens, in order; a longer one has a row of its own. length: {id(record): tokens}."""
     rows = []
@@ -171,10 +177,13 @@ class Divergence(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, student, teacher):
-        p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
-        difference = p - q
-        terms = difference.mul_(p.exp_()).sum(-1)
-        ctx.save_for_backward(q.exp_().sub_(p).to(student.dtype))
+        terms, gradient = student.new_empty(len(student), dtype=torch.float32), torch.empty_like(student)
+        for x, y, term, g in zip(*(tensor.split(max(1, CACHED[student.device.type] // student.shape[1])) for tensor in (student, teacher, terms, gradient))):
+            p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (y, x))
+            difference = p - q
+            term.copy_(difference.mul_(p.exp_()).sum(-1))
+            g.copy_(q.exp_().sub_(p))
+        ctx.save_for_backward(gradient)
         return terms
 
     @staticmethod
@@ -228,7 +237,7 @@ def train(model, chat, records, args, folder, validation=()):
 
     In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
     checkpoint already, training goes on from it, and ends with the same adapter, bit for bit on the same machine and as many processes."""
-    length = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}
+    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type)
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
@@ -252,7 +261,7 @@ def train(model, chat, records, args, folder, validation=()):
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
         """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, row by row; one that has fewer
         rows than another goes through the motions, as FSDP wants it."""
-        shares = [packed(batch[rank::parallel.WORLD], length, args.row) for rank in range(parallel.WORLD)]
+        shares = [packed(batch[rank::parallel.WORLD], length, most) for rank in range(parallel.WORLD)]
         mine, loss = shares[parallel.RANK], 0.0
         for n in range(max(map(len, shares))):
             share = mine[n] if n < len(mine) else batch[:1]
@@ -372,7 +381,7 @@ def main():
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), default=16384, help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up")
+    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; on a CPU fewer the wider the model is]")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)

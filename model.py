@@ -7,7 +7,6 @@ format (`self_attn.q_proj`), so that weights and adapters load without renaming.
 heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
 """
 
-import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path

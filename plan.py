@@ -63,14 +63,14 @@ class Memory(TorchDispatchMode):
 def without_storage(gpus):
     """Inside, tensors have shapes only; with `gpus`, attention is the fused kernel that a GPU would run, and as many logits as there are in memory."""
     import distill
-    kept = attention.causal_attention, distill.CHUNK
+    kept = attention.causal_attention, distill.CHUNK, distill.CACHED
     if gpus:
-        attention.causal_attention, distill.CHUNK = fused_attention, {"cpu": distill.CHUNK["cuda"]}
+        attention.causal_attention, distill.CHUNK, distill.CACHED = fused_attention, {"cpu": distill.CHUNK["cuda"]}, {"cpu": distill.CACHED["cuda"]}
     try:
         with FakeTensorMode(), Memory() as memory:
             yield memory
     finally:
-        attention.causal_attention, distill.CHUNK = kept
+        attention.causal_attention, distill.CHUNK, distill.CACHED = kept
 
 
 def fused_attention(q, k, v):
@@ -128,7 +128,7 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
     → ({part: bytes}, floating-point operations of the teacher's pass over a process's share of the records, of the student's update with
     them, bytes that each process receives when the weights are gathered once). args: rank, alpha, lora_dropout, targets, kl_temperature, loss, row."""
     import distill
-    mine = distill.packed(lengths[::gpus], {id(record): record[0] for record in lengths}, args.row)
+    mine = distill.packed(lengths[::gpus], {id(record): record[0] for record in lengths}, args.row or distill.row_of(config, "cuda" if on_gpu else "cpu"))
     taught = [[([0] * n, list(range(n - m, n))) for n, _, m, _ in row] for row in mine]
     seen = [[([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m) for _, n, m, k in row] for row in mine]
 
@@ -249,7 +249,7 @@ def print_distillation(args, lengths=None, updates=1778):
     if not fits:
         enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
         more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
-        row = next((n for n in (args.row // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
+        row = next((n for n in ((args.row or 2 ** 14) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
         rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and table(planned(gpus, rank=n)[0], memory)[1]), None)
         ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
         print("it does NOT fit; it would " + (" or ".join(ways) or "with shorter trajectories: no number of GPUs is enough"))

@@ -13,7 +13,6 @@ whose test templates do not occur in training.
 Pickles can run code when they are read. These are read by an unpickler that makes dictionaries, lists and networkx graphs, and nothing else.
 """
 
-import argparse
 import csv
 import json
 import os
