@@ -237,10 +237,10 @@ def train(model, chat, records, args, folder, validation=()):
 
     In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
     checkpoint already, training goes on from it, and ends with the same adapter, bit for bit on the same machine and as many processes."""
-    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type)
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
+    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
