@@ -1,8 +1,16 @@
 """Mistakes, their detectors, and the states they flag."""
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 
 import report
 import review
+from test_distill import tiny_checkpoint
+
+ROOT = Path(__file__).resolve().parent.parent
 
 STEP = {"monologue": "m", "observation": "o", "hint": None, "token_ids": {}}
 
@@ -120,3 +128,21 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
 
 def test_printed_controls_have_no_power_over_the_terminal():
     assert review.harmless("\x1b]0;x\x07é\t日本\n\u202e\u2028") == "\\x1b]0;x\\x07é\t日本\n\\u202e\\u2028"
+
+
+def test_a_local_model_judges_and_what_it_says_without_a_verdict_is_counted_and_asked_for_once(tmp_path):
+    """A model with random weights says nothing that can be read as a verdict: three tries a step, none of them guessed, and none again in a rerun."""
+    (tmp_path / "model").mkdir()
+    tiny_checkpoint(tmp_path / "model")
+    (tmp_path / "round2").mkdir()
+    (tmp_path / "round2" / "vague.md").write_text("+++\njudge = 'It is vague.'\n+++\nSay what you mean.\n")
+    trajectories = [trajectory("x = 1", "y = 2") | {"id": f"t{n}#0", "task": trajectory()["task"] | {"question": "?", "answer": "1"}, "seed": 0, "hints": [], "answer": "",
+                                                    "stop": "complete", "usage": {}} for n in range(3)]
+    (tmp_path / "seen.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trajectories))
+    command = [sys.executable, "review.py", tmp_path / "seen.jsonl", "--hint-dir", tmp_path / "round2", "--judge", tmp_path / "model", "--max-new-tokens", "20", "--out", tmp_path / "flagged.jsonl"]
+    said = [subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True) for _ in range(2)]
+    for run in said:
+        assert run.returncode == 2 and "flagged: 0 states" in run.stdout and "6 verdicts of the judge could not be read, they flag nothing" in run.stdout, run.stderr
+        assert "there is nothing to correct" in run.stderr
+    verdicts = [json.loads(line) for line in (tmp_path / "flagged.jsonl.verdicts").open()]
+    assert len(verdicts) == 6 and all(v["verdict"] is None and v["reasoning"] for v in verdicts)
