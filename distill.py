@@ -119,6 +119,21 @@ def balance(corrected, candidates, rng):
     return chosen + rng.sample(uncovered, min(len(uncovered), max(len(chosen), len(corrected) // 4)))
 
 
+def chosen(args):
+    """What is learned: of --data and, balanced, of --balance. Raises ValueError if nothing is left."""
+    data = kept(read(args.data), args)
+    if args.balance:
+        candidates = kept(read(args.balance), args)
+        added = balance(data, candidates, random.Random(args.seed))
+        if parallel.RANK == 0:
+            print(f"{len(data)} records and {len(added)} of {len(candidates)} candidates")
+        data += added
+    if not data:
+        missing = "no successes; corrected actions have some only if collect.py played them on with --rollout" if args.loss == "ce" or args.verified else "no finished actions"
+        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
+    return data
+
+
 def batches(records, size, rng):
     """Shuffled records in batches of at least `size` actions (the last may hold fewer)."""
     batch = []
@@ -149,9 +164,7 @@ def packed(records, length, most):
 
 def longest(args):
     """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one, and how many updates there are in all."""
-    chat, lengths, data = agent.Chat(local_folder(args.model)), [], kept(read(args.data), args)
-    if not data:
-        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left")
+    chat, lengths, data = agent.Chat(local_folder(args.model, weights=False)), [], chosen(args)
     for batch in batches(data, args.batch, random.Random(args.seed)):
         rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
         lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
@@ -414,15 +427,7 @@ def distill(args):
         return
 
     chat = agent.Chat(local_folder(args.model))
-    data = kept(read(args.data), args)
-    if args.balance:
-        candidates = kept(read(args.balance), args)
-        chosen = balance(data, candidates, random.Random(args.seed))
-        print(f"{len(data)} records and {len(chosen)} of {len(candidates)} candidates")
-        data += chosen
-    if not data:
-        missing = "no successes; corrected actions have some only if collect.py played them on with --rollout" if args.loss == "ce" or args.verified else "no finished actions"
-        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
+    data = chosen(args)
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
     if args.val and not validation:
         raise ValueError(f"{args.val}: no finished actions")

@@ -249,13 +249,13 @@ class Llama(nn.Module):
         return model.requires_grad_(False).eval()
 
 
-def local_folder(path):
-    """`path` if it is a directory; otherwise it is a hub id, whose config, weights and tokenizer are fetched or found in the hub's cache."""
+def local_folder(path, weights=True):
+    """`path` if it is a directory; otherwise it is a hub id, whose config, weights (if they are wanted) and tokenizer are fetched or found in the hub's cache."""
     if Path(path).is_dir():
         return Path(path)
     try:
         from huggingface_hub import snapshot_download
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", "*.safetensors"], ignore_patterns=["*/*"]))
+        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", *["*.safetensors"] * weights], ignore_patterns=["*/*"]))
     except Exception as e:                                      # no such repository, no network, not a hub id at all
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
 

@@ -125,12 +125,17 @@ def stand_ins(batch):
 def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True):
     """What each of `gpus` processes holds in an update of distill.py on records of the given lengths (see `stand_ins`).
 
-    → ({part: bytes}, floating-point operations of the teacher's pass over a process's share of the records, of the student's update with
-    them, bytes that each process receives when the weights are gathered once). args: rank, alpha, lora_dropout, targets, kl_temperature, loss, row."""
+    → ({part: bytes} of the process that holds most, with no hint dropped if that can be; floating-point operations of the teacher's pass over
+    the records of the process that has most to do, and of the student's update with them; bytes that a process receives when it gathers the
+    weights for each of its rows once). args: rank, alpha, lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
     import distill
-    mine = distill.packed(lengths[::gpus], {id(record): record[0] for record in lengths}, args.row or distill.row_of(config, "cuda" if on_gpu else "cpu"))
-    taught = [[([0] * n, list(range(n - m, n))) for n, _, m, _ in row] for row in mine]
-    seen = [[([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m) for _, n, m, k in row] for row in mine]
+    most = args.row or distill.row_of(config, "cuda" if on_gpu else "cpu")
+    shares = [distill.packed(lengths[rank::gpus], {id(record): record[0] for record in lengths}, most) for rank in range(min(gpus, len(lengths)))]
+    tokens = lambda row: sum(record[0] for record in row)
+    fullest, slowest = max(shares, key=lambda rows: max(map(tokens, rows))), max(shares, key=lambda rows: sum(map(tokens, rows)))
+    shown = lambda taught, bare, hints: bare + round(hints * (taught - bare))                   # tokens of which this part of the hints' is seen
+    taught = lambda share: [[([0] * n, list(range(n - m, n))) for n, _, m, _ in row] for row in share]
+    seen = lambda share, hints: [[([0] * (n := shown(t, b, hints)), list(range(n - m, n)), [0] * m, [k / m] * m) for t, b, m, k in row] for row in share]
 
     def measure(config):
         with without_storage(on_gpu) as memory:
@@ -141,26 +146,28 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
             for block in model.layers:
                 block.recompute = on_gpu or gpus > 1
 
-            def teach():
+            def teach(share):
                 with torch.no_grad(), adapters(model, newest=False):
-                    for rows in taught:
+                    for rows in taught(share):
                         distill.hidden_at(model, rows)
 
-            def learn():
-                for rows in seen:
+            def learn(share, hints):
+                for rows in seen(share, hints):
                     hidden = torch.empty(sum(len(row[1]) for row in rows), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
                     distill.loss_of(model, rows, hidden, args.kl_temperature)
 
-            teaching, teacher_flops = memory.above(teach) if args.loss == "kl" else (0, 0)
-            learning, flops = memory.above(learn)
+            learning, _ = memory.above(lambda: learn(fullest, float(args.hint_dropout < 1)))
+            _, flops = memory.above(lambda: learn(slowest, 1 - args.hint_dropout))
+            teaching, _ = memory.above(lambda: teach(fullest)) if args.loss == "kl" else (0, 0)
+            _, teacher_flops = memory.above(lambda: teach(slowest)) if args.loss == "kl" else (0, 0)
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
     parts = {"weights": weights / gpus, "adapter": adapter / gpus, "its gradients": adapter / gpus, "AdamW's moments": 2 * adapter / gpus,
-             "activations, logits": max(teaching, learning - adapter)}
+             "activations, logits": max(teaching, learning - adapter, adapter / gpus if on_gpu else 0)}     # the last: what AdamW computes at once
     if gpus > 1:                                                       # FSDP2: the root's, a block's, the next one's on its way in
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
-    return parts, teacher_flops, flops, (weights + adapter) * (gpus - 1) / gpus
+    return parts, teacher_flops, flops, (weights + adapter) * (gpus - 1) / gpus * max(map(len, shares))
 
 
 # ---------------------------------------------------------------------------------------------------- collect.py, evaluate.py
@@ -246,7 +253,9 @@ def print_distillation(args, lengths=None, updates=1778):
           + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "") + f"; {updates:,} updates in {args.epochs} epochs {updates * mean / 3600:.2g} h")
     if gpus > len(lengths):
         print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take about as long")
-    if not fits:
+    if fits:
+        print(f"it fits: {memory / GIB - sum(parts.values()) / GIB:.1f} GiB are left")
+    else:
         enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
         more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
         row = next((n for n in ((args.row or 2 ** 14) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
@@ -275,7 +284,9 @@ def print_collection(args):
           f"{args.batch} agents at a time of {min(args.max_length, config.max_position_embeddings):,} tokens at most\n\n{text}\n")
     print(f"a token: {flops / 1e9:.3g} GFLOP; at most {replicas * args.batch / seconds:,.0f} new tokens/s and {gpus * rate / flops:,.0f} prompt tokens/s "
           f"at {rate / 1e12:g} TFLOP/s and {bandwidth / 1e9:g} GB/s out of the memory of each GPU")
-    if not fits:
+    if fits:
+        print(f"it fits: {memory / GIB - sum(parts.values()) / GIB:.1f} GiB are left")
+    else:
         def would(**other):
             return table(planned(**other)[0], memory)[1]
 

@@ -6,6 +6,7 @@ Whatever happens, a file holds whole records only, and a stage that is started a
 import argparse
 import fcntl
 import functools
+import glob
 import json
 import math
 import os
@@ -166,7 +167,7 @@ class Output:
         return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}") if name else self.path
 
     def parts(self):
-        return sorted(self.path.parent.glob(f"{self.path.name}.rank*"))
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*"))
 
     def write(self, record):
         line, end = json.dumps(record, ensure_ascii=False).encode() + b"\n", self.file.seek(0, os.SEEK_END)

@@ -54,7 +54,7 @@ def section_name(hint):
 
 
 def review_page(title, trajectories, found, hints, table):
-    """The page of review.py. found: [(trajectory, mistake's name, step)]; hints: {mistake's name: text}; table: {name: {"before",
+    """The page of review.py. found: [(trajectory, mistake's name, step)]; hints: {mistake's name: text}; table: {name: {"flagged", "before",
     "without", "with": outcomes by task, "corrected": {trajectory's id: [corrected records]}}} (see review.effects)."""
     flags, sections, rows = {}, {}, []
     for t, name, n in found:
@@ -76,11 +76,11 @@ def review_page(title, trajectories, found, hints, table):
                      "hints": given, "flags": flags.get(t["id"], []), "cluster": -1 if t["success"] else number.get(what_failed(t), -1),
                      "steps": [{k: s[k] for k in ("monologue", "code", "observation", "hint")} for s in t["steps"]]})
     shown = [key for key in ("without", "with") if any(table[name][key] for name in table)]
-    cells = lambda row: [sum(map(len, row["before"])), sum(map(sum, row["before"])), *(rate(row[key]) for key in ("before", *shown))]
+    cells = lambda row: [sum(map(len, row["flagged"])), sum(map(sum, row["flagged"])), *(rate(row[key]) for key in ("before", *shown))]
     gains = {name: g for name, row in table.items() if (g := gain(row)) is not None}
     mistakes = [{"name": name, "text": hints[name], "cells": cells(table[name]), "useless": gains.get(name, 1) <= 0}
                 for name in sorted(table, key=lambda name: gains.get(name, 2))]                          # those that help least first
-    total = cells({key: sum((row[key] for row in table.values()), []) for key in ("before", "without", "with")})
+    total = cells({key: sum((row[key] for row in table.values()), []) for key in ("flagged", "before", "without", "with")})
     return page("review", title, {"trajectories": rows, "hints": list(sections), "mistakes": mistakes, "total": total, "clusters": clusters,
                                   "control": "without" in shown, "verified": "with" in shown})
 

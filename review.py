@@ -80,7 +80,7 @@ class Mistake:
         ways = [way for way in ("regex", "python", "judge") if way in header]
         if len(ways) != 1:
             raise ValueError(f"{file}: give exactly one of regex, python and judge, not {' and '.join(ways) or 'none'}")
-        self.judge = header.get("judge")
+        self.judge, (self.field,) = header.get("judge"), ways
         if ways == ["judge"]:
             return
         if ways == ["regex"]:
@@ -106,7 +106,7 @@ class Mistake:
             return None
         key = trajectory["id"]
         for n, step in enumerate(trajectory["steps"]):
-            with patience(f"{self.file}, field 'python': on step {n} of {key}"):
+            with patience(f"{self.file}, field {self.field!r}: on step {n + 1} of {key}"):
                 found = self.detect(trajectory, step)
             if found:
                 return n
@@ -156,13 +156,17 @@ def by_task(outcomes):
 
 
 def effects(mistakes, found, corrected, control):
-    """What each hint did → {name: {"before", "without", "with": whether the task was solved, by task, of all flagged trajectories and of all
-    rollouts without and with the hint; "corrected": {trajectory's id: records}}}. A state whose task went on unfinished counts in neither."""
+    """What each hint did → {name: {"flagged", "before", "without", "with": whether the task was solved, by task: in all flagged trajectories; in those
+    of them that were played on, before; in all rollouts without and with the hint; "corrected": {trajectory's id: records}}}. A rollout that went on
+    unfinished does not count, nor a state from which there are rollouts in only one of the two ways, if there are any in both."""
     table = {}
     for m in mistakes:
         flagged = [t for t, mistake, _ in found if mistake is m]
-        played = lambda records: by_task((t["task"]["id"], r["success"]) for t in flagged for r in records.get((t["id"], m.name), []) if r["stop"])
-        table[m.name] = {"before": by_task((t["task"]["id"], t["success"]) for t in flagged), "without": played(control), "with": played(corrected),
+        played = [{t["id"]: ended for t in flagged if (ended := [r["success"] for r in records.get((t["id"], m.name), []) if r["stop"]])} for records in (control, corrected)]
+        both = [t for t in flagged if all(t["id"] in ways for ways in played if ways)]
+        without, with_ = (by_task((t["task"]["id"], success) for t in both for success in ways.get(t["id"], [])) for ways in played)
+        before = lambda trajectories: by_task((t["task"]["id"], t["success"]) for t in trajectories)
+        table[m.name] = {"flagged": before(flagged), "before": before(both), "without": without, "with": with_,
                          "corrected": {t["id"]: corrected[t["id"], m.name] for t in flagged if (t["id"], m.name) in corrected}}
     return table
 
@@ -187,7 +191,7 @@ def side_by_side(left, right, width):
 
 def compare(trajectory, mistake, n, corrected):
     """Mistake, hint and corrected action, as in the paper's Figure 4."""
-    width = (min(shutil.get_terminal_size().columns, 160) - 3) // 2
+    width = max(20, (min(shutil.get_terminal_size().columns, 160) - 3) // 2)
     text = lambda step: f"{step['monologue']}\n\n{step['code']}\n\n→ {step['observation']}"
     outcome = f"  then: {'right' if corrected['success'] else 'wrong'}" if corrected["stop"] else ""
     return "\n".join([f"=== {trajectory['id']}, step {n + 1} ({'a success' if trajectory['success'] else 'a failure'})", trajectory["task"]["question"], "", textwrap.indent(mistake.hint, "    "), "",
@@ -267,15 +271,17 @@ def main():
         print(f"{args.html}: written")
     for mistake in mistakes:
         row = table[mistake.name]
-        print(f"  {mistake.name:<40} {sum(map(len, row['before'])):4} states, {sum(map(sum, row['before'])):4} of them in successes"
+        print(f"  {mistake.name:<40} {sum(map(len, row['flagged'])):4} states, {sum(map(sum, row['flagged'])):4} of them in successes"
               + "".join(f"; right {how} the hint {report.rate(row[how])}" for how in ("without", "with") if row[how])
               + ("; does not help" if (gain := report.gain(row)) is not None and gain <= 0 else ""))
     if args.attempt:
         concerned = {right: [t for t in trajectories if mistakes[0].concerns(t["task"]) and t["success"] == right] for right in (False, True)}
         for right, kind in ((False, "failures"), (True, "successes")):
             print(f"of {len(concerned[right])} {kind} that it concerns it flags {sum(t['id'] in flagged for t in concerned[right])}")
-        for t, _, n in found[:args.states]:
+        for t, _, n in sorted(found, key=lambda f: f[0]["success"])[:args.states]:
             print(harmless(f"  {'✓' if t['success'] else '✗'} {t['id']}, step {n + 1}: {(t['steps'][n]['code'].strip().splitlines() or ['no code'])[-1]}"))
+        if len(found) > args.states:
+            print(f"  … and {len(found) - args.states} more")
         if passed := [t["id"] for t in concerned[False] if t["id"] not in flagged]:
             print(f"  failures it does not flag: {', '.join(passed[:args.states])}{' …' if len(passed) > args.states else ''}")
     missed = [t for t in failures if t["id"] not in flagged]

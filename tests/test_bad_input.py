@@ -270,13 +270,13 @@ CASES = [                                                               # script
         ("+++\nregex = '('\n+++\nNo.\n", ", field 'regex': "), ("+++\nregex = 3\n+++\nNo.\n", ", field 'regex': not a text"),
         ("+++\nregex = 'x'\ngroups = 'g'\n+++\nNo.\n", ", field 'groups': not a list"), ("+++\npython = 'def'\n+++\nNo.\n", ", field 'python': SyntaxError"),
         ("+++\npython = 'x = 1'\n+++\nNo.\n", r", field 'python': no function detect\(trajectory, step\)"),
-        ("+++\npython = 'def detect(t, s): return t[5]'\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: KeyError"),
-        ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n", ", field 'python': on step 0 of t1#0: no answer after"))),
+        ("+++\npython = 'def detect(t, s): return t[5]'\n+++\nNo.\n", ", field 'python': on step 1 of t1#0: KeyError"),
+        ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n", ", field 'python': on step 1 of t1#0: no answer after"))),
     (R, REVIEW, text("round2/no-x.md", MISTAKE.replace("'x'", "'zzz'")), "there is nothing to correct"),
     *((R, REVIEW, text("round2/no-x.md", f"+++\npython = '''\n{code}'''\n+++\nNo.\n"), f"no-x.md, field 'python': {says}") for code, says in (
-        ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"), ("def detect(t, s): raise SystemExit", "on step 0 of t1#0: SystemExit"),
-        ("def detect(t, s):\n    while True:\n        try:\n            while True: pass\n        except Exception: pass", "on step 0 of t1#0: no answer after"),
-        ("def detect(t): return True", "on step 0 of t1#0: TypeError"))),
+        ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"), ("def detect(t, s): raise SystemExit", "on step 1 of t1#0: SystemExit"),
+        ("def detect(t, s):\n    while True:\n        try:\n            while True: pass\n        except Exception: pass", "on step 1 of t1#0: no answer after"),
+        ("def detect(t): return True", "on step 1 of t1#0: TypeError"))),
     (R, REVIEW + " --corrected {f}/played.jsonl", text("round2/no-x.md", MISTAKE.replace("'x'", "''")), "t1#0 goes on from a state that is not flagged here"),
     # more of the model
     *((C, COLLECT, config(**{field: value}), f"config.json, field '{field}.*': {says}") for field, value, says in (

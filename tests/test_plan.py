@@ -17,10 +17,10 @@ from lora import TARGETS
 from model import Config, Llama
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl", adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
+SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl", hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
 DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=9, num_attention_heads=8, num_key_value_heads=2)
 WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
-MANY = dict(vocab_size=1000, hidden_size=512, intermediate_size=1408, num_hidden_layers=16, num_attention_heads=8, num_key_value_heads=8)
+MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=28, num_attention_heads=8, num_key_value_heads=8)
 WORDY = dict(vocab_size=60000, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2)
 SCRIPT = """
 import json, sys
@@ -56,9 +56,12 @@ for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.n
     else:
         live += event.nbytes()
         peaks[-1:] = [max(peaks[-1], live)] if peaks else []
-peak = max(peaks[1:])           # AdamW's moments are there from the first update on
+peak = (max if parallel.WORLD == 1 else min)(peaks[1:])      # gloo lets go of gathered blocks late, now and then; AdamW's moments are there from the first update on
+most = torch.tensor(static + peak)
+if parallel.WORLD > 1:
+    parallel.dist.all_reduce(most, parallel.dist.ReduceOp.MAX)
 if parallel.RANK == 0:
-    print("peak", static + peak)
+    print("peak", most.item())
 parallel.stop()
 """
 
@@ -67,7 +70,7 @@ parallel.stop()
     (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1)], 1, 16384),
     (WORDY, [(500, 300, 200, 4)], 1, 16384),
     (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1), (800, 250, 50, 1)], 1, 1600),                # in two rows, one after the other
-    (MANY, [(200, 100, 30, 1), (200, 100, 30, 1)], 2, 16384),
+    (MANY, [(200, 100, 30, 1), (900, 300, 100, 1)], 2, 16384),                                 # the second process holds more
 ])
 def test_peak_memory_is_as_planned(shape, lengths, processes, row, tmp_path):
     torch.manual_seed(0)
@@ -79,7 +82,7 @@ def test_peak_memory_is_as_planned(shape, lengths, processes, row, tmp_path):
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split("peak ")[1])
     parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, torch.float32, on_gpu=False)
-    tolerance = 0.01 if processes == 1 else 0.1                        # gloo's thread may let go of a gathered block late
+    tolerance = 0.01 if processes == 1 else 0.1
     assert abs(measured / sum(parts.values()) - 1) < tolerance
 
 

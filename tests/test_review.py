@@ -67,7 +67,7 @@ def test_a_broken_mistake_file_is_named(tmp_path, content, message):
 
 def test_a_detector_that_raises_is_named_with_the_step(tmp_path):
     m = mistake(tmp_path, "python = 'def detect(trajectory, step): return step[\"nothing\"]'")
-    with pytest.raises(ValueError, match=r"print-it\.md, field 'python': on step 0 of t#0: KeyError"):
+    with pytest.raises(ValueError, match=r"print-it\.md, field 'python': on step 1 of t#0: KeyError"):
         m.first_step(trajectory("x"))
 
 
