@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from zlib import crc32
 
-from jinja2 import TemplateError, TemplateSyntaxError
+from jinja2 import TemplateSyntaxError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
@@ -40,6 +40,7 @@ RESPONSES = (("monologue", "inner_monologue", THINK), ("code", "python", CODE)) 
 
 _TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAGS)})>)")
 _CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)     # tokens that look like those of a template
+_MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")          # what a template writes between messages, where it is not a token
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
 _CUT = "\ue002"                                     # where an open response ends
 
@@ -58,15 +59,19 @@ class Chat:
                 raise ValueError(f"{path / name}: no such file; a model directory needs its tokenizer and chat template")
         try:
             self.tokenizer = Tokenizer.from_file(str(path / "tokenizer.json"))
-        except Exception as e:                                            # the library raises nothing more special
+        except KeyboardInterrupt:
+            raise
+        except BaseException as e:                                        # the library raises nothing more special
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
+        self.tokenizer.no_truncation()                                    # as somebody's training left it
+        self.tokenizer.no_padding()
         words, known = self.tokenizer.get_vocab_size(), records.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
         if isinstance(known, int) and 0 < known < words:
             raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
         config = records.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
-            template = (path / "chat_template.jinja").read_text()
+            template = records.read_text(path / "chat_template.jinja")
         if isinstance(template, list):                                    # several, by name
             template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
         if not isinstance(template, str) or not template:
@@ -78,21 +83,38 @@ class Chat:
             self.template = environment.from_string(template)
         except TemplateSyntaxError as e:
             raise ValueError(f"{path}: the chat template, line {e.lineno}: {e.message}") from None
+        except Exception as e:                                            # nested too deep, most of all
+            raise ValueError(f"{path}: the chat template: {type(e).__name__}") from None
         names = {k: v.get("content") if isinstance(v, dict) else v for k, v in config.items() if k.endswith("_token")}
         self.path, self.names = path, {k: v for k, v in names.items() if isinstance(v, str)}
         self.tokenizer.add_special_tokens([AddedToken(t.content, special=True, normalized=t.normalized, lstrip=t.lstrip, rstrip=t.rstrip)
                                            for t in self.tokenizer.get_added_tokens_decoder().values() if _CONTROL.match(t.content)])    # some are not called so
-        self.special = {i for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
+        self.special = {i: t.content for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
+        plain = sorted(set(_MARKER.findall(template)) - set(self.special.values()))               # Llama 2's [/INST] is many tokens
+        self.markers = re.compile("|".join(map(re.escape, plain)) or "(?!)")
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
 
     def _encode_template(self, text):
         self.tokenizer.encode_special_tokens = False
-        return self.tokenizer.encode(text, add_special_tokens=False).ids
+        return self._encode(text)
 
     def _encode_text(self, text):
         self.tokenizer.encode_special_tokens = True
-        return self.tokenizer.encode(disarmed(text), add_special_tokens=False).ids
+        text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", disarmed(text))
+        ids = self._encode(text)
+        forged = {i for i in self.special.keys() & set(ids) if i != self.tokenizer.token_to_id(self.names.get("unk_token", ""))}
+        if forged:                                                        # put together by the tokenizer's own merges
+            for i in forged:
+                text = text.replace(self.special[i], f"&#{ord(self.special[i][0])};{self.special[i][1:]}")
+            ids = [i for i in self._encode(text) if i not in forged]
+        return ids
+
+    def _encode(self, text):
+        try:
+            return self.tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as e:                                            # words that it does not know, and no token for them
+            raise ValueError(f"{self.path / 'tokenizer.json'}: cannot encode {text[:40]!r} ({e})") from None
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -113,8 +135,8 @@ class Chat:
             messages = [*messages, {"role": "assistant", "content": open_with + _CUT}]
         try:
             text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
-        except (TemplateError, TypeError) as e:
-            raise ValueError(f"{self.path}: the chat template: {e}") from None
+        except Exception as e:                                            # a template may do anything
+            raise ValueError(f"{self.path}: the chat template: {' '.join(str(e).split()) or type(e).__name__}") from None
         ids, spans = [], {}
         for i, part in enumerate(_SLOT.split(text)):
             if i % 2:

@@ -8,6 +8,8 @@ only where they are installed. Each measurement is a process of its own, so that
 alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. Memory is a GPU's where there is one.
 """
 
+from records import Parser, number, run_stage  # first: from here on Ctrl-C ends in one line
+
 import argparse
 import concurrent.futures
 import importlib.util
@@ -26,7 +28,6 @@ from safetensors.torch import save_file
 
 import parallel
 from model import Config, Llama, Request, Sampler
-from records import Parser, number, run_stage
 
 ROOT = Path(__file__).resolve().parent
 SMALL = dict(vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2)

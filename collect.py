@@ -7,13 +7,14 @@ The first is how a round gets its experience: with the hints of round 1 (paper ย
 states where review.py found a mistake, puts the corrective hint at the end of the prompt, and samples the action anew (ยง3.2).
 """
 
+import records  # first: from here on Ctrl-C ends in one line
+
 import functools
 
 import agent
 import endpoint
 import parallel
 import plan
-import records
 
 
 def main():

@@ -11,6 +11,8 @@ What makes it fast and changes no gradient: one pass over a trajectory for all i
 padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states kept between epochs.
 """
 
+import records  # first: from here on Ctrl-C ends in one line
+
 import contextlib
 import json
 import os
@@ -28,7 +30,6 @@ from tqdm import tqdm
 import agent
 import parallel
 import plan as planning
-import records
 from attention import packed_attention
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
@@ -319,10 +320,13 @@ def train(model, chat, records, args, folder, validation=()):
               f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
     if checkpoint.exists():
         saved = restore(checkpoint)
-        log = saved["log"]
-        for p, (value, moments) in zip(parameters, saved["parameters"]):
-            p.data.copy_(parallel.parted(value, p))
-            optimizer.state[p] = {k: m if m.ndim == 0 else parallel.parted(m, p) for k, m in moments.items()}
+        try:
+            log = saved["log"]
+            for p, (value, moments) in zip(parameters, saved["parameters"], strict=True):
+                p.data.copy_(parallel.parted(value, p))
+                optimizer.state[p] = {k: m if m.ndim == 0 else parallel.parted(m, p) for k, m in moments.items()}
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
+            raise damaged(checkpoint, e) from None
     clock, safe = time.time(), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
@@ -349,7 +353,7 @@ def train(model, chat, records, args, folder, validation=()):
 
 def store(what, file):
     """torch.save, of which the whole file appears or none."""
-    records.write_whole(file, lambda part: torch.save(what, part))
+    records.write_whole({file: lambda part: torch.save(what, part)})
 
 
 def restore(file):
@@ -357,7 +361,11 @@ def restore(file):
     try:
         return torch.load(file, map_location="cpu", mmap=True)
     except Exception as e:                                            # of a broken file PyTorch says many things
-        raise ValueError(f"{file}: damaged ({str(e).splitlines()[0][:100]}); remove {file.parent}, the same command begins anew") from None
+        raise damaged(file, e) from None
+
+
+def damaged(file, error):
+    return ValueError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]}); remove {file}, the same command begins anew")
 
 
 def recent(log):
@@ -441,7 +449,7 @@ def distill(args):
             raise ValueError(f"{r['id']} is {length} tokens long; the model sees {model.config.max_position_embeddings}")
     log = train(model, chat, data, args, args.out, validation)
     if parallel.RANK == 0:
-        records.write_whole(args.out / "log.jsonl", "".join(json.dumps(line) + "\n" for line in log))
+        records.write_whole({args.out / "log.jsonl": "".join(json.dumps(line) + "\n" for line in log)})
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)                # last: whoever sees it finds all of the rest
     if parallel.RANK == 0:
         tidy(args.out)

@@ -22,7 +22,10 @@ from zlib import crc32
 import agent
 import parallel
 from model import local_folder
+from records import mismatch
 
+COUNT = (None, int)
+ANSWER = {"choices": [{"message": {"content": (None, str)}, "finish_reason?": (None, str)}], "usage?": (None, {"prompt_tokens?": COUNT, "completion_tokens?": COUNT})}
 TRIES, PAUSE = 8, 1.0                                                 # of a request; seconds before the second, doubled each time
 
 
@@ -120,19 +123,19 @@ class Endpoint:
         except TooLong:
             request.ended = "length"
             return request
-        try:
-            choice, usage = answer["choices"][0], answer.get("usage") or {}
-            text, ended = choice["message"]["content"] or "", "length" if choice.get("finish_reason") == "length" else "stop"
-        except (KeyError, IndexError, TypeError):
-            raise ValueError(f"{self.url}: not an answer of a chat endpoint: {json.dumps(answer)[:200]}") from None
+        if wrong := mismatch(answer, ANSWER) or (None if answer["choices"] else ("choices", "empty")):
+            raise ValueError(f"{self.url}: not an answer of a chat endpoint (field {wrong[0]!r}: {wrong[1]}): {json.dumps(answer)[:200]}")
+        choice, usage = answer["choices"][0], answer.get("usage") or {}
+        text = (choice["message"]["content"] or "").encode(errors="replace").decode()                # JSON can hold half a character
+        ended = "length" if choice.get("finish_reason") == "length" else "stop"
         if ended == "stop" and request.stop and request.stop not in text:     # the server stops before the closing tag and keeps it
             text += request.stop
-        request.new_ids, request.ended = Said(text, usage.get("prompt_tokens", 0), usage.get("completion_tokens", 0)), ended
+        request.new_ids, request.ended = Said(text, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0), ended
         return request
 
     def post(self, body):
         """The answer, after as many tries as it takes; what is too much for the server now (429, 5xx) is asked again later."""
-        headers, key = {"Content-Type": "application/json"}, os.environ.get("OPENAI_API_KEY")
+        headers, key = {"Content-Type": "application/json"}, secret()
         if key:
             headers["Authorization"] = f"Bearer {key}"
         for attempt in range(TRIES):
@@ -147,13 +150,21 @@ class Endpoint:
                 if e.code != 429 and e.code < 500:
                     break
                 after = e.headers.get("Retry-After", "")
-                pause = float(after) if after.isdigit() else pause
-            except (OSError, http.client.HTTPException, json.JSONDecodeError) as e:          # not there, cut off, half an answer
+                pause = float(after) if re.fullmatch("[0-9]{1,4}", after) else pause
+            except (OSError, http.client.HTTPException, ValueError, RecursionError) as e:    # not there, cut off, half an answer
                 problem = f"{getattr(e, 'reason', e)}"
             if attempt + 1 < TRIES:
                 time.sleep(pause)
         problem = " ".join(problem.split())[:300]
         raise ValueError(f"{self.url}: {problem.replace(key, '(the key)') if key else problem}")
+
+
+def secret():
+    """The key, if there is one. Raises ValueError, without it, if no request can carry it."""
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise ValueError("OPENAI_API_KEY: holds a character that a header cannot carry")
+    return key
 
 
 def elsewhere(model):
@@ -173,5 +184,6 @@ def engine(args):
         raise ValueError(f"--base-url {args.base_url}: should begin with http:// or https://")
     if args.adapter or args.tp > 1:
         raise ValueError(f"--model {args.model}: a model behind an endpoint takes no --adapter and no --tp")
+    secret()
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
     return Endpoint(args.model.removeprefix("openai:"), args.base_url, args.batch), request

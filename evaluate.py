@@ -7,6 +7,8 @@
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
 """
 
+import records  # first: from here on Ctrl-C ends in one line
+
 import functools
 import json
 import math
@@ -17,7 +19,6 @@ import agent
 import endpoint
 import parallel
 import plan
-import records
 import report
 import suites
 
@@ -87,7 +88,10 @@ def run_page(files):
             for r in (r for file in data if file.exists() for r in records.read_trajectories(file)):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
                 hints.update((report.section_name(h), h["text"]) for h in given if h)
-            losses = [x for line in (folder / "log.jsonl").open() if math.isfinite(x := json.loads(line)["loss"])]
+            try:
+                losses = [x for line in records.read_text(folder / "log.jsonl").splitlines() if math.isfinite(x := json.loads(line)["loss"])]
+            except (LookupError, TypeError, json.JSONDecodeError) as e:
+                raise ValueError(f"{folder / 'log.jsonl'}: not the log of a training ({e})") from None
             adapters[key] = {"name": folder.name, "losses": losses, "hints": sorted(hints - known), "earlier": len(hints & known)}
             known |= hints
     return report.run_page("Coaching, round by round", agents, list(adapters.values()))
@@ -106,9 +110,10 @@ def main():
     if args.html and not args.table:
         parser.error("--html needs --table")
     if args.table:
+        records.apart(args.html, args.table)
         print(table(args.table))
         if args.html:
-            records.write_whole(args.html, run_page(args.table))
+            records.write_whole({args.html: run_page(args.table)})
             print(f"\n{args.html}: written")
         return
     if args.model and args.plan:

@@ -7,6 +7,8 @@ Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whate
 adapters are frozen and act as one, their ranks side by side; at most one more, the newest, is being trained.
 """
 
+from records import Parser, apart, mismatch, read_json, run_stage, write_part, write_whole  # first: from here on Ctrl-C ends in one line
+
 import json
 import math
 import re
@@ -17,11 +19,10 @@ from pathlib import Path
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model import Linear, linear, local_folder, weight_files
-from records import Parser, mismatch, read_json, run_stage, write_whole
+from model import Linear, linear, local_folder, read_weight, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 
@@ -171,8 +172,8 @@ def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
               "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
     flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
             for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
-    write_whole(path / "adapter_config.json", json.dumps(config, indent=2) + "\n")
-    write_whole(path / "adapter_model.safetensors", lambda file: save_file(flat, file, metadata={"format": "pt"}))
+    write_whole({path / "adapter_config.json": json.dumps(config, indent=2) + "\n",
+                 path / "adapter_model.safetensors": lambda part: save_file(flat, part, metadata={"format": "pt"})})
 
 
 def hf_name(name):
@@ -245,6 +246,7 @@ def load_adapter(model, path):
 
 def stack(paths, out):
     """One adapter that computes exactly the sum of several: ranks side by side, scales folded in where they differ."""
+    apart(out, paths)
     adapters = [read_adapter(path) for path in paths]
     names = list(dict.fromkeys(name for _, adapter in adapters for name in adapter))
     scales = {scale for _, adapter in adapters for _, _, scale in adapter.values()}
@@ -272,11 +274,11 @@ def merge(model_path, paths, out):
     """A checkpoint with the adapters added to its weights. The sum is computed in float32 and rounded once, to the checkpoint's own
     precision; what that rounding takes from the update is reported."""
     folder, out = local_folder(model_path), Path(out)
-    if out.resolve() == folder.resolve():
-        raise ValueError(f"{out}: is the model itself; give another --out")
+    apart(out, [folder, *paths])
     adapters = [read_adapter(path)[1] for path in paths]
     config, shards = read_json(folder / "config.json"), weight_files(folder)
-    if config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters):
+    untied = config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters)
+    if untied:
         shards["lm_head.weight"] = shards["model.embed_tokens.weight"]              # the output layer changes, the embedding must not
         config["tie_word_embeddings"] = False
     update = {f"{hf_name(name)}.weight": [] for adapter in adapters for name in adapter}
@@ -287,15 +289,12 @@ def merge(model_path, paths, out):
     if missing:
         raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; it is another model's adapter")
     out.mkdir(parents=True, exist_ok=True)
-    for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
-        write_whole(out / file.name, json.dumps(config, indent=2) + "\n" if file.name == "config.json" else lambda part: shutil.copy(file, part))
-    asked = lost = 0.0
-    for file in sorted(set(shards.values())):
-        tensors = {}
-        with safe_open(file, "pt") as f:
+    asked, lost, parts = 0.0, 0.0, {}
+    try:
+        for file in sorted(set(shards.values())):
+            tensors = {}
             for name in (name for name, place in shards.items() if place == file):
-                stored = name if name in f.keys() else "model.embed_tokens.weight"
-                weight = tensors[name] = f.get_tensor(stored)
+                weight = tensors[name] = read_weight(shards, "model.embed_tokens.weight" if untied and name == "lm_head.weight" else name)
                 if name in update:
                     delta = torch.zeros(weight.shape)
                     for path, A, B, scale in update[name]:
@@ -307,10 +306,15 @@ def merge(model_path, paths, out):
                     tensors[name] = exact.to(weight.dtype)
                     asked += delta.double().pow(2).sum().item()
                     lost += (tensors[name].float() - exact).double().pow(2).sum().item()
-        write_whole(out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
-    index = out / "model.safetensors.index.json"
-    if index.exists():
-        write_whole(index, json.dumps({"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}, indent=2) + "\n")
+            parts[out / file.name] = write_part(out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+        for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
+            content = {"config.json": config, "model.safetensors.index.json": {"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}}.get(file.name)
+            parts[out / file.name] = write_part(out / file.name, json.dumps(content, indent=2) + "\n" if content else lambda part: shutil.copy(file, part))
+        for file, part in parts.items():
+            part.replace(file)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
     print(f"{out}: {len(update)} weights changed; rounding to {str(weight.dtype).removeprefix('torch.')} lost "
           f"{math.sqrt(lost / asked) if asked else 0:.2%} of the update (norm of the error over norm of the update)")
 

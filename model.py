@@ -7,6 +7,8 @@ format (`self_attn.q_proj`), so that weights and adapters load without renaming.
 heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
 """
 
+from records import Parser, mismatch, number, read_json, run_stage  # first: from here on Ctrl-C ends in one line
+
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +20,6 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
 from attention import causal_attention
-from records import Parser, mismatch, number, read_json, run_stage
 from sampler import Request, Sampler
 
 
@@ -260,9 +261,9 @@ def local_folder(path, weights=True):
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
 
 
-def read_weight(shards, name, shape, part=None):
+def read_weight(shards, name, shape=None, part=None):
     """A tensor of a checkpoint, or only `part` of it (a slice of its rows, or one for each dimension); `shards` is what `weight_files`
-    gives, `shape` what config.json says.
+    gives, `shape` what config.json says, if it is to be checked.
 
     Raises ValueError, naming the file and the tensor."""
     if name not in shards:
@@ -271,7 +272,7 @@ def read_weight(shards, name, shape, part=None):
     try:
         with safe_open(file, "pt") as f:
             found = f.get_slice(name).get_shape()
-            if found != list(shape):
+            if shape and found != list(shape):
                 raise ValueError(f"{file}: {name} is {found}, config.json says {list(shape)}")
             tensor = f.get_tensor(name) if part is None else f.get_slice(name)[part]
             if not tensor.is_floating_point():

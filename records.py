@@ -10,6 +10,7 @@ import glob
 import json
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -18,6 +19,8 @@ from zlib import crc32
 from safetensors import SafetensorError
 
 from tools.sandbox import SandboxError
+
+ROOT = Path(__file__).resolve().parent
 
 # What a record holds. A tuple: one of these; [x]: a list of x; a name with "?" may be missing.
 TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (str, [str])}
@@ -130,6 +133,12 @@ def read_flagged(file):
     return read_records(file, FLAGGED)
 
 
+def apart(out, files):
+    """Raises ValueError if what is to be written is one of the files that are read."""
+    if out and Path(out).resolve() in [Path(file).resolve() for file in files if file]:
+        raise ValueError(f"{out}: is read, so it cannot be written to; give another name")
+
+
 def lock(opened, name):
     """Keeps other runs from writing to what is opened, until it is closed. Raises ValueError if one does already."""
     try:
@@ -193,19 +202,33 @@ class Output:
                 part.unlink()
 
 
-def write_whole(file, content):
-    """A file of which all appears or nothing, also when the power fails; what was there before stays until then. content: a text, or a
-    function that writes to the path it is given. Raises ValueError if it cannot be written."""
+def write_part(file, content):
+    """Writes <file>.part, to the disk, and returns its path. content: a text, or a function that writes to the path it is given.
+    Raises ValueError if it cannot be written, or if another run is writing it."""
     file = Path(file)
     part = file.with_name(file.name + ".part")
     try:
-        part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
-        with open(part, "rb") as written:
-            os.fsync(written)
-        part.replace(file)
+        with open(part, "ab") as held:
+            lock(held, file)
+            part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
+            os.fsync(held)
     except (OSError, RuntimeError, SafetensorError) as e:               # the last two: what PyTorch and safetensors say of a full disk
         part.unlink(missing_ok=True)
         raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); once it can be, the same command goes on") from None
+    return part
+
+
+def write_whole(files):
+    """Writes files, {path: content as in `write_part`}, that all appear or none, also when the power fails; what was there before stays until then."""
+    parts = {}
+    try:
+        for file, content in files.items():
+            parts[file] = write_part(file, content)
+        for file, part in parts.items():
+            part.replace(file)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
 
 
 def whole_lines(file):
@@ -213,9 +236,11 @@ def whole_lines(file):
     content, found = file.read_bytes(), []
     for n, line in enumerate(content[:content.rfind(b"\n") + 1].splitlines(), 1):
         try:
-            if line.strip() and json.loads(line)["id"]:
+            if line.strip() and isinstance(json.loads(line)["id"], str):
                 found.append(json.loads(line))
-        except (ValueError, LookupError, TypeError):
+            elif line.strip():
+                raise ValueError
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise ValueError(f"{file}, line {n}: not a record; mend it, or give another --out") from None
     return found
 
@@ -234,15 +259,16 @@ def same_arguments(note, arguments, made):
     arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
     try:
         before = json.loads(note.read_text()) if made and note.exists() else {} if made else arguments
-    except ValueError:
-        raise ValueError(f"{note}: not JSON; give another --out, or remove it and what it belongs to") from None
+        before.get("")
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError(f"{note}: not JSON of arguments; give another --out, or remove it and what it belongs to") from None
     if before != arguments:
         changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
         raise ValueError(f"{note.parent if note.name == 'arguments.json' else note.with_suffix('')}: made with other arguments "
                          f"({', '.join(changed)}); remove it or give another --out")
     if not made:
         note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, json.dumps(arguments))
+        write_whole({note: json.dumps(arguments)})
 
 
 def number(kind, low, high=math.inf):
@@ -251,7 +277,7 @@ def number(kind, low, high=math.inf):
         try:
             if low <= (x := kind(text)) <= high and math.isfinite(x):
                 return x
-        except ValueError:
+        except (ValueError, OverflowError):
             pass
         what = "a whole number" if kind is int else "a number"
         raise argparse.ArgumentTypeError(f"{text!r} is not {what} {f'from {low} to {high}' if high < math.inf else f'of at least {low}'}")
@@ -270,6 +296,7 @@ class Parser(argparse.ArgumentParser):
 
 def run_stage(main):
     """Calls a stage's main: bad input ends in one line and exit status 2, Ctrl-C in one line and 130."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (ValueError, OSError, SandboxError) as error:
@@ -282,12 +309,14 @@ def run_stage(main):
         os._exit(130)                                                   # without waiting for threads that wait for an endpoint
 
 
-def _interrupted(kind, error, trace):
-    """Ctrl-C before a stage has begun, while modules are imported."""
-    print("\nstopped before anything was done", file=sys.stderr) if kind is KeyboardInterrupt else sys.__excepthook__(kind, error, trace)
+def _interrupted(*_):
+    print("\nstopped before anything was done", file=sys.stderr, flush=True)
+    os._exit(130)
 
 
-sys.excepthook = _interrupted
+# Ctrl-C while one of our scripts is still importing modules. They import this one first.
+if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent in (ROOT, ROOT / "starter", ROOT / "tools"):
+    signal.signal(signal.SIGINT, _interrupted)
 
 
 def _fail(message, status):

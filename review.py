@@ -9,6 +9,8 @@
 A mistake is one Markdown file: between two lines of +++ how it is detected (TOML), below them the hint. See README, "coaching".
 """
 
+import records  # first: from here on Ctrl-C ends in one line
+
 import functools
 import json
 import re
@@ -25,7 +27,6 @@ from types import SimpleNamespace
 import agent
 import endpoint
 import judge
-import records
 import report
 
 
@@ -107,7 +108,7 @@ class Mistake:
         key = trajectory["id"]
         for n, step in enumerate(trajectory["steps"]):
             with patience(f"{self.file}, field {self.field!r}: on step {n + 1} of {key}"):
-                found = self.detect(trajectory, step)
+                found = bool(self.detect(trajectory, step))
             if found:
                 return n
         return None
@@ -131,13 +132,15 @@ def flag(trajectory, mistake, n):
 
 def outcomes(file, found, control=False):
     """The actions in a file that were sampled anew in these flagged states, with the hint or as a control without → {(trajectory's id, mistake's name): [records]}."""
-    states = {f"{t['id']}!{mistake.name}": (t["id"], mistake) for t, mistake, _ in found}
+    states = {f"{t['id']}!{mistake.name}": (t["id"], mistake, n) for t, mistake, n in found}
     by_state = {}
     for r in records.read_trajectories(file):
         state = r["id"].rpartition("~")[0]
         if state not in states or not r.get("targets"):
             raise ValueError(f"{file}: {r['id']} goes on from a state that is not flagged here; give the trajectories and the --hint-dir it was made with")
-        t, mistake = states[state]
+        t, mistake, n = states[state]
+        if r["targets"][0] != n:
+            raise ValueError(f"{file}: {r['id']} goes on from step {r['targets'][0] + 1}, the mistake is flagged in step {n + 1} now; run collect.py --resample again")
         hint = r["steps"][r["targets"][0]]["hint"]
         if control and hint:
             raise ValueError(f"{file}: {r['id']} was made with a hint; --control takes what collect.py --control made")
@@ -237,6 +240,8 @@ def main():
         p.error("--out needs the --hint-dir whose mistakes are flagged")
     if (args.corrected or args.control) and not args.hint_dir:
         p.error("--corrected and --control need the --hint-dir they were made with")
+    records.apart(args.html, [args.trajectories, args.corrected, args.control])
+    records.apart(args.out, [args.trajectories, args.corrected, args.control])
     trajectories = records.read_trajectories(args.trajectories)
     mistakes = [Mistake(Path(args.attempt))] if args.attempt else load_mistakes(args.hint_dir) if args.hint_dir else []
     judged, silent = [m for m in mistakes if m.judge], 0
@@ -267,7 +272,7 @@ def main():
     table = effects(mistakes, found, corrected, control)
     if args.html:
         title = Path(args.trajectories).stem + (f", {mistakes[0].name}" if args.attempt else "")
-        records.write_whole(args.html, report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table))
+        records.write_whole({args.html: report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table)})
         print(f"{args.html}: written")
     for mistake in mistakes:
         row = table[mistake.name]

@@ -12,6 +12,7 @@ import json
 import re
 import secrets
 import sys
+import zlib
 from pathlib import Path
 
 import records
@@ -30,15 +31,18 @@ def read_suite(suite, file):
     """The official file (JSONL, or that gzipped) → tasks as evaluate.py plays them. Raises ValueError, naming file, line and field."""
     file = Path(file)
     try:
-        lines = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode().splitlines()
-    except (OSError, EOFError, UnicodeDecodeError) as e:
+        lines = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode().split("\n")
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise ValueError(f"{file}: cannot be read ({e}); --file names the official file of {suite}") from None
     tasks, known = [], set()
     for n, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
         try:
             given = json.loads(line)
-        except json.JSONDecodeError as e:
-            raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+            json.dumps(given, ensure_ascii=False).encode()                 # half a character cannot be written
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{file}, line {n}: not JSON ({e})") from None
         for name in FIELDS[suite]:
             if not isinstance(given, dict) or not isinstance(given.get(name), str):
                 raise ValueError(f"{file}, line {n}, field {name!r}: missing, or not text; is this {suite}'s official file?")

@@ -9,15 +9,20 @@ table's or column's name of the evaluated world, no wording of its questions and
 chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
 """
 
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import records  # first: from here on Ctrl-C ends in one line
+
 import functools
 import inspect
 import json
 import multiprocessing
 import random
 import re
-import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,9 +30,6 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import records
 from agent import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
@@ -728,7 +730,7 @@ def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
                if not (k.startswith("lm_head") and config["tie_word_embeddings"])}
-    save_file(weights, out / "model.safetensors", metadata={"format": "pt"})
+    records.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
 
 
 def main():
@@ -768,47 +770,56 @@ def main():
     torch.nn.init.normal_(model.embed_tokens.weight, std=0.05)
     muon, adam = Muon(matrices), torch.optim.AdamW(rest, lr=1, betas=(0.9, 0.95), weight_decay=0.0)
     updates, start = schedule(args.tokens, LATER if args.init else PHASES), 0
-    before = grown(load_file(args.init), config["num_hidden_layers"]) if args.init else {}
-    if before:
+    try:
+        before = grown(load_file(args.init), config["num_hidden_layers"]) if args.init else {}
         model.load_state_dict({k.removeprefix("model."): v for k, v in before.items()}, strict=False)
+    except Exception as e:
+        raise ValueError(f"{args.init}: not weights of such a model ({' '.join(str(e).split())[:100]})") from None
     file = args.checkpoint or args.out / "checkpoint.pt"
     if file.exists():
-        state = torch.load(file)
-        start = state["update"]
-        model.load_state_dict(state["model"])
-        muon.state = state["muon"]
-        adam.load_state_dict(state["adam"])
+        try:
+            state = torch.load(file)
+            start = state["update"]
+            model.load_state_dict(state["model"])
+            muon.state = state["muon"]
+            adam.load_state_dict(state["adam"])
+        except Exception as e:
+            raise ValueError(f"{file}: not a checkpoint of this training ({type(e).__name__}); remove it, the same command begins anew") from None
     file = args.out / "checkpoint.pt"
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
     hidden = model.hidden
     if args.compile:
         torch._dynamo.config.recompile_limit = 64                     # a graph for each layer and length
         model.hidden = torch.compile(hidden, dynamic=False)
+    held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
     queue = multiprocessing.get_context("spawn").Queue(8)
     producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
     producer.start()
-    held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
     began, losses = time.time(), []
-    for update, (length, rows, done) in list(enumerate(updates))[start:]:
-        scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * args.rate
-        ids, targets = (torch.from_numpy(x) for x in queue.get())
-        loss, _, _ = loss_of(model, ids, targets)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(rest, 1.0)
-        muon.step(MATRIX_LR * scale)
-        adam.param_groups[0]["lr"] = EMBEDDING_LR * scale
-        adam.step()
-        model.zero_grad(set_to_none=True)
-        losses.append(loss.item())
-        if (update + 1) % 50 == 0:
-            rate = (done - updates[start][2]) / (time.time() - began)
-            line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
-            losses = []
-            if (update + 1) % 200 == 0 or update + 1 == len(updates):
-                line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
-                torch.save({"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}, file)
-                save(model, config, args.out)
-            print(line, flush=True)
+    try:
+        for update, (length, rows, done) in list(enumerate(updates))[start:]:
+            scale = min(1, (update + 1) / WARMUP, (1 - done / args.tokens) / DECAY) * args.rate
+            ids, targets = (torch.from_numpy(x) for x in queue.get())
+            loss, _, _ = loss_of(model, ids, targets)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(rest, 1.0)
+            muon.step(MATRIX_LR * scale)
+            adam.param_groups[0]["lr"] = EMBEDDING_LR * scale
+            adam.step()
+            model.zero_grad(set_to_none=True)
+            losses.append(loss.item())
+            if (update + 1) % 50 == 0:
+                rate = (done - updates[start][2]) / (time.time() - began)
+                line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
+                losses = []
+                if (update + 1) % 200 == 0 or update + 1 == len(updates):
+                    line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
+                    state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}
+                    records.write_whole({file: lambda part: torch.save(state, part)})
+                    save(model, config, args.out)
+                print(line, flush=True)
+    finally:
+        producer.kill()
     if args.mean:
         with torch.no_grad():
             for name, weight in model.state_dict().items():

@@ -277,6 +277,8 @@ CASES = [                                                               # script
         ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"), ("def detect(t, s): raise SystemExit", "on step 1 of t1#0: SystemExit"),
         ("def detect(t, s):\n    while True:\n        try:\n            while True: pass\n        except Exception: pass", "on step 1 of t1#0: no answer after"),
         ("def detect(t): return True", "on step 1 of t1#0: TypeError"))),
+    (R, "{f}/played.jsonl --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
+    (E, TABLE + " --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
     (R, REVIEW + " --corrected {f}/played.jsonl", text("round2/no-x.md", MISTAKE.replace("'x'", "''")), "t1#0 goes on from a state that is not flagged here"),
     # more of the model
     *((C, COLLECT, config(**{field: value}), f"config.json, field '{field}.*': {says}") for field, value, says in (
@@ -295,7 +297,7 @@ CASES = [                                                               # script
     (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
     *((C, COLLECT, text("model/tokenizer_config.json", json.dumps({"chat_template": template})), says) for template, says in (
         (5, "no chat_template"), ([1, 2], "no chat_template"), ("hello", "the chat template leaves out a part of the messages"),
-        ("{{ messages[99].content.x }}", "the chat template: list object has no element 99"), ("{{ raise_exception('roles!') }}", "the model's chat template: roles!"))),
+        ("{{ 1 / 0 }}", "the chat template: division by zero"), ("{{ messages[99].content.x }}", "the chat template: list object has no element 99"), ("{{ raise_exception('roles!') }}", "the model's chat template: roles!"))),
     (D, DISTILL, other_tokenizer, "the tokens of t1#0 are not this model's"),
     (D, DISTILL, config(max_position_embeddings=16), r"t1#0 is \d+ tokens long; the model sees 16"),
     (C, RESAMPLE, flagged(monologue=[1], code=[99999]), "its prompt holds tokens that this model does not have"),
@@ -312,7 +314,8 @@ CASES = [                                                               # script
         (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}), "model.safetensors: model.norm: this model has no such linear layer"))),
     *((L, command, damage, says) for command, damage, says in (
         (STACK, nothing, "adapter0/adapter_config.json: cannot be read"), (STACK, peft(lora_alpha="x"), "field 'lora_alpha'"), (STACK.replace("{f}/adapter ", "{f}/tools.py "), peft(), "tools.py"),
-        ("stack", nothing, "the following arguments are required"), (MERGE.replace("merged", "model"), peft(), "is the model itself"),
+        ("stack", nothing, "the following arguments are required"), (MERGE.replace("merged", "model"), peft(), "model: is read, so it cannot be written to"),
+        ("stack {f}/adapter0 --out {f}/adapter0", peft(), "adapter0: is read, so it cannot be written to"),
         (MERGE, lambda f: (peft()(f), remove("model/config.json")(f)), "config.json: cannot be read"), (MERGE, lambda f: (peft()(f), text("model/config.json", "[]")(f)), "config.json: not an object"),
         (MERGE, lambda f: (peft()(f), cut("model/model.safetensors", 3000)(f)), "model.safetensors: cannot be read"), (MERGE, adapter(7), "it is another model's adapter")) if "tools.py" not in says),
     *((M, MODEL + more, damage, says) for more, damage, says in (
@@ -321,7 +324,8 @@ CASES = [                                                               # script
     # more of training
     (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
     (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
-    (D, DISTILL, damaged_checkpoint, "checkpoint.pt: damaged .*; remove .*, the same command begins anew"),
+    (D, DISTILL, damaged_checkpoint, "checkpoint.pt: damaged .*; remove .*checkpoint.pt, the same command begins anew"),
+    (D, DISTILL, lambda f: (damaged_checkpoint(f), __import__("torch").save({"log": 3}, f / "adapter" / "checkpoint.pt")), "checkpoint.pt: damaged"),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
     (D, DISTILL + " --val {f}/val.jsonl", lambda f: text("val.jsonl", (f / "played.jsonl").read_text().replace('"complete"', '"invalid"'))(f), "val.jsonl: no finished actions"),
     # tables and suites
@@ -336,7 +340,8 @@ CASES = [                                                               # script
         (corpus(" , \n1,2\n"), "f.csv, line 1: no header"), (corpus("a,b\n1," + "x" * 200_000 + "\n"), "f.csv, line 2: field larger than"),
         (lambda f: ((f / "world").mkdir(), text("world/world.sqlite.part", "no database at all, no" * 99)(f)), "world.sqlite.part: .*; remove it"))),
     *((I, "questions {f}/questions --out {f}/world", damage, says) for damage, says in (
-        (nothing, r"train: 0 files flights-\*.jsonl"), (questions('{"question": 3, "answer": 1}\n'), "line 1: no question or no answer"), (questions(b"\xff\n"), "not UTF-8 text"))),
+        (nothing, r"train: 0 files flights-\*.jsonl"), (questions('{"question": 3, "answer": 1}\n'), "line 1: no question or no answer"), (questions(b"\xff\n"), "not UTF-8 text"),
+        (questions('{"question": "\\ud800", "answer": 1}\n'), "line 1: not JSON"))),
 ]
 
 

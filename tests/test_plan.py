@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl", hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
 DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=9, num_attention_heads=8, num_key_value_heads=2)
 WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
-MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=28, num_attention_heads=8, num_key_value_heads=8)
+MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=20, num_attention_heads=8, num_key_value_heads=8)
 WORDY = dict(vocab_size=60000, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2)
 SCRIPT = """
 import json, sys

@@ -66,12 +66,15 @@ def read_questions(folder, split):
         files = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
         if len(files) != 1:
             raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(files)} files {group}-*.jsonl; one is needed")
-        for n, line in enumerate(records.read_text(files[0]).splitlines(), 1):
+        for n, line in enumerate(records.read_text(files[0]).split("\n"), 1):
             where = f"{files[0]}, line {n}"
+            if not line.strip():
+                continue
             try:
                 given = json.loads(line)
-            except json.JSONDecodeError as e:
-                raise ValueError(f"{where}: not JSON ({e.msg})") from None
+                json.dumps(given, ensure_ascii=False).encode()         # half a character cannot be written
+            except (ValueError, RecursionError) as e:
+                raise ValueError(f"{where}: not JSON ({e})") from None
             if not isinstance(given, dict) or not isinstance(given.get("question"), str) or "answer" not in given:
                 raise ValueError(f"{where}: no question or no answer")
             question = given["question"].strip()
@@ -85,10 +88,10 @@ def read_questions(folder, split):
 
 
 def import_questions(folder, out):
+    splits = {split: read_questions(folder, split) for split in SPLITS}
     out.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        tasks = read_questions(folder, split)
-        (out / f"{split}.jsonl").write_text("".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks), encoding="utf-8")
+    records.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks) for split, tasks in splits.items()})
+    for split, tasks in splits.items():
         print(f"{out}/{split}.jsonl: {len(tasks)} tasks of {len({t['template'] for t in tasks})} templates")
 
 
@@ -116,7 +119,7 @@ def value_of(text):
     text = text.strip() if isinstance(text, str) else text
     if text in ("", None):
         return None
-    if isinstance(text, (dict, list)):
+    if isinstance(text, (dict, list)) or isinstance(text, int) and abs(text) >= 2 ** 63:
         return json.dumps(text, ensure_ascii=False)
     if not isinstance(text, str):
         return int(text) if isinstance(text, bool) else text
@@ -154,6 +157,8 @@ def json_rows(file):
                 record = json.loads(line)
             except json.JSONDecodeError as e:
                 raise ValueError(f"{file}, line {n}: not JSON ({e.msg})") from None
+            if not isinstance(record, dict) or not record:
+                raise ValueError(f"{file}, line {n}: not an object with fields")
             if header is None:
                 header = list(record)
                 yield header
@@ -304,7 +309,7 @@ def import_agenda(db, file):
     db.execute("DROP TABLE IF EXISTS agenda")
     db.execute("CREATE VIRTUAL TABLE agenda USING fts5(text)")
     at = header.index("event")
-    db.executemany("INSERT INTO agenda VALUES (?)", ((row[at].strip(),) for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1)))
+    db.executemany("INSERT INTO agenda VALUES (?)", ((str(row[at] or "").strip(),) for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1)))
 
 
 def import_corpora(folder, out):
