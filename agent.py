@@ -102,6 +102,8 @@ class Chat:
     def _encode_text(self, text):
         self.tokenizer.encode_special_tokens = True
         text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", disarmed(text))
+        if self.tokenizer.normalizer and _TAG.search(normal := self.tokenizer.normalizer.normalize_str(text)):
+            text = disarmed(normal)                                       # full-width or capital letters that it takes for plain ones
         ids = self._encode(text)
         forged = {i for i in self.special.keys() & set(ids) if i != self.tokenizer.token_to_id(self.names.get("unk_token", ""))}
         if forged:                                                        # put together by the tokenizer's own merges

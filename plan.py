@@ -215,7 +215,7 @@ def add_argument(parser):
 def given(args, bandwidth):
     """--plan's numbers → GPUs, bytes of memory, operations a second, bytes a second."""
     numbers = [*args.plan, *(8, 80, 400, bandwidth)[len(args.plan):]]
-    if len(args.plan) not in (2, 4) or min(numbers) <= 0 or numbers[0] % 1:
+    if len(args.plan) not in (2, 4) or not all(0 < n < 1e9 for n in numbers) or numbers[0] % 1 or numbers[0] > 65536:
         raise ValueError("--plan: give GPUS GIB or GPUS GIB TFLOPS GBS, such as 8 80 or 8 80 400 300")
     return int(numbers[0]), numbers[1] * GIB, numbers[2] * 1e12, numbers[3] * 1e9
 
