@@ -16,7 +16,6 @@ import importlib.util
 import json
 import multiprocessing
 import random
-import resource
 import statistics
 import tempfile
 import time
@@ -153,7 +152,12 @@ def held(model):
         torch.cuda.reset_peak_memory_stats()
     else:
         Path("/proc/self/clear_refs").write_text("5")
-    return torch.cuda.memory_allocated() if DEVICE == "cuda" else int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    return torch.cuda.memory_allocated() if DEVICE == "cuda" else resident("VmRSS")
+
+
+def resident(what):
+    """Bytes of this process in memory, now (VmRSS) or at most (VmHWM). getrusage's figure would be that of the process that started it, where that is larger."""
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
 
 
 def records(trajectories, steps):
@@ -259,7 +263,7 @@ def sandbox(data):
 def measured(function, *arguments):
     """… and the most memory it held: on the GPU, or of this process."""
     result = function(*arguments)
-    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if DEVICE == "cuda" else resident("VmHWM")
     return result | {"memory": peak} if isinstance(result, dict) else result
 
 
