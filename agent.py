@@ -379,6 +379,7 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
         if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
         sampler, request = engine(args)
+        check_room(todo, agent, getattr(sampler, "max_length", None))
         with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
             try:
                 for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
@@ -388,6 +389,17 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
                     progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played and are in {args.out}") from None
+
+
+def check_room(trajectories, agent, limit):
+    """Raises ValueError if not one trajectory's first prompt fits into `limit` tokens (None: nobody knows the limit)."""
+    for trajectory in trajectories if limit else ():
+        wish = next(agent(copy.deepcopy(trajectory)))
+        if isinstance(wish, Execute) or len(wish.prompt) < limit:
+            return
+    if trajectories and limit:
+        raise ValueError(f"{trajectory['id']}: its first prompt has {len(wish.prompt):,} tokens, and no other one is shorter than the {limit:,} that "
+                         "--max-length and the model allow; show fewer hints, or give a larger --max-length")
 
 
 def summary(file):

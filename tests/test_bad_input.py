@@ -303,6 +303,8 @@ CASES = [                                                               # script
     (C, RESAMPLE, flagged(monologue=[1], code=[99999]), "its prompt holds tokens that this model does not have"),
     (C, RESAMPLE, flagged(monologue=[1], code=[-5]), "its prompt holds tokens that this model does not have"),
     (C, RESAMPLE, flagged(code=[5]), "its steps hold no token ids"),
+    (C, COLLECT + " --max-length 20", nothing, r"t1#2: its first prompt has \d+ tokens, and no other one is shorter than the 20 that --max-length"),
+    (C, COLLECT, config(max_position_embeddings=30), r"t1#2: its first prompt has \d+ tokens, and no other one is shorter than the 30 that"),
     (C, COLLECT + " --rollout", nothing, "--control and --rollout need --resample"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --base-url nonsense", nothing, "--base-url nonsense: should begin with http"),
     # more adapters
