@@ -365,7 +365,7 @@ def restore(file):
 
 
 def damaged(file, error):
-    return ValueError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]}); remove {file}, the same command begins anew")
+    return ValueError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]}); remove this training's checkpoint.pt, the same command begins anew")
 
 
 def recent(log):

@@ -7,7 +7,7 @@ Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whate
 adapters are frozen and act as one, their ranks side by side; at most one more, the newest, is being trained.
 """
 
-from records import Parser, apart, mismatch, read_json, run_stage, write_part, write_whole  # first: from here on Ctrl-C ends in one line
+from records import Parser, apart, mismatch, read_json, run_stage, write_whole  # first: from here on Ctrl-C ends in one line
 
 import json
 import math
@@ -289,8 +289,11 @@ def merge(model_path, paths, out):
     if missing:
         raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; it is another model's adapter")
     out.mkdir(parents=True, exist_ok=True)
-    asked, lost, parts = 0.0, 0.0, {}
-    try:
+    asked, lost, precision = 0.0, 0.0, None
+
+    def files():
+        """One after the other, a shard in memory at a time."""
+        nonlocal asked, lost, precision
         for file in sorted(set(shards.values())):
             tensors = {}
             for name in (name for name, place in shards.items() if place == file):
@@ -303,19 +306,16 @@ def merge(model_path, paths, out):
                                              f"the weight {list(weight.shape)}; it is another model's adapter")
                         delta += scale * (B.float() @ A.float())
                     exact = weight.float() + delta
-                    tensors[name] = exact.to(weight.dtype)
+                    tensors[name], precision = exact.to(weight.dtype), weight.dtype
                     asked += delta.double().pow(2).sum().item()
                     lost += (tensors[name].float() - exact).double().pow(2).sum().item()
-            parts[out / file.name] = write_part(out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"}))
+            yield out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"})
         for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
             content = {"config.json": config, "model.safetensors.index.json": {"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}}.get(file.name)
-            parts[out / file.name] = write_part(out / file.name, json.dumps(content, indent=2) + "\n" if content else lambda part: shutil.copy(file, part))
-        for file, part in parts.items():
-            part.replace(file)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
-    print(f"{out}: {len(update)} weights changed; rounding to {str(weight.dtype).removeprefix('torch.')} lost "
+            yield out / file.name, json.dumps(content, indent=2) + "\n" if content else lambda part: shutil.copy(file, part)
+
+    write_whole(files())
+    print(f"{out}: {len(update)} weights changed; rounding to {str(precision).removeprefix('torch.')} lost "
           f"{math.sqrt(lost / asked) if asked else 0:.2%} of the update (norm of the error over norm of the update)")
 
 

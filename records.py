@@ -219,10 +219,11 @@ def write_part(file, content):
 
 
 def write_whole(files):
-    """Writes files, {path: content as in `write_part`}, that all appear or none, also when the power fails; what was there before stays until then."""
+    """Writes files, {path: content as in `write_part`} or such pairs, that all appear or none, also when the power fails; what was there before stays
+    until then."""
     parts = {}
     try:
-        for file, content in files.items():
+        for file, content in files.items() if isinstance(files, dict) else files:
             parts[file] = write_part(file, content)
         for file, part in parts.items():
             part.replace(file)
@@ -303,7 +304,8 @@ def run_stage(main):
         if os.environ.get("DEBUG"):
             raise
         message = " ".join(str(error).split("\n"))
-        sys.exit(_fail(f"{Path(sys.argv[0]).name}: {message}", 2))
+        print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(f"\nstopped; {str(stopped) or 'what is finished is kept'}, the same command goes on from there", file=sys.stderr, flush=True)
         os._exit(130)                                                   # without waiting for threads that wait for an endpoint
@@ -317,8 +319,3 @@ def _interrupted(*_):
 # Ctrl-C while one of our scripts is still importing modules. They import this one first.
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "/").resolve().parent in (ROOT, ROOT / "starter", ROOT / "tools"):
     signal.signal(signal.SIGINT, _interrupted)
-
-
-def _fail(message, status):
-    print(message, file=sys.stderr)
-    return status

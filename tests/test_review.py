@@ -146,3 +146,16 @@ def test_a_local_model_judges_and_what_it_says_without_a_verdict_is_counted_and_
         assert "there is nothing to correct" in run.stderr
     verdicts = [json.loads(line) for line in (tmp_path / "flagged.jsonl.verdicts").open()]
     assert len(verdicts) == 6 and all(v["verdict"] is None and v["reasoning"] for v in verdicts)
+
+
+def test_a_hints_effect_is_compared_on_the_states_that_were_played_on():
+    """Of two flagged states one was played on, a failure before: the other one, a success, counts in none of the rates."""
+    class M:
+        name = "m"
+    t, u = ({"id": f"t{n}#0", "task": {"id": f"t{n}"}, "success": n == 1} for n in range(2))
+    played = lambda *successes: [{"success": s, "stop": "complete"} for s in successes]
+    found = [(t, M, 0), (u, M, 0)]
+    row = review.effects([M], found, {("t0#0", "m"): played(True, False)}, {})["m"]
+    assert row["flagged"] == [[False], [True]] and row["before"] == [[False]] and row["with"] == [[True, False]] and report.gain(row) == 0.5
+    row = review.effects([M], found, {("t0#0", "m"): played(True), ("t1#0", "m"): played(False)}, {("t0#0", "m"): played(False)})["m"]
+    assert row["without"] == [[False]] and row["with"] == [[True]] and report.gain(row) == 1
