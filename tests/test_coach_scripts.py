@@ -16,7 +16,7 @@ import review
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = """#!/usr/bin/env bash
-printf '%q ' "$@" >> {log}; echo >> {log}
+line=$(printf '%q ' "$@"); echo "$line" >> {log}    # one write: stages run beside each other
 out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; done
 case $out in
     "") ;;
