@@ -258,7 +258,7 @@ def train(model, chat, records, args, folder, validation=()):
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
-    checkpoint, states = folder / "checkpoint.pt", folder / "teacher"
+    checkpoint, states = folder / "checkpoint", folder / "teacher"
     states.mkdir(parents=True, exist_ok=True)
     files = {id(r): states / f"{n}.pt" for n, r in enumerate(records)}
 
@@ -305,11 +305,10 @@ def train(model, chat, records, args, folder, validation=()):
             tqdm.write(f"update {len(log)}: validation loss {mean:.4f}")
         return mean
 
-    def save():
-        """Writes what training goes on from."""
-        now = [(parallel.gathered(p), {k: parallel.gathered(m) for k, m in optimizer.state[p].items()}) for p in parameters]
-        if parallel.RANK == 0:
-            store({"parameters": now, "log": log}, checkpoint)
+    def state():
+        """What training goes on from."""
+        moments = [optimizer.state[p] or {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)} for p in parameters]
+        return {"parameters": [p.detach() for p in parameters], "moments": moments, "log": json.dumps(log)}
 
     rng = random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
@@ -318,15 +317,9 @@ def train(model, chat, records, args, folder, validation=()):
     if parallel.RANK == 0:
         print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
               f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
-    if checkpoint.exists():
-        saved = restore(checkpoint)
-        try:
-            log = saved["log"]
-            for p, (value, moments) in zip(parameters, saved["parameters"], strict=True):
-                p.data.copy_(parallel.parted(value, p))
-                optimizer.state[p] = {k: m if m.ndim == 0 else parallel.parted(m, p) for k, m in moments.items()}
-        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as e:
-            raise damaged(checkpoint, e) from None
+    if saved := parallel.restore(state(), checkpoint):
+        log = json.loads(saved["log"])
+        optimizer.state.update(zip(parameters, saved["moments"]))
     clock, safe = time.time(), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
@@ -342,7 +335,7 @@ def train(model, chat, records, args, folder, validation=()):
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = validate()
                 if parallel.agree(time.time() - clock > 60):
-                    save()
+                    parallel.save(state(), checkpoint)
                     clock, safe = time.time(), len(log)
                 progress.update()
                 progress.set_postfix(loss=f"{recent(log):.4f}")
@@ -357,15 +350,11 @@ def store(what, file):
 
 
 def restore(file):
-    """What `torch.save` wrote there. Raises ValueError, naming the file, if it is damaged."""
+    """What `store` wrote there. Raises ValueError, naming the file, if it is damaged."""
     try:
         return torch.load(file, map_location="cpu", mmap=True)
     except Exception as e:                                            # of a broken file PyTorch says many things
-        raise damaged(file, e) from None
-
-
-def damaged(file, error):
-    return ValueError(f"{file}: damaged ({type(error).__name__}: {' '.join(str(error).split())[:100]}); remove this training's checkpoint.pt, the same command begins anew")
+        raise ValueError(f"{file}: damaged ({type(e).__name__}); remove {file.parent.parent / 'checkpoint'}, the same command begins anew") from None
 
 
 def recent(log):
@@ -380,8 +369,8 @@ def fast_bfloat16():
 
 def tidy(folder):
     """Removes what only an unfinished training needs."""
-    (folder / "checkpoint.pt").unlink(missing_ok=True)
-    shutil.rmtree(folder / "teacher", ignore_errors=True)
+    for leftover in ("checkpoint", "teacher"):
+        shutil.rmtree(folder / leftover, ignore_errors=True)
 
 
 def main():
@@ -426,7 +415,7 @@ def main():
 def distill(args):
     """The stage, once its command line is read and nobody else is writing to its folder."""
     if parallel.RANK == 0:
-        made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint.pt"))
+        made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint"))
         records.same_arguments(args.out / "arguments.json", {k: v for k, v in vars(args).items() if k != "row"}, made)
     if (args.out / "adapter_model.safetensors").exists():
         if parallel.RANK == 0:

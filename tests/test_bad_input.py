@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import collect
 import distill
 import evaluate
 import lora
 import model
+import parallel
 import records
 import review
 import suites
@@ -135,11 +137,11 @@ def other_tokenizer(folder):
 
 
 def damaged_checkpoint(folder):
-    """A training that broke off, and whose checkpoint is no checkpoint."""
+    """A training that broke off, and whose checkpoint is not whole."""
     sys.argv = ["distill.py", *DISTILL.format(f=folder).split()]
     distill.main()
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    (folder / "adapter" / "checkpoint.pt").write_bytes(b"nothing")
+    parallel.save({"log": torch.zeros(3)}, folder / "adapter" / "checkpoint")
 
 
 def flagged(**ids):
@@ -326,8 +328,8 @@ CASES = [                                                               # script
     # more of training
     (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
     (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
-    (D, DISTILL, damaged_checkpoint, "checkpoint.pt: damaged .*; remove .*checkpoint.pt, the same command begins anew"),
-    (D, DISTILL, lambda f: (damaged_checkpoint(f), __import__("torch").save({"log": 3}, f / "adapter" / "checkpoint.pt")), "checkpoint.pt: damaged"),
+    *((D, DISTILL, lambda f, file=file: (damaged_checkpoint(f), text(f"adapter/checkpoint/1/{file}", "x")(f)), "checkpoint/1: damaged .*; remove .*checkpoint, the same command begins anew")
+      for file in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
     (D, DISTILL + " --val {f}/val.jsonl", lambda f: text("val.jsonl", (f / "played.jsonl").read_text().replace('"complete"', '"invalid"'))(f), "val.jsonl: no finished actions"),
     # tables and suites

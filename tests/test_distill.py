@@ -194,7 +194,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
         with pytest.raises(KeyboardInterrupt):
             run("killed", last)
     assert run("killed") == whole
-    assert not (tmp_path / "killed" / "checkpoint.pt").exists()
+    assert not (tmp_path / "killed" / "checkpoint").exists()
     logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("whole", "killed")]
     assert logs[0] == logs[1] and logs[0].count("\n") == 12
 
@@ -228,8 +228,8 @@ def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished
     assert refused.returncode == 2 and refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out") and not list(out.iterdir())
     os.close(held)
     assert run().returncode == 2 and (out / "arguments.json").exists()         # of its own: the data are no trajectories
-    for name in ("adapter_model.safetensors", "checkpoint.pt"):
-        (out / name).write_bytes(b"")
-    (out / "teacher").mkdir()
+    (out / "adapter_model.safetensors").write_bytes(b"")
+    for name in ("checkpoint", "teacher"):
+        (out / name).mkdir()
     done = run()
     assert done.returncode == 0 and "there already" in done.stdout and sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]
