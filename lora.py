@@ -45,12 +45,12 @@ class LoraLinear(Linear):
     def forward(self, x):
         y = linear(x, self.weight, self.bias)
         if self.frozen_A is not None and self.use_frozen:
-            y = y + F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B).to(y.dtype)
+            y += F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B)
         if self.lora_A is not None and self.use_newest:
             z, scale = x.to(self.lora_A.dtype), self.scale
             if self.dropout and self.training and torch.is_grad_enabled():
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
-            y = y + F.linear(F.linear(z, self.lora_A) * scale, self.lora_B).to(y.dtype)
+            y += F.linear(F.linear(z, self.lora_A) * scale, self.lora_B)
         return y
 
     def dropped(self, x):

@@ -72,7 +72,7 @@ class Config:
         if c.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{file}: hidden_act is {c['hidden_act']!r}; a Llama has silu")
         check(mismatch(c, FIELDS))
-        check(next(((name, f"{c[name]} is less than 1") for name in (field.rstrip("?") for field in SIZES) if c.get(name, 1) < 1), None))
+        check(next(((name, f"{c[name]}; it has to be from 1 to {2 ** 31}") for name in (field.rstrip("?") for field in SIZES) if not 1 <= c.get(name, 1) <= 2 ** 31), None))
         rope = c.get("rope_parameters", {})
         scaling = c.get("rope_scaling", rope)
         kind = scaling.get("rope_type", scaling.get("type", "default"))

@@ -10,6 +10,7 @@ import glob
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -305,6 +306,12 @@ def run_stage(main):
             raise
         message = " ".join(str(error).split("\n"))
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+        sys.exit(2)
+    except (MemoryError, RuntimeError) as error:                            # the second: what PyTorch says
+        if os.environ.get("DEBUG") or not (isinstance(error, MemoryError) or re.search("memory|overflow", str(error))):
+            raise
+        print(f"{Path(sys.argv[0]).name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length needs less, "
+              "--plan tells how much; what is finished is kept", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
         print(f"\nstopped; {str(stopped) or 'what is finished is kept'}, the same command goes on from there", file=sys.stderr, flush=True)

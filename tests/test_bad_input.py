@@ -174,6 +174,7 @@ CASES = [                                                               # script
     (C, COLLECT, text("tasks.jsonl", '{"id": ' + "9" * 5000 + "}"), "tasks.jsonl, line 1: not JSON .Exceeds the limit"),
     (C, COLLECT.replace("{f}/tasks", "{f}/data/tasks"), lambda f: (f / "tasks.jsonl").rename(f / "data" / "tasks.jsonl"),
      "data/tasks.jsonl: holds answers, and the agent's code can read all of --data"),
+    *((C, COLLECT + f" --batch {batch}", nothing, "out of memory .*; a smaller --batch") for batch in (10 ** 9, 10 ** 15)),
     (C, COLLECT + " --tp 2", nothing, "--tp 2: the number of processes has to be a multiple of it, and is 1"),
     *((C, COLLECT, line("tasks.jsonl", **{field: None}), f"tasks.jsonl, line 2, field '{field}': missing") for field in ("group", "template", "question", "answer")),
     *((C, COLLECT, line("tasks.jsonl", **{field: 3}), f"tasks.jsonl, line 2, field '{field}': not a text") for field in TASK),
@@ -284,12 +285,12 @@ CASES = [                                                               # script
     (R, REVIEW + " --corrected {f}/played.jsonl", text("round2/no-x.md", MISTAKE.replace("'x'", "''")), "t1#0 goes on from a state that is not flagged here"),
     # more of the model
     *((C, COLLECT, config(**{field: value}), f"config.json, field '{field}.*': {says}") for field, value, says in (
-        ("num_attention_heads", 0, "0 is less than 1"), ("num_hidden_layers", -1, "-1 is less than 1"), ("num_hidden_layers", True, "not a whole number"),
+        ("num_attention_heads", 0, "0; it has to be from 1 to 2147483648"), ("num_hidden_layers", -1, "-1; it has to be from 1"), ("hidden_size", 2 ** 62, "4611686018427387904; it has to be from 1"), ("num_hidden_layers", True, "not a whole number"),
         ("vocab_size", "many", "not a whole number"), ("max_position_embeddings", "x", "not a whole number"), ("rope_theta", "big", "not a whole number or a number"),
         ("rms_norm_eps", "x", "not a whole number or a number"), ("eos_token_id", "x", "not a whole number or a list"), ("tie_word_embeddings", 1, "not true or false"),
         ("rope_scaling", "llama3", "not an object"), ("rope_scaling", {"rope_type": "llama3"}, "missing"))),
     (C, COLLECT, config(num_key_value_heads=3), "config.json: 4 query heads of 8 for 3 key/value heads"),
-    (D, "--model {f}/model --plan 8 80", config(num_attention_heads=0), "config.json, field 'num_attention_heads': 0 is less than 1"),
+    (D, "--model {f}/model --plan 8 80", config(num_attention_heads=0), "config.json, field 'num_attention_heads': 0; it has to be from 1"),
     (C, COLLECT, text("model/config.json", b"\xff{}"), "config.json: not UTF-8 text"),
     (C, COLLECT, text("model/generation_config.json", "["), "generation_config.json, line 1: not JSON"),
     (C, COLLECT, text("model/model.safetensors.index.json", "{}"), "index.json, field 'weight_map': not an object"),
