@@ -187,22 +187,22 @@ def hidden_at(model, rows):
 
 class Divergence(torch.autograd.Function):
     """KL(teacher ‖ student) of the distributions that two rows of logits (n, V) stand for, in float32 → (n,). Its gradient, the student's
-    distribution minus the teacher's, is ready after the forward pass, so of each distribution there is one copy in memory and no more."""
+    distribution minus the teacher's, takes the place of the teacher's logits, so of each distribution there is one copy in memory and no more."""
 
     @staticmethod
     def forward(ctx, student, teacher):
-        terms, gradient = student.new_empty(len(student), dtype=torch.float32), torch.empty_like(student)
-        for x, y, term, g in zip(*(tensor.split(max(1, CACHED[student.device.type] // student.shape[1])) for tensor in (student, teacher, terms, gradient))):
+        terms = student.new_empty(len(student), dtype=torch.float32)
+        for x, y, term in zip(*(tensor.split(max(1, CACHED[student.device.type] // student.shape[1])) for tensor in (student, teacher, terms))):
             p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (y, x))
             difference = p - q
             term.copy_(difference.mul_(p.exp_()).sum(-1))
-            g.copy_(q.exp_().sub_(p))
-        ctx.save_for_backward(gradient)
+            y.copy_(q.exp_().sub_(p))
+        ctx.save_for_backward(teacher)
         return terms
 
     @staticmethod
     def backward(ctx, weights):
-        return ctx.saved_tensors[0] * weights[:, None].to(ctx.saved_tensors[0].dtype), None
+        return ctx.saved_tensors[0].mul_(weights[:, None]), None
 
 
 def kl_terms(student, teacher, lm_head, teacher_head, temperature):
@@ -227,7 +227,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    step = max(1, CHUNK[student.device.type] // model.config.vocab_size)
+    step = -(-CHUNK[student.device.type] // model.config.vocab_size)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]

@@ -63,7 +63,7 @@ def keep_freed_memory():
     """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it keeps a gigabyte."""
     with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
         ctypes.CDLL(None).mallopt(-1, 2 ** 30)                         # M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(-3, 2 ** 25)                         # M_MMAP_THRESHOLD, the largest that there is
+        ctypes.CDLL(None).mallopt(-3, 2 ** 24)                         # M_MMAP_THRESHOLD: not of what is larger, distill.py's logits
 
 
 def load(path, adapters=(), whole=True, linear_dtype=None):
