@@ -1,11 +1,12 @@
 # make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests
 PYTHON ?= python3
+LONGEST = loop readme parallel plan crash                # begin first, so that both cores end at about the same time
 
 coach: .venv/installed
 	PYTHON=.venv/bin/python ./coach.sh
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST:%=tests/test_%.py) tests
 
 .venv/installed: requirements.txt
 	[ -d .venv ] || $(PYTHON) -m venv .venv
