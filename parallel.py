@@ -37,7 +37,7 @@ def device_and_dtype():
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32
     torch.cuda.set_device(LOCAL)
-    torch.set_float32_matmul_precision("high")                         # adapters' products: TensorFloat-32, finer than bfloat16 and many times as fast as float32
+    torch.set_float32_matmul_precision("high")                         # adapters' products: TensorFloat-32, finer than bfloat16
     return torch.device("cuda", LOCAL), torch.bfloat16
 
 

@@ -277,7 +277,7 @@ def number(kind, low, high=math.inf):
     """What argparse turns a text into: an int or a float from `low` to `high`."""
     def parse(text):
         try:
-            if low <= (x := kind(text)) <= high and math.isfinite(x):
+            if low <= (x := kind(text)) <= high and abs(x) < 2 ** 63 and math.isfinite(x):     # what PyTorch can count
                 return x
         except (ValueError, OverflowError):
             pass
@@ -308,7 +308,7 @@ def run_stage(main):
         print(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:                            # the second: what PyTorch says
-        if os.environ.get("DEBUG") or not (isinstance(error, MemoryError) or re.search("memory|overflow", str(error))):
+        if os.environ.get("DEBUG") or not (isinstance(error, MemoryError) or re.search("out of memory|not enough memory|allocate memory|overflow", str(error))):
             raise
         print(f"{Path(sys.argv[0]).name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length needs less, "
               "--plan tells how much; what is finished is kept", file=sys.stderr)

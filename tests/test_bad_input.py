@@ -175,6 +175,7 @@ CASES = [                                                               # script
     (C, COLLECT.replace("{f}/tasks", "{f}/data/tasks"), lambda f: (f / "tasks.jsonl").rename(f / "data" / "tasks.jsonl"),
      "data/tasks.jsonl: holds answers, and the agent's code can read all of --data"),
     *((C, COLLECT + f" --batch {batch}", nothing, "out of memory .*; a smaller --batch") for batch in (10 ** 9, 10 ** 15)),
+    (C, COLLECT + f" --batch {10 ** 30}", nothing, "argument --batch: .* is not a whole number"),
     (C, COLLECT + " --tp 2", nothing, "--tp 2: the number of processes has to be a multiple of it, and is 1"),
     *((C, COLLECT, line("tasks.jsonl", **{field: None}), f"tasks.jsonl, line 2, field '{field}': missing") for field in ("group", "template", "question", "answer")),
     *((C, COLLECT, line("tasks.jsonl", **{field: 3}), f"tasks.jsonl, line 2, field '{field}': not a text") for field in TASK),

@@ -78,12 +78,16 @@ def test_peak_memory_is_as_planned(shape, lengths, processes, row, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
     launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    done = subprocess.run([*launch, tmp_path / "script.py", tmp_path, json.dumps(lengths), str(row)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr
-    measured = int(done.stdout.split("peak ")[1])
+
+    def measured():
+        done = subprocess.run([*launch, tmp_path / "script.py", tmp_path, json.dumps(lengths), str(row)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+        return int(done.stdout.split("peak ")[1])
+
     parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, torch.float32, on_gpu=False)
-    below, above = (0.01, 0.01) if processes == 1 else (0.1, 0.25)                     # gloo lets go of gathered blocks late, on a busy machine of more than one
-    assert -below < measured / sum(parts.values()) - 1 < above
+    tolerance, tries = (0.01, 1) if processes == 1 else (0.1, 4)                       # gloo may let go of gathered blocks late in all updates of a run
+    ratios = (measured() / sum(parts.values()) for _ in range(tries))
+    assert any(abs(ratio - 1) < tolerance for ratio in ratios)
 
 
 SAMPLING = """
