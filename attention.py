@@ -8,12 +8,20 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 
-def causal_attention(q, k, v):
-    """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it."""
+def causal_mask(T, S, device):
+    """What each of the last T of S positions sees, the same in all layers; None if these are all. As a tensor for a CPU, a GPU's kernels need none."""
+    if T == S:
+        return None
+    return causal_lower_right(T, S) if device.type == "cuda" else torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def causal_attention(q, k, v, mask=None):
+    """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
+    which `mask` may say already."""
     (B, H, T, D), (G, S) = q.shape, k.shape[1:3]
     if q.device.type == "cuda" or q.dtype != torch.bfloat16 or torch.is_inference_mode_enabled():
-        mask = {"is_causal": True} if S == T else {"attn_mask": causal_lower_right(T, S)}
-        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True, **mask)
+        mask = causal_mask(T, S, q.device) if mask is None else mask
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
     # A CPU with instructions for bfloat16 products trains 1.5 times faster by plain products over blocks of queries than by the fused kernel,
     # at small head sizes. The R query heads that share keys are the rows of one product.
     R, before, out = H // G, S - T, []
@@ -34,7 +42,7 @@ def decode_attention(q, k, v, common_k, common_v, hide):
     (B, G, R, D), P = q.shape, common_k.shape[1]
     q = q * D ** -0.5
     common = (q.transpose(0, 1).reshape(G, B * R, D) @ common_k.transpose(-1, -2)).view(G, B, R, P).transpose(0, 1)
-    own = (k @ q.transpose(-1, -2)).transpose(-1, -2)
+    own = q @ k.transpose(-1, -2)
     weights = (torch.cat((common, own), dim=-1).float() + hide).softmax(-1).type_as(v)
     common = (weights[..., :P].transpose(0, 1).reshape(G, B * R, P) @ common_v).view(G, B, R, D).transpose(0, 1)
     return common + weights[..., P:] @ v

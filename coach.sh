@@ -45,7 +45,7 @@ meanwhile() {                                  # the agent so far on the test ta
     evaluate $((round + 1))-round$((round - 1)) $adapters
     $python collect.py $agent $adapters $new --hints task --out $run/candidates$round.jsonl
 }
-rates=([2]=8e-3 [3]=2e-3)                       # the fewer mistakes are left, the less should be changed
+rates=([2]=8e-3 [3]=2e-3) epochs=([2]=4 [3]=2)      # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round}
@@ -57,7 +57,7 @@ for hints in hints/starter/round[23]; do
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
     $python review.py $run/seen$round.jsonl --hint-dir $hints --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null     # to be looked at: which hint helps
     joined
-    OMP_NUM_THREADS=2 $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs 4 --batch 16 --out $run/round$round
+    OMP_NUM_THREADS=2 $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --out $run/round$round
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
 done
 joined

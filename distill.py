@@ -228,6 +228,8 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     step = -(-CHUNK[student.device.type] // model.config.vocab_size)
+    if student.device.type == "cpu" and step < len(student):          # the logits are large: they can have what the pass needed on its way
+        parallel.freed_memory(keep=False)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]

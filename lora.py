@@ -43,15 +43,29 @@ class LoraLinear(Linear):
         self.train(base.training)
 
     def forward(self, x):
+        both = (self.use_frozen, self.frozen_A, self.frozen_B, 1.0), (self.use_newest, self.lora_A, self.lora_B, self.scale)
+        acting = [adapter for acts, *adapter in both if acts and adapter[0] is not None]
+        dropping = self.dropout > 0 and self.training and torch.is_grad_enabled()
+        if not dropping and self.costs_less_as_one(x, sum(len(A) for A, _, _ in acting)):
+            weight = self.weight
+            for A, B, scale in acting:
+                weight = torch.addmm(weight, B, A, alpha=scale)
+            return F.linear(x, weight, self.bias)
         y = linear(x, self.weight, self.bias)
-        if self.frozen_A is not None and self.use_frozen:
-            y += F.linear(F.linear(x.to(self.frozen_A.dtype), self.frozen_A), self.frozen_B)
-        if self.lora_A is not None and self.use_newest:
-            z, scale = x.to(self.lora_A.dtype), self.scale
-            if self.dropout and self.training and torch.is_grad_enabled():
+        for A, B, scale in acting:
+            z = x.to(A.dtype)
+            if dropping and A is self.lora_A:
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
-            y += F.linear(F.linear(z, self.lora_A) * scale, self.lora_B)
+            z = F.linear(z, A)
+            y += F.linear(z if scale == 1 else z * scale, B)
         return y
+
+    def costs_less_as_one(self, x, rank):
+        """Is a product of x by the sum W + Σ scale B A cheaper, backward too, than one by W and two by each adapter? So it is where the ranks
+        are not small beside the layer and the rows of x are many. Only in float32, where the sum loses nothing that the products would not."""
+        float32 = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
+        size, sizes = self.in_features * self.out_features, self.in_features + self.out_features
+        return float32 and 3 * rank * sizes > size and x.shape[:-1].numel() * sizes > size
 
     def dropped(self, x):
         """Which inputs x (…, T, in) are dropped: where a random number of the token and one of the feature, each of 16 bits, add up to one

@@ -126,17 +126,18 @@ class Linear(nn.Linear):
 
 
 def linear(x, weight, bias=None):
-    """F.linear. For a few rows and a large weight the CPU's matrix product uses one core only; with several slices of the weight all do."""
+    """F.linear. A CPU's product of a few rows by a large weight uses one core only, and one of some more rows by a vocabulary no core well; by
+    several slices of the weight it is faster."""
     rows = x.shape[:-1].numel()
-    few = rows <= 16 and weight.numel() >= 2 ** 18 and len(weight) % 8 == 0
-    if not few or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu" or torch.is_grad_enabled():
+    slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
+    if slices == 1 or len(weight) % slices or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
         return F.linear(x, weight, bias)
-    slices, x_ = weight.view(8, -1, weight.shape[1]), x.reshape(rows, -1)
+    weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
     if rows > 2:
-        y = (x_.expand(8, -1, -1) @ slices.mT).transpose(0, 1)
+        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     else:
-        y = (slices @ x_.mT.expand(8, -1, -1)).permute(2, 0, 1)                                 # a matrix by a vector
-    y = y.reshape(*x.shape[:-1], len(weight))
+        y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector
+    y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 

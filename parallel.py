@@ -59,11 +59,16 @@ def stop():
         os._exit(0)
 
 
-def keep_freed_memory():
-    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it keeps a gigabyte."""
+def freed_memory(keep):
+    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it is told to `keep` a
+    gigabyte from now on, or to give back once what it has."""
     with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
-        ctypes.CDLL(None).mallopt(-1, 2 ** 30)                         # M_TRIM_THRESHOLD
-        ctypes.CDLL(None).mallopt(-3, 2 ** 24)                         # M_MMAP_THRESHOLD: not of what is larger, distill.py's logits
+        glibc = ctypes.CDLL(None)
+        if keep:
+            glibc.mallopt(-1, 2 ** 30)                                 # M_TRIM_THRESHOLD
+            glibc.mallopt(-3, 2 ** 24)                                 # M_MMAP_THRESHOLD: not of what is larger, distill.py's logits
+        else:
+            glibc.malloc_trim(0)
 
 
 def load(path, adapters=(), whole=True, linear_dtype=None):
@@ -71,7 +76,7 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
     away until `share_out` or `split` gives every process its part. linear_dtype: of linear layers' weights, for one process on a CPU."""
     device, dtype = device_and_dtype()
     if device.type == "cpu":
-        keep_freed_memory()
+        freed_memory(keep=True)
     alone = WORLD == 1 and device.type == "cpu"
     model = Llama.from_pretrained(path, dtype, device if whole or WORLD == 1 else "meta", linear_dtype if alone else None)
     for adapter in adapters:

@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from attention import causal_attention, decode_attention
+from attention import causal_attention, causal_mask, decode_attention
 
 
 ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
@@ -199,6 +199,7 @@ class Sampler:
             self.cache[..., self.cleared:plan["reach"], :] = 0
             self.cleared = plan["reach"]
         tokens, row, column = send(torch.from_numpy(plan["table"]), self.cache.device)
+        masks = [causal_mask(end - start, length, row.device) for _, start, end, length in plan["prefills"]]
         if N := plan["N"]:
             (low, high), lead, until, shared = (plan[key] for key in ("slots", "lead", "until", "shared"))
             if high - low < 4 * N:                              # over a range of slots; those without a query ride along
@@ -218,8 +219,8 @@ class Sampler:
                 y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until],
                                      keys[lead, :, :shared], values[lead, :, :shared], hide)
                 out.append(y[place].flatten(1, 2).transpose(0, 1)[None])
-            for slot, start, end, length in plan["prefills"]:   # … the others one by one
-                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length]))
+            for (slot, start, end, length), mask in zip(plan["prefills"], masks):              # … the others one by one
+                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], mask))
             return torch.cat(out, dim=2)
 
         x = self.model.hidden(tokens[None], column[None], attend)[0]

@@ -58,6 +58,26 @@ def test_a_saved_adapter_loads_as_it_was(tmp_path):
     close(again(ROW), model(ROW), 1e-5)
 
 
+@pytest.mark.parametrize("rows, rank, one", [(300, 12, True), (20, 12, False), (300, 2, False)])
+def test_one_product_by_the_sum_or_one_by_each_factor_give_the_same(rows, rank, one):
+    """As float64 with every factor by itself, in value and gradients."""
+    torch.manual_seed(0)
+    layer = lora.LoraLinear(Linear(48, 64))
+    layer.freeze(torch.randn(rank, 48), torch.randn(64, rank), 0.5)
+    layer.lora_A, layer.lora_B, layer.scale = torch.nn.Parameter(torch.randn(rank, 48)), torch.nn.Parameter(torch.randn(64, rank)), 2.0
+    x, g = torch.randn(rows, 48, requires_grad=True), torch.randn(rows, 64)
+    inputs = x, layer.lora_A, layer.lora_B
+    assert layer.costs_less_as_one(x, 2 * rank) == one
+    y = layer(x)
+    X, A, B = (t.detach().double().requires_grad_() for t in inputs)
+    Y = X @ layer.weight.double().T + layer.bias.double() + X @ layer.frozen_A.double().T @ layer.frozen_B.double().T + 2 * (X @ A.T @ B.T)
+    for ours, exact in zip((y, *torch.autograd.grad(y, inputs, g)), (Y, *torch.autograd.grad(Y, (X, A, B), g.double()))):
+        assert (ours.double() - exact).norm() < 1e-6 * exact.norm()
+    assert not layer.bfloat16().costs_less_as_one(x.bfloat16(), 2 * rank)             # low-precision weights are never merged
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert not layer.float().costs_less_as_one(x, 2 * rank)
+
+
 # ---- stacks --------------------------------------------------------------------------------------------------------
 
 def test_a_new_adapter_changes_nothing_and_only_it_learns(tmp_path):

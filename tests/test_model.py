@@ -54,6 +54,15 @@ def test_a_few_rows_times_slices_of_a_weight_are_their_product(rows, bias, monke
         torch.testing.assert_close(model.linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
 
 
+def test_some_rows_by_a_vocabulary_are_multiplied_slice_by_slice_gradients_too(monkeypatch):
+    torch.manual_seed(0)
+    x, weight, g = torch.randn(2, 20, 24, requires_grad=True), torch.randn(2 ** 15, 24), torch.randn(2, 20, 2 ** 15)
+    monkeypatch.setattr(model.F, "linear", None)
+    y = model.linear(x, weight)
+    torch.testing.assert_close(y.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0].double(), g.double() @ weight.double(), rtol=1e-5, atol=1e-3)
+
+
 # ---- exact ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("name", MODELS)
