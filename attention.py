@@ -5,14 +5,16 @@ Shapes: B sequences, T tokens, S positions with keys and values, H query heads, 
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 
 def causal_mask(T, S, device):
     """What each of the last T of S positions sees, the same in all layers; None if these are all. As a tensor for a CPU, a GPU's kernels need none."""
     if T == S:
         return None
-    return causal_lower_right(T, S) if device.type == "cuda" else torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+    if device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right         # here, as it takes a second to import
+        return causal_lower_right(T, S)
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
 def causal_attention(q, k, v, mask=None):

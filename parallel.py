@@ -19,10 +19,6 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as checkpoints
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from lora import load_adapter
 from model import Llama, local_folder, read_weight, weight_files
@@ -187,6 +183,9 @@ def share_out(model, path):
         block.recompute = WORLD > 1 or device.type == "cuda"
     if WORLD == 1:
         return model
+    from torch.distributed.device_mesh import init_device_mesh         # here, as they take a second to import
+    from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+    from torch.distributed.tensor import DTensor
     mesh = init_device_mesh(device.type, (WORLD,))
     model.frequencies = model.frequencies.to(device)
     for block in model.layers:
@@ -237,7 +236,7 @@ def agree(x):
 
 def whole(tensor):
     """A tensor of which every process has a part, in one piece."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -247,7 +246,7 @@ def save(state, folder):
     whole counts as not there. Raises ValueError if it cannot be written."""
     n = agree(max(_saved(folder), default=0) + 1)
     try:
-        _checkpoint(checkpoints.save, state, folder / str(n))
+        _checkpoint("save", state, folder / str(n))
     except (OSError, RuntimeError) as e:                              # the last: what PyTorch says of a full disk
         raise ValueError(f"{folder}: cannot be written ({str(e).splitlines()[0]}); once it can be, the same command goes on") from None
     if RANK == 0:
@@ -261,7 +260,7 @@ def restore(state, folder):
     Raises ValueError if it is damaged."""
     if n := agree(max(_saved(folder), default=0)):
         try:
-            _checkpoint(checkpoints.load, state, folder / str(n))
+            _checkpoint("load", state, folder / str(n))
         except Exception as e:                                        # of a broken file PyTorch says many things
             raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); remove {folder}, the same command begins anew") from None
         return state
@@ -273,10 +272,11 @@ def _saved(folder):
 
 def _checkpoint(act, state, folder):
     """Without what PyTorch says on the way; of several processes' failures the first."""
+    import torch.distributed.checkpoint as checkpoints                 # here, as it takes a second
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):
-            act(state, checkpoint_id=folder, no_dist=WORLD == 1)
+            getattr(checkpoints, act)(state, checkpoint_id=folder, no_dist=WORLD == 1)
     except checkpoints.CheckpointException as e:
         raise next(iter(e.failures.values()))[0] from None
     finally:
