@@ -98,7 +98,7 @@ def test_many_processes_or_rows_make_the_adapter_that_one_makes(prepared, proces
 PARTS = """
 import sys
 sys.path.insert(0, {root!r})
-import parallel, torch
+import parallel, torch, torch.distributed.fsdp, torch.distributed.tensor
 from lora import add_adapter, save_adapter, trainable
 
 def peak():
