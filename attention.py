@@ -6,6 +6,8 @@ Shapes: B sequences, T tokens, S positions with keys and values, H query heads, 
 import torch
 import torch.nn.functional as F
 
+torch.backends.cuda.enable_cudnn_sdp(False)              # it makes a plan for each new length, which takes a GPU longer than many a training
+
 
 def causal_mask(T, S, device):
     """What each of the last T of S positions sees, the same in all layers; None if these are all. As a tensor for a CPU, a GPU's kernels need none."""
@@ -38,16 +40,21 @@ def causal_attention(q, k, v, mask=None):
     return torch.cat(out, dim=2).view(B, H, T, D)
 
 
-def decode_attention(q, k, v, common_k, common_v, hide):
-    """Attention of one position of each sequence, q (B, G, R, D) with R = H/G, on what all sequences have in common, common_k and
-    common_v (G, P, D), which is read only once, and then on its own k, v (B, G, S, D). `hide` (B, 1, 1, P + S) is added to the scores."""
-    (B, G, R, D), P = q.shape, common_k.shape[1]
+def decode_attention(q, k, v, hide, common=None):
+    """Attention of one position of each sequence, q (B, G, R, D) with R = H/G, on its own k, v (B, G, S, D), and before these on what all
+    sequences have in common, keys and values (2, G, P, D), which are read only once. `hide` (B, 1, 1, P + S) is added to the scores."""
+    (B, G, R, D), P = q.shape, 0 if common is None else common.shape[2]
     q = q * D ** -0.5
-    common = (q.transpose(0, 1).reshape(G, B * R, D) @ common_k.transpose(-1, -2)).view(G, B, R, P).transpose(0, 1)
-    own = q @ k.transpose(-1, -2)
-    weights = (torch.cat((common, own), dim=-1).float() + hide).softmax(-1).type_as(v)
-    common = (weights[..., :P].transpose(0, 1).reshape(G, B * R, P) @ common_v).view(G, B, R, D).transpose(0, 1)
-    return common + weights[..., P:] @ v
+    scores = q @ k.transpose(-1, -2)
+    if P:
+        shared = q.transpose(0, 1).reshape(G, B * R, D) @ common[0].transpose(-1, -2)
+        scores = torch.cat((shared.view(G, B, R, P).transpose(0, 1), scores), dim=-1)
+    weights = (scores.float() + hide).softmax(-1).type_as(v)
+    y = weights[..., P:] @ v
+    if P:
+        shared = weights[..., :P].transpose(0, 1).reshape(G, B * R, P) @ common[1]
+        y = shared.view(G, B, R, D).transpose(0, 1) + y
+    return y
 
 
 def packed_attention(lengths):

@@ -1,11 +1,12 @@
 """How fast, how much memory, how far from the limit of this machine.
 
     python bench.py                     everything
-    python bench.py collect decode      some of it: limits, collect, batch, decode, distill, sandbox
+    python bench.py collect decode      some of it: limits, collect, batch, decode, distill, plan, sandbox
 
 Random weights of a chosen size, nothing is downloaded. The peers are what people use today, transformers and peft, and are measured
 only where they are installed. Each measurement is a process of its own, so that its peak memory is its own; ours and the peer's
-alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. Memory is a GPU's where there is one.
+alternate, and the ratio of the medians is printed. Same weights, same work, and the outputs are compared. On a GPU memory is the GPU's, and
+what is compiled for it is compiled before the time starts.
 """
 
 from records import Parser, number, run_stage  # first: from here on Ctrl-C ends in one line
@@ -15,6 +16,7 @@ import concurrent.futures
 import importlib.util
 import json
 import multiprocessing
+import os
 import random
 import statistics
 import tempfile
@@ -25,20 +27,27 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+import decoder
 import parallel
 from model import Config, Llama, Request, Sampler
 
 ROOT = Path(__file__).resolve().parent
+DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
 SMALL = dict(vocab_size=8192, hidden_size=384, intermediate_size=1024, num_hidden_layers=6, num_attention_heads=6, num_key_value_heads=2)
 LARGE = dict(vocab_size=32000, hidden_size=2048, intermediate_size=5632, num_hidden_layers=8, num_attention_heads=32, num_key_value_heads=8)
 WORDY = dict(vocab_size=128256, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=16, num_key_value_heads=4)
-DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
+if DEVICE == "cuda":                                                   # Llama-3.2-1B with a small vocabulary, Llama-3.1-8B, a quarter of its blocks
+    SMALL = dict(vocab_size=8192, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8)
+    LARGE = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
+    WORDY = LARGE | dict(num_hidden_layers=8)
+    decoder.UNCOMPILED = 0
 
 
 def checkpoint(folder, config):
     """Writes a model with random weights in Hugging Face format, and the starter's tokenizer; returns its directory."""
     torch.manual_seed(0)
-    model = Llama(Config(**config, max_position_embeddings=8192))
+    with torch.device(DEVICE):
+        model = Llama(Config(**config, max_position_embeddings=8192)).to(DTYPE)
     for p in model.parameters():
         torch.nn.init.normal_(p, std=p.shape[-1] ** -0.5) if p.ndim > 1 else torch.nn.init.ones_(p)
     torch.nn.init.normal_(model.lm_head.weight, std=3 * config["hidden_size"] ** -0.5)         # far from ties
@@ -79,6 +88,10 @@ def memory_rate():
     return max(2 * 4 * len(x) / best(lambda: y.copy_(x)), 4 * len(x) / best(lambda: x.sum()))
 
 
+def limits():
+    return product_rate(torch.float32), product_rate(torch.bfloat16), memory_rate()
+
+
 # ---- sampling ------------------------------------------------------------------------------------------------------
 
 def conversations(agents, turns, shared, own, seed=0):
@@ -90,9 +103,19 @@ def conversations(agents, turns, shared, own, seed=0):
             for _ in range(agents)]
 
 
-def ours_sampling(folder, plan):
+def ours_sampling(folder, plan, warm_up):
+    """warm_up: another plan, with which a GPU's kernels are compiled before the time starts."""
     sampler = Sampler(parallel.load(folder), batch=min(64, len(plan)), max_length=2048)
-    began, answers = time.perf_counter(), [[] for _ in plan]
+    if DEVICE == "cuda":
+        played(sampler, warm_up)
+    began = time.perf_counter()
+    answers = played(sampler, plan)
+    return {"seconds": time.perf_counter() - began, "units": sum(len(a) for turns in answers for a in turns), "output": answers}
+
+
+def played(sampler, plan):
+    """The answers, of each agent one for each turn."""
+    answers = [[] for _ in plan]
     ask = lambda i, prompt: sampler.add(Request(i, prompt, plan[i][1][len(answers[i])][0]))
     for i, (prompt, _) in enumerate(plan):
         ask(i, prompt)
@@ -101,10 +124,10 @@ def ours_sampling(folder, plan):
             answers[done.key].append(done.new_ids)
             if len(answers[done.key]) < len(plan[done.key][1]):
                 ask(done.key, done.prompt + done.new_ids + plan[done.key][1][len(answers[done.key]) - 1][1])
-    return {"seconds": time.perf_counter() - began, "units": sum(len(a) for turns in answers for a in turns), "output": answers}
+    return answers
 
 
-def peer_sampling(folder, plan):
+def peer_sampling(folder, plan, warm_up):
     """transformers' generate on the left-padded batch at every turn; a row that has its answer waits for the others."""
     from transformers import AutoModelForCausalLM, StoppingCriteria
 
@@ -113,6 +136,8 @@ def peer_sampling(folder, plan):
             return torch.tensor([ids.shape[1] - width >= n for n in wanted], device=ids.device)
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE).eval()
+    if DEVICE == "cuda":
+        model.generate(torch.tensor([warm_up[0][0]], device=DEVICE), do_sample=False, max_new_tokens=8, eos_token_id=None, pad_token_id=0)
     began, answers, rows = time.perf_counter(), [[] for _ in plan], [prompt for prompt, _ in plan]
     for turn in range(len(plan[0][1])):
         width, wanted = max(map(len, rows)), [turns[turn][0] for _, turns in plan]
@@ -132,11 +157,12 @@ def ours_decode(folder):
     limit = memory_rate()
     model = parallel.load(folder)
     weights = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed" not in name)
-    sampler = Sampler(model, batch=1, max_length=128)
-    sampler.generate([[5, 6, 7]], max_new_tokens=4)
+    n = 200 if DEVICE == "cuda" else 40
+    sampler = Sampler(model, batch=1, max_length=256)
+    sampler.generate([[5, 6, 7]], max_new_tokens=8)
     began = time.perf_counter()
-    new = sampler.generate([[5, 6, 8]], max_new_tokens=40)
-    return {"seconds": time.perf_counter() - began, "units": 40, "bytes": weights, "limit": max(limit, memory_rate()), "output": new}
+    new = sampler.generate([[5, 6, 8]], max_new_tokens=n)
+    return {"seconds": time.perf_counter() - began, "units": n, "bytes": weights, "limit": max(limit, memory_rate()), "output": new}
 
 
 # ---- distilling ----------------------------------------------------------------------------------------------------
@@ -160,8 +186,8 @@ def resident(what):
     return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(what))
 
 
-def records(trajectories, steps):
-    """Trajectories of random tokens: 1,500 tokens of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
+def records(trajectories, steps, hints=1500):
+    """Trajectories of random tokens: those of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
     import agent
     rng, chat = random.Random(0), agent.Chat(ROOT / "starter")
     words = sorted(w for w in chat.tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
@@ -170,7 +196,7 @@ def records(trajectories, steps):
     ids = lambda n: [rng.randrange(300, 1500) for _ in range(n)]
     step = lambda: {"monologue": "", "code": "", "observation": text(20), "hint": None,
                     "token_ids": {"monologue": ids(rng.randint(10, 30)) + tag("inner_monologue"), "code": ids(rng.randint(30, 70)) + tag("python")}}
-    hints = [{"name": "all", "kind": "tools", "text": text(1500)}]
+    hints = [{"name": "all", "kind": "tools", "text": text(hints)}]
     return chat, [{"id": str(i), "task": {"question": text(20)}, "hints": hints, "success": True, "steps": [step() for _ in range(steps)]}
                   for i in range(trajectories)]
 
@@ -230,6 +256,48 @@ def peer_distill(folder, trajectories, steps):
         optimizer.step()
         optimizer.zero_grad()
     return {"seconds": time.perf_counter() - began, "units": len(losses), "output": float(np.mean(losses[:trajectories * steps])), "held": before}
+
+
+# ---- what --plan says ----------------------------------------------------------------------------------------------
+
+def training(folder):
+    """Updates of distill.py with the paper's settings, the student sees all hints: that is what --plan's memory is for. What it held, what
+    an update takes in the first epoch and later; and the same as planned, the time as operations."""
+    import distill
+    import plan
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+    chat, data = records(6, 4, hints=3000)
+    args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=distill.TARGETS, lr=1e-5, decay=False, warmup=30, epochs=2,
+                              batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None)
+    ends = []
+    register_optimizer_step_post_hook(lambda *_: (torch.cuda.synchronize(), ends.append(time.perf_counter())))
+    parallel.start()
+    model = parallel.load(folder, whole=False)
+    with tempfile.TemporaryDirectory() as out:
+        distill.train(model, chat, data, args, Path(out))
+    examples = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
+    lengths = sorted((len(taught[0]), len(bare[0]), len(taught[1]), 4) for taught, bare in examples)[-2:]
+    parts, *flops, _ = plan.distillation(Config(**LARGE), 1, args, lengths)
+    if parallel.TORCHRUN:                                              # of one process: what FSDP2 gathers comes to it
+        parts["gathered"] = plan.distillation(Config(**LARGE), 2, args, lengths)[0]["gathered"]
+    return {"first": ends[2] - ends[1], "later": ends[5] - ends[4], "planned": sum(parts.values()), "flops": flops}
+
+
+def sampling(folder):
+    """32 agents with prompts of 3,000 tokens: what that holds and how fast tokens come, and the same as planned."""
+    import plan
+    args = argparse.Namespace(tp=1, batch=32, max_length=4096)
+    sampler = Sampler(parallel.load(folder), args.batch, args.max_length)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(3, LARGE["vocab_size"]) for _ in range(3000)] for _ in range(args.batch)]
+    texts = sampler.generate(prompts, max_new_tokens=10, temperature=0.7)
+    again = [prompt + text for prompt, text in zip(prompts, texts)]
+    sampler.generate(again, max_new_tokens=10, temperature=0.7)       # from here on all decode at once
+    began = time.perf_counter()
+    texts = sampler.generate(again, max_new_tokens=200, temperature=0.7)
+    seconds = time.perf_counter() - began
+    parts, _, read = plan.collection(Config(**LARGE), args)
+    return {"rate": sum(map(len, texts)) / seconds, "planned": sum(parts.values()), "read": read - parts["KV cache"] / 2 + parts["KV cache"] * 3100 / 4096}
 
 
 # ---- the sandbox ---------------------------------------------------------------------------------------------------
@@ -304,7 +372,7 @@ def same_loss(a, b):
     return f"first loss {a:.5f} and {b:.5f}"
 
 
-JOBS = ["limits", "collect", "batch", "decode", "distill", "sandbox"]
+JOBS = ["limits", "collect", "batch", "decode", "distill", *["plan"] * (DEVICE == "cuda"), "sandbox"]       # on a CPU tests/test_plan.py sees to the plan
 
 
 def main():
@@ -318,32 +386,47 @@ def main():
         parser.error(f"no job {min(unknown)!r}; there are {', '.join(JOBS)}")
     if "sandbox" in jobs and not (args.data / "world.sqlite").exists():
         parser.error(f"--data {args.data}: no world.sqlite there; python tools/starter_world.py --out data/starter makes it")
-    rates = {name: alone(product_rate, getattr(torch, name)) for name in ("float32", "bfloat16")}
+    float32, bfloat16, memory = alone(limits)
     print(f"{torch.cuda.get_device_name() if DEVICE == 'cuda' else f'CPU, {torch.get_num_threads()} threads'}; torch {torch.__version__}; "
-          f"matrix product {rates['float32'] / 1e9:,.0f} GFLOP/s in float32, {rates['bfloat16'] / 1e9:,.0f} in bfloat16; memory {alone(memory_rate) / 1e9:,.1f} GB/s", flush=True)
+          f"matrix product {float32 / 1e9:,.0f} GFLOP/s in float32, {bfloat16 / 1e9:,.0f} in bfloat16; memory {memory / 1e9:,.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
         if {"collect", "batch"} & set(jobs):
-            small = checkpoint(Path(folder) / "small", SMALL)
+            small = checkpoint(folder / "small", SMALL)
         if "collect" in jobs:
             against("collect: 64 agents, 4 turns, 600 shared prompt tokens", "tokens", args.repeats, ours_sampling, peer_sampling, same_text,
-                    small, conversations(64, 4, 600, (20, 60)))
+                    small, conversations(64, 4, 600, (20, 60)), conversations(64, 4, 600, (20, 60), seed=1))
         if "batch" in jobs:
             against("batch: 32 prompts of 10 to 400 tokens, one turn", "tokens", args.repeats, ours_sampling, peer_sampling, same_text,
-                    small, conversations(32, 1, 0, (10, 400)))
+                    small, conversations(32, 1, 0, (10, 400)), conversations(32, 1, 0, (10, 400), seed=1))
         if "decode" in jobs:
-            large = checkpoint(Path(folder) / "large", LARGE)
+            large = checkpoint(folder / "large", LARGE)
             runs = [alone(ours_decode, large) for _ in range(args.repeats)]
             run = max(runs, key=lambda r: r["units"] / r["seconds"])
             rate = run["units"] / run["seconds"]
             print(f"decode: one sequence, {run['bytes'] / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, {rate * run['bytes'] / 1e9:.1f} GB/s, "
                   f"{rate * run['bytes'] / run['limit']:.0%} of the memory's {run['limit'] / 1e9:.1f} right before or after it", flush=True)
         if "distill" in jobs:
-            wordy = checkpoint(Path(folder) / "wordy", WORDY)
-            for steps, trajectories in ((4, 4), (1, 8)):
+            wordy = checkpoint(folder / "wordy", WORDY)
+            for steps, trajectories in ((4, 16), (1, 32)) if DEVICE == "cuda" else ((4, 4), (1, 8)):
                 runs = against(f"distill: trajectories of {steps} actions, 1,500 tokens of hints, {WORDY['vocab_size']:,} words", "actions", args.repeats,
                                ours_distill, peer_distill, same_loss, wordy, trajectories, steps)
                 rate = max(r["flops"] / r["seconds"] for r in runs)
-                print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / max(rates['bfloat16'], rates['float32']):.0%} of the matrix product's", flush=True)
+                print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / max(bfloat16, float32):.0%} of the matrix product's", flush=True)
+        if "plan" in jobs:
+            large = folder / "large" if (folder / "large").exists() else checkpoint(folder / "large", LARGE)
+            one = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "bench"}
+            for title, environment in (("distill.py, one process", {}), ("the same under torchrun, FSDP2", one)):
+                os.environ.update(environment)
+                r = alone(training, large)
+                first, later = ((sum(r["flops"]) / r["first"]), r["flops"][1] / r["later"])
+                print(f"plan: {title}, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; an update {r['first']:.2f} s in the first epoch, {r['later']:.2f} later, "
+                      f"{first / 1e12:,.0f} and {later / 1e12:,.0f} TFLOP/s of those planned", flush=True)
+            for name in one:
+                del os.environ[name]
+            r = alone(sampling, large)
+            print(f"plan: 32 agents of 3,000 tokens, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; {r['rate']:,.0f} tokens/s, "
+                  f"{r['rate'] / 32 * r['read'] / memory:.0%} of what the memory allows", flush=True)
     if "sandbox" in jobs:
         r = alone(sandbox, args.data)
         print(f"sandbox: {r['steps']:,.0f} steps/s on two processes, a trajectory's process starts in {r['start'] * 1000:.0f} ms", flush=True)

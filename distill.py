@@ -13,7 +13,6 @@ padding; logits only where actions are, in chunks that are never all in memory; 
 
 import records  # first: from here on Ctrl-C ends in one line
 
-import contextlib
 import json
 import os
 import random
@@ -147,9 +146,9 @@ def batches(records, size, rng):
         yield batch
 
 
-def row_of(config, device):
-    """How many tokens a process computes at a time, if --row does not say it: as many as make it fast."""
-    return 2 ** 14 if device == "cuda" else 2 ** 21 // config.hidden_size
+def row_of(config, device, processes):
+    """How many tokens a process computes at a time, if --row does not say it: as many as make it fast. For each row the weights travel between GPUs."""
+    return 2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size
 
 
 def packed(records, length, most):
@@ -256,10 +255,11 @@ def train(model, chat, records, args, folder, validation=()):
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
-    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type)
+    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type, parallel.WORLD)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16) if model.device.type == "cpu" and fast_bfloat16() else contextlib.nullcontext()
+    autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda" or fast_bfloat16(),
+                              cache_enabled=model.device.type == "cpu")        # of adapters' copies: a GPU makes them fast, and holds large ones
     checkpoint, states = folder / "checkpoint", folder / "teacher"
     states.mkdir(parents=True, exist_ok=True)
     files = {id(r): states / f"{n}.pt" for n, r in enumerate(records)}
@@ -393,7 +393,7 @@ def main():
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; on a CPU fewer the wider the model is]")
+    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is]")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)

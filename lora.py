@@ -53,7 +53,7 @@ class LoraLinear(Linear):
             return F.linear(x, weight, self.bias)
         y = linear(x, self.weight, self.bias)
         for A, B, scale in acting:
-            z = x.to(A.dtype)
+            z = x if torch.is_autocast_enabled(x.device.type) else x.to(A.dtype)
             if dropping and A is self.lora_A:
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
             z = F.linear(z, A)

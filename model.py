@@ -11,6 +11,7 @@ from records import Parser, mismatch, number, read_json, run_stage  # first: fro
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -142,9 +143,9 @@ def linear(x, weight, bias=None):
 
 
 class Attention(nn.Module):
-    def __init__(self, c, layer):
+    def __init__(self, c):
         super().__init__()
-        self.layer, self.head_dim = layer, c.head_dim
+        self.head_dim = c.head_dim
         self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
@@ -153,7 +154,7 @@ class Attention(nn.Module):
     def forward(self, x, cos, sin, attend):
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
                    for proj in (self.q_proj, self.k_proj, self.v_proj))                         # (B, H or G, T, D)
-        y = attend(self.layer, rotate(q, cos, sin), rotate(k, cos, sin), v)
+        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
@@ -169,10 +170,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c, layer):
+    def __init__(self, c):
         super().__init__()
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
-        self.self_attn = Attention(c, layer)
+        self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
         self.recompute = False                                  # in the backward pass, instead of keeping what it needs in memory
@@ -194,7 +195,7 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, i) for i in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -205,17 +206,19 @@ class Llama(nn.Module):
     def device(self):
         return self.embed_tokens.weight.device
 
+    def rope(self, positions):
+        """cos and sin of the angles at positions (B or 1, T), each (B or 1, 1, T, D/2)."""
+        angles = (positions[..., None].float() * self.frequencies)[:, None]
+        return angles.cos(), angles.sin()
+
     def hidden(self, tokens, positions=None, attend=None):
         """tokens (B, T) → what lm_head reads (B, T, C). `positions` (B or 1, T) default to 0 … T-1; `attend(layer, q, k, v)`
         defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
-        angles = (positions[..., None].float() * self.frequencies)[:, None]                     # (B or 1, 1, T, D/2)
-        cos, sin = angles.cos(), angles.sin()
-        attend = attend or (lambda layer, q, k, v: causal_attention(q, k, v))
-        x = self.embed_tokens(tokens)
-        for block in self.layers:
-            x = block(x, cos, sin, attend)
+        x, (cos, sin) = self.embed_tokens(tokens), self.rope(positions)
+        for layer, block in enumerate(self.layers):
+            x = block(x, cos, sin, partial(attend, layer) if attend else causal_attention)
         return self.norm(x)
 
     def forward(self, tokens):

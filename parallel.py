@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 8 distill.py …                 each holds a part of every layer, FSDP2
     torchrun --standalone --nproc-per-node 8 collect.py … --tp 4          two replicas of the model, each split over four (tensor parallelism)
 
-Without torchrun there is one process, and every function here does the plain thing.
+Without torchrun there is one process, and every function here does the plain thing; with it the same is done for one as for many.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
 
 RANK, WORLD, LOCAL = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+TORCHRUN = WORLD > 1 or dist.is_torchelastic_launched()
 TENSORS = PLANS = None                                              # this replica's process groups: sums of activations; what is run next
 
 
@@ -39,9 +40,10 @@ def device_and_dtype():
 
 def start():
     """Joins the other processes, if there are any."""
-    if WORLD > 1 and not dist.is_initialized():
+    if TORCHRUN and not dist.is_initialized():
         device, _ = device_and_dtype()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))      # some have more to do than others
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1),      # some have more to do than others
+                                device_id=device if device.type == "cuda" else None)
 
 
 def stop():
@@ -73,8 +75,8 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
     device, dtype = device_and_dtype()
     if device.type == "cpu":
         freed_memory(keep=True)
-    alone = WORLD == 1 and device.type == "cpu"
-    model = Llama.from_pretrained(path, dtype, device if whole or WORLD == 1 else "meta", linear_dtype if alone else None)
+    alone = device.type == "cpu" and not TORCHRUN
+    model = Llama.from_pretrained(path, dtype, "meta" if TORCHRUN and not whole else device, linear_dtype if alone else None)
     for adapter in adapters:
         load_adapter(model, adapter)
     return model.eval()
@@ -102,7 +104,7 @@ def sampler(args):
     model = load(args.model, args.adapter, whole=args.tp == 1)
     if args.tp > 1:
         split(model, args.model, RANK % args.tp, args.tp)
-    sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings))
+    sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings), ahead=False if args.tp > 1 else None)
     if args.tp > 1:
         sampler.announce = announce
     return sampler, functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
@@ -181,8 +183,8 @@ def share_out(model, path):
     process reads only its own rows of every tensor; the adapters, which every process has, are cut down to its rows."""
     device, _ = device_and_dtype()
     for block in model.layers:
-        block.recompute = WORLD > 1 or device.type == "cuda"
-    if WORLD == 1:
+        block.recompute = TORCHRUN or device.type == "cuda"
+    if not TORCHRUN:
         return model
     from torch.distributed.device_mesh import init_device_mesh         # here, as they take a second to import
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -211,7 +213,7 @@ def share_out(model, path):
 
 def wait():
     """Until all processes are here."""
-    if WORLD > 1:
+    if TORCHRUN:
         dist.barrier()
 
 
@@ -222,7 +224,7 @@ def share(items):
 
 def total(x):
     """The sum of a tensor over all processes."""
-    if WORLD > 1:
+    if TORCHRUN:
         dist.all_reduce(x)
     return x
 
@@ -230,7 +232,7 @@ def total(x):
 def agree(x):
     """What the first process says."""
     said = [x]
-    if WORLD > 1:
+    if TORCHRUN:
         dist.broadcast_object_list(said)
     return said[0]
 
@@ -277,7 +279,7 @@ def _checkpoint(act, state, folder):
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):
-            getattr(checkpoints, act)(state, checkpoint_id=folder, no_dist=WORLD == 1)
+            getattr(checkpoints, act)(state, checkpoint_id=folder, no_dist=not TORCHRUN)
     except checkpoints.CheckpointException as e:
         raise next(iter(e.failures.values()))[0] from None
     finally:

@@ -26,6 +26,9 @@ from model import Config, Llama
 from sampler import ADMITTED
 
 GIB = 2 ** 30
+FLASH, BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_flash_attention_backward
+FLOPS = flop_registry | {FLASH: lambda q, k, *_, **__: 4 * q.numel() * k.shape[2],         # older PyTorch refuses fewer key heads than query heads
+                         BACKWARD: lambda gradient, q, k, *_, **__: 10 * q.numel() * k.shape[2]}
 HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100       # a trajectory's tokens, if there is none yet: hints; of each step what is shown and what is sampled
 
 
@@ -38,7 +41,7 @@ class Memory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if count := flop_registry.get(function.overloadpacket):
+        if count := FLOPS.get(function.overloadpacket):
             self.flops += count(*args, **(kwargs or {}), out_val=result)
         for tensor in tree_leaves(result):
             if isinstance(tensor, torch.Tensor) and (key := (storage := tensor.untyped_storage())._cdata) not in self.sizes:
@@ -74,7 +77,7 @@ def without_storage(gpus):
 
 
 def fused_attention(q, k, v):
-    return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, True)[0]
+    return FLASH(q, k, v, 0.0, True)[0]
 
 
 def bare(config, dtype):
@@ -129,7 +132,7 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
     the records of the process that has most to do, and of the student's update with them; bytes that a process receives when it gathers the
     weights for each of its rows once). args: rank, alpha, lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
     import distill
-    most = args.row or distill.row_of(config, "cuda" if on_gpu else "cpu")
+    most = args.row or distill.row_of(config, "cuda" if on_gpu else "cpu", gpus)
     shares = [distill.packed(lengths[rank::gpus], {id(record): record[0] for record in lengths}, most) for rank in range(min(gpus, len(lengths)))]
     tokens = lambda row: sum(record[0] for record in row)
     fullest, slowest = max(shares, key=lambda rows: max(map(tokens, rows))), max(shares, key=lambda rows: sum(map(tokens, rows)))
@@ -138,7 +141,7 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
     seen = lambda share, hints: [[([0] * (n := shown(t, b, hints)), list(range(n - m, n)), [0] * m, [k / m] * m) for t, b, m, k in row] for row in share]
 
     def measure(config):
-        with without_storage(on_gpu) as memory:
+        with without_storage(on_gpu) as memory, torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_gpu, cache_enabled=False):
             model = bare(config, dtype)
             weights, blocks = size(model.parameters()), size(model.layers.parameters())
             adapter = size(add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets))
@@ -234,6 +237,7 @@ def count(config):
 
 def print_distillation(args, lengths=None, updates=1778):
     """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones. updates: of the training; the paper's for 70B."""
+    import distill
     gpus, memory, rate, bandwidth = given(args, 300)
     config, lengths = config_of(args.model), lengths or stand_ins(args.batch)
 
@@ -258,7 +262,7 @@ def print_distillation(args, lengths=None, updates=1778):
     else:
         enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
         more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
-        row = next((n for n in ((args.row or 2 ** 14) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
+        row = next((n for n in ((args.row or distill.row_of(config, "cuda", gpus)) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
         rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and table(planned(gpus, rank=n)[0], memory)[1]), None)
         ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
         print("it does NOT fit; it would " + (" or ".join(ways) or "with shorter trajectories: no number of GPUs is enough"))

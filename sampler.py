@@ -41,11 +41,13 @@ class Request:
 def draw(logits, temperature, top_p, u):
     """One id (N,) for each row of logits (N, V); temperature, top_p and u are lists. u in [0, 1) picks from the row's cumulative
     distribution, so that the same u draws the same id whatever the other rows are."""
-    greedy = logits.argmax(-1)
     if not any(temperature):
-        return greedy
-    nucleus = min(top_p) < 1
-    temperature, top_p, u = send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None]
+        return logits.argmax(-1)
+    return drawn(logits, *send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None], nucleus=min(top_p) < 1)
+
+
+def drawn(logits, temperature, top_p, u, nucleus):
+    """`draw` of float64 tensors (N, 1) on the logits' device; nucleus: is any top_p below 1?"""
     p = (logits.float() / temperature.float().clamp(min=1e-6)).softmax(-1)
     if nucleus:                                                 # drop what follows the smallest set with at least top_p
         ranked, order = p.sort(dim=-1, descending=True)
@@ -54,7 +56,7 @@ def draw(logits, temperature, top_p, u):
         p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
     cdf = p.cumsum(-1, dtype=torch.float64)
     ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-    return torch.where(temperature > 0, ids, greedy[:, None])[:, 0]
+    return torch.where(temperature > 0, ids, logits.argmax(-1, keepdim=True))[:, 0]
 
 
 def send(tensor, device):
@@ -68,14 +70,21 @@ class Sampler:
         sampler.add(Request(…)); …; while not sampler.idle: for request in sampler.step(): …
 
     A slot holds one running request, or what the last one left there: a later prompt that begins the same takes these keys and
-    values over, its own slot's or a copy of another's. `prefilled` counts the prompt tokens that had to be computed."""
+    values over, its own slot's or a copy of another's. `prefilled` counts the prompt tokens that had to be computed.
 
-    def __init__(self, model, batch=32, max_length=4096):
+    ahead: compute the next token while the host looks at the last one (decoder.py); None: on a GPU. The model stays as it is then."""
+
+    def __init__(self, model, batch=32, max_length=4096, ahead=None):
         c, weight = model.config, model.embed_tokens.weight
+        ahead = weight.is_cuda if ahead is None else ahead
         self.model, self.batch, self.max_length = model, batch, max_length
-        self.cache = torch.empty(2, c.num_hidden_layers, batch, c.num_key_value_heads, max_length, c.head_dim,
-                                 dtype=weight.dtype, device=weight.device)      # keys and values: (2, L, slots, G, S, D)
+        self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
+                                 dtype=weight.dtype, device=weight.device)      # keys and values: (L, 2, slots, G, S, D)
         self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
+        self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, what gives their tokens
+        if ahead:
+            from decoder import Decoder
+            self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …
         self.cached = np.zeros(batch, dtype=np.int64)           # … and how many of them have their keys and values
@@ -111,18 +120,46 @@ class Sampler:
     @torch.inference_mode()
     def step(self):
         """One new token for every running request, after queued ones have taken the free slots. Returns the requests that ended."""
-        ended = self._admit()
+        running = sum(r is not None for r in self.requests)
+        waiting = min(len(self.queue), self.batch - running)
+        if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):     # new prompts wait until they are some
+            return self._ahead()
+        before, self.under_way = self.under_way, None
+        ended = self._hand_out(before) + self._admit()
         slots = np.array([s for s in range(self.batch) if self.requests[s]], dtype=np.int64)
         if not len(slots):
             return ended
         slots = slots[np.argsort(self.length[slots] - self.cached[slots] > 1, kind="stable")]   # decoding ones first
         running = [self.requests[s] for s in slots]
         rules = zip(*((r.temperature, r.top_p, r.random.random()) for r in running))
-        new = draw(self.run(self.announce(self._plan(slots))), *rules).tolist()        # the one wait for the device
+        new = draw(self.run(self.announce(self._plan(slots))), *rules)
         self.clock += 1
         self.cached[slots] = self.length[slots]
         self.used[slots] = self.clock
-        for slot, request, token in zip(slots, running, new):
+        return ended + self._hand_out((slots, running, new.tolist))                # the one wait for the device
+
+    def _ahead(self):
+        """Starts a step in which all decode, then hands out the tokens of the one before."""
+        before, self.under_way = self.under_way, None
+        unknown = self.length == self.cached                    # slots whose last token is only being computed
+        slots = np.array([s for s, r in enumerate(self.requests) if r and self.cached[s] < self.max_length
+                          and len(r.new_ids) + unknown[s] < r.max_new_tokens], dtype=np.int64)
+        if len(slots):
+            running, columns = [self.requests[s] for s in slots], self.cached[slots]
+            rules = zip(*((r.temperature, r.top_p, r.random.random()) for r in running))
+            tokens = np.where(unknown[slots], -1, self.ids[slots, columns])
+            self.under_way = slots, running, self.decoder.start(slots, columns, tokens, rules, self._shared(slots))
+            self.clock += 1
+            self.cached[slots] += 1
+            self.used[slots] = self.clock
+        return self._hand_out(before)
+
+    def _hand_out(self, step):
+        """Gives the requests of a step their tokens. Returns those that ended."""
+        ended = []
+        for slot, request, token in zip(step[0], step[1], step[2]()) if step else ():
+            if request.ended:                                   # by the token before, when this one was under way already
+                continue
             if token >= self.model.config.vocab_size:           # nothing is as large as what is no number
                 raise ValueError("the model's logits are not numbers; are its weights, or an adapter's, damaged?")
             request.new_ids.append(token)
@@ -132,6 +169,7 @@ class Sampler:
                 request.ended = "length"
             if request.ended:
                 self.requests[slot] = None
+                self.cached[slot] = self.length[slot]           # the token's own keys and values may be there; it is not
                 ended.append(request)
             else:
                 self.ids[slot, self.length[slot]] = token
@@ -173,6 +211,12 @@ class Sampler:
         self.queue.extendleft(reversed(later))
         return ended
 
+    def _shared(self, slots):
+        """How many tokens whose keys and values are there all these slots begin with."""
+        n = self.cached[slots].min() if len(slots) > 1 else 0
+        differ = (self.ids[slots, :n] != self.ids[slots[0], :n]).any(0)
+        return int(differ.argmax() if differ.any() else n)
+
     def _plan(self, slots):
         """What `run` needs to know: the tokens of these slots that have no keys yet, all in one row, decoding slots (one token) before others."""
         counts, ends = self.length[slots] - self.cached[slots], (self.length[slots] - self.cached[slots]).cumsum()
@@ -183,10 +227,8 @@ class Sampler:
         plan = {"table": np.stack((self.ids[row, column], row, column)), "last": ends - 1, "copies": self.copies, "reach": int(self.length[slots].max()), "N": N,
                 "prefills": [(int(slot), int(end - count), int(end), int(self.length[slot])) for slot, count, end in zip(slots[N:], counts[N:], ends[N:])]}
         if N:
-            reach, lead = int(self.length[decoding].max()), decoding[0]
-            differ = (self.ids[decoding, :reach] != self.ids[lead, :reach]).any(0)
-            shared = min(differ.argmax() if differ.any() else reach, self.cached[decoding].min()) if N > 1 else 0
-            plan |= {"slots": (int(decoding.min()), int(decoding.max()) + 1), "lead": int(lead), "until": reach, "shared": int(shared)}
+            plan |= {"slots": (int(decoding.min()), int(decoding.max()) + 1), "lead": int(decoding[0]), "until": int(self.length[decoding].max()),
+                     "shared": self._shared(decoding)}
         self.copies = []
         return plan
 
@@ -210,14 +252,14 @@ class Sampler:
             hide[place, 0, 0] = (torch.arange(until, device=row.device) > column[:N, None]) * -1e30
 
         def attend(layer, q, k, v):                             # q (1, H, tokens, D); k, v (1, G, tokens, D)
-            keys, values = self.cache[:, layer]
+            keys, values = self.cache[layer]
             keys[row, :, column], values[row, :, column] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             out = []
             if N:                                               # one batched product for all that decode …
                 queries = q.new_zeros(width, k.shape[1], q.shape[1] // k.shape[1], q.shape[-1])
                 queries[place] = q[0, :, :N].transpose(0, 1).unflatten(1, queries.shape[1:3])
-                y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until],
-                                     keys[lead, :, :shared], values[lead, :, :shared], hide)
+                y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until], hide,
+                                     common=self.cache[layer, :, lead, :, :shared])
                 out.append(y[place].flatten(1, 2).transpose(0, 1)[None])
             for (slot, start, end, length), mask in zip(plan["prefills"], masks):              # … the others one by one
                 out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], mask))

@@ -145,6 +145,15 @@ def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
     exact = layer.weight.double() @ x.double().T + layer.frozen_B.double() @ (layer.frozen_A.double() @ x.double().T)
     exact = exact.T + (layer.bias.double() if layer.bias is not None else 0)
     assert ((layer(x).double() - exact).norm() / exact.norm()) < 0.01              # bfloat16 has 8 bits
+    torch.nn.init.normal_(layer.lora_B, std=0.1)
+    gradients = []
+    for mixed in (False, True):                                                    # as distill.py computes on a GPU
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            y = layer(x)
+        gradients.append(torch.autograd.grad(y, (layer.lora_A, layer.lora_B), torch.ones_like(y)))
+        exact_y = exact + layer.scale * (x.double() @ layer.lora_A.double().T @ layer.lora_B.double().T)
+        assert y.dtype == torch.bfloat16 and ((y.double() - exact_y).norm() / exact_y.norm()) < 0.01
+    assert all(b.dtype == torch.float32 and ((a - b).norm() / a.norm()) < 0.02 for a, b in zip(*gradients))
 
 
 def test_a_stacked_adapter_is_the_sum_of_several(tmp_path):

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import model
+from decoder import above, below
 from model import Config, Llama, Request, Sampler
 from sampler import draw
 
@@ -99,9 +100,10 @@ def test_bfloat16_decoding_follows_the_bfloat16_forward_pass(tmp_path):
 
 # ---- the sampler ---------------------------------------------------------------------------------------------------
 
-def test_agents_of_different_speed_share_one_batch_and_each_gets_its_own_text(tiny):
-    hints = recorded.tokens("hints", 70)
-    sampler = Sampler(tiny, batch=6, max_length=400)
+@pytest.mark.parametrize("ahead, shared", [(False, 70), (True, 70), (True, 300)])       # ahead: as on a GPU, where a beginning is shared from 256 tokens on
+def test_agents_of_different_speed_share_one_batch_and_each_gets_its_own_text(ahead, shared, tiny):
+    hints = recorded.tokens("hints", shared)
+    sampler = Sampler(tiny, batch=6, max_length=shared + 330, ahead=ahead)
     conversations = {i: hints + recorded.tokens(f"agent {i}", 3 + 4 * i) for i in range(9)}
     left = dict.fromkeys(conversations, 3)
     for i, prompt in conversations.items():
@@ -116,8 +118,9 @@ def test_agents_of_different_speed_share_one_batch_and_each_gets_its_own_text(ti
     assert not any(left.values())
 
 
-def test_few_scattered_slots_decode_as_alone(tiny):
-    sampler = Sampler(tiny, batch=32, max_length=100)
+@pytest.mark.parametrize("ahead", [False, True])
+def test_few_scattered_slots_decode_as_alone(ahead, tiny):
+    sampler = Sampler(tiny, batch=32, max_length=100, ahead=ahead)
     prompts = [recorded.tokens(f"scattered {i}", 5 + i) for i in range(32)]
     requests = [Request(i, prompt, max_new_tokens=20 if i in (3, 30) else 1) for i, prompt in enumerate(prompts)]
     for request in requests:
@@ -153,11 +156,12 @@ def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_long
     assert sampler.prefilled - before == 1 + 20
 
 
-def test_the_stop_id_is_the_last_id_and_a_full_cache_ends_a_request(tiny):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_the_stop_id_is_the_last_id_and_a_full_cache_ends_a_request(ahead, tiny):
     text = recompute(tiny, recorded.PROMPTS[2], 30)
     stop = text[12]
-    sampler = Sampler(tiny, batch=2, max_length=20)
-    assert Sampler(tiny, batch=2, max_length=80).generate([recorded.PROMPTS[2]], 30, stop_ids=[stop])[0] == text[:text.index(stop) + 1]
+    sampler = Sampler(tiny, batch=2, max_length=20, ahead=ahead)
+    assert Sampler(tiny, batch=2, max_length=80, ahead=ahead).generate([recorded.PROMPTS[2]], 30, stop_ids=[stop])[0] == text[:text.index(stop) + 1]
     long, full = Request("long", recorded.tokens("long", 21)), Request("full", recorded.PROMPTS[2])
     sampler.add(long), sampler.add(full)
     while not sampler.idle:
@@ -202,11 +206,12 @@ def test_sampled_first_tokens_follow_the_models_distribution(tiny):
     assert value < limit
 
 
-def test_tokens_do_not_depend_on_what_shares_the_batch(tiny):
+@pytest.mark.parametrize("ahead", [False, True])
+def test_tokens_do_not_depend_on_what_shares_the_batch(ahead, tiny):
     requests = [Request(i, recorded.PROMPTS[i % 5], 40, temperature=(0.0, 0.8, 1.2)[i % 3], top_p=(1.0, 0.9)[i % 2], seed=f"a{i}")
                 for i in range(10)]
     alone = [Request(r.key, r.prompt, 40, r.temperature, r.top_p, seed=r.seed) for r in requests]
-    together = Sampler(tiny, batch=7, max_length=100)
+    together = Sampler(tiny, batch=7, max_length=100, ahead=ahead)
     for request in requests:
         together.add(request)
     while not together.idle:
@@ -218,6 +223,23 @@ def test_tokens_do_not_depend_on_what_shares_the_batch(tiny):
             sampler.step()
         assert single.new_ids == request.new_ids
     assert len({tuple(r.new_ids) for r in requests[1::3]}) > 2              # and different seeds differ
+
+
+def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
+    """When a request ends, the token after its last is under way already; the next turn must not take that for its own."""
+    prompts = [recorded.tokens(f"ahead {i}", 9 + i) for i in range(4)]
+    sampler = Sampler(tiny, batch=4, max_length=120, ahead=True)
+    for turn in range(3):
+        texts = sampler.generate(prompts, max_new_tokens=30, stop_ids=range(turn, 300, 7))
+        for prompt, text in zip(prompts, texts):
+            assert text == recompute(tiny, prompt, len(text)) and (len(text) == 30 or text[-1] % 7 == turn)
+        assert min(map(len, texts)) < 30
+        prompts = [prompt + text + [3 + turn] for prompt, text in zip(prompts, texts)]
+
+
+def test_a_gpus_sizes_are_few_and_at_most_half_too_large():
+    assert all(n <= above(n) <= max(256, 3 * n // 2) and below(n) <= n < 2 * max(below(n), 128) for n in range(1, 20000))
+    assert len({above(n) for n in range(1, 20000)}) == 14
 
 
 # ---- loading -------------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch.utils.flop_counter import flop_registry
 
 import plan
 from lora import TARGETS
@@ -167,3 +168,10 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     assert plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch})) and not plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch + 1}))
     with pytest.raises(ValueError, match="--plan: give GPUS GIB"):
         plan.print_collection(argparse.Namespace(**vars(args) | {"plan": [8]}))
+
+
+def test_attention_is_counted_as_pytorch_counts_it():
+    q, k = torch.empty(2, 8, 30, 16, device="meta"), torch.empty(2, 8, 50, 16, device="meta")
+    counted = [(plan.FLOPS[op](*arguments, out_val=None), flop_registry[op](*arguments, out_val=(q, k, k)))
+               for op, arguments in ((plan.FLASH, (q, k, k)), (plan.BACKWARD, (q, q, k, k, q, q)))]
+    assert all(ours == theirs > 0 for ours, theirs in counted)
