@@ -16,7 +16,6 @@ import records  # first: from here on Ctrl-C ends in one line
 import json
 import os
 import random
-import shutil
 import time
 from collections import Counter
 from pathlib import Path
@@ -27,6 +26,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import agent
+import checkpoints
 import parallel
 import plan as planning
 from attention import packed_attention
@@ -271,7 +271,7 @@ def train(model, chat, records, args, folder, validation=()):
             hidden = hidden_at(model, rows)
         for r, h in zip(share, hidden.split([len(row[1]) for row in rows])):
             if files:
-                store(h.cpu().clone(), files[id(r)])                 # of the batch only this record's part
+                checkpoints.store(h.cpu().clone(), files[id(r)])                 # of the batch only this record's part
         return hidden
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
@@ -290,7 +290,7 @@ def train(model, chat, records, args, folder, validation=()):
             elif first or not learn:
                 hidden = teach(share, files if learn and args.epochs > 1 and n < len(mine) else None)
             else:
-                hidden = torch.cat([restore(files[id(r)]) for r in share]).to(model.device)
+                hidden = torch.cat([checkpoints.fetch(files[id(r)]) for r in share]).to(model.device)
             if args.lora_dropout and learn:
                 drawn = [noise(len(row[0]), generator=torch.Generator().manual_seed(rng.getrandbits(63))) for row, rng in zip(rows, rngs)]
                 seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([x[row[1]] for x, row in zip(drawn, rows)]))
@@ -319,7 +319,7 @@ def train(model, chat, records, args, folder, validation=()):
     if parallel.RANK == 0:
         print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
               f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
-    if saved := parallel.restore(state(), checkpoint):
+    if saved := checkpoints.restore(state(), checkpoint):
         log = json.loads(saved["log"])
         optimizer.state.update(zip(parameters, saved["moments"]))
     clock, safe = time.time(), len(log)
@@ -337,26 +337,13 @@ def train(model, chat, records, args, folder, validation=()):
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = validate()
                 if parallel.agree(time.time() - clock > 60):
-                    parallel.save(state(), checkpoint)
+                    checkpoints.save(state(), checkpoint)
                     clock, safe = time.time(), len(log)
                 progress.update()
                 progress.set_postfix(loss=f"{recent(log):.4f}")
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{safe} of {len(plan)} updates are kept (a checkpoint is written once a minute)") from None
     return log
-
-
-def store(what, file):
-    """torch.save, of which the whole file appears or none."""
-    records.write_whole({file: lambda part: torch.save(what, part)})
-
-
-def restore(file):
-    """What `store` wrote there. Raises ValueError, naming the file, if it is damaged."""
-    try:
-        return torch.load(file, map_location="cpu", mmap=True)
-    except Exception as e:                                            # of a broken file PyTorch says many things
-        raise ValueError(f"{file}: damaged ({type(e).__name__}); remove {file.parent.parent / 'checkpoint'}, the same command begins anew") from None
 
 
 def recent(log):
@@ -367,12 +354,6 @@ def recent(log):
 def fast_bfloat16():
     """Has this CPU instructions for bfloat16 products?"""
     return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
-
-
-def tidy(folder):
-    """Removes what only an unfinished training needs."""
-    for leftover in ("checkpoint", "teacher"):
-        shutil.rmtree(folder / leftover, ignore_errors=True)
 
 
 def main():
@@ -421,7 +402,7 @@ def distill(args):
         records.same_arguments(args.out / "arguments.json", {k: v for k, v in vars(args).items() if k != "row"}, made)
     if (args.out / "adapter_model.safetensors").exists():
         if parallel.RANK == 0:
-            tidy(args.out)
+            checkpoints.tidy(args.out)
             print(f"{args.out}: there already")
         return
 
@@ -443,7 +424,7 @@ def distill(args):
         records.write_whole({args.out / "log.jsonl": "".join(json.dumps(line) + "\n" for line in log)})
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)                # last: whoever sees it finds all of the rest
     if parallel.RANK == 0:
-        tidy(args.out)
+        checkpoints.tidy(args.out)
         print(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
     parallel.stop()
 

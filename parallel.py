@@ -9,11 +9,8 @@ Without torchrun there is one process, and every function here does the plain th
 import contextlib
 import ctypes
 import functools
-import logging
 import os
-import shutil
 import sys
-import warnings
 from dataclasses import replace
 from datetime import timedelta
 
@@ -240,47 +237,3 @@ def agree(x):
 def whole(tensor):
     """A tensor of which every process has a part, in one piece."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-# ---------------------------------------------------------------------------------------------------- checkpoints
-
-def save(state, folder):
-    """Writes a tree of tensors to `folder`/<n>, n above those that are there, and removes those; each process writes its own parts. What is not
-    whole counts as not there. Raises ValueError if it cannot be written."""
-    n = agree(max(_saved(folder), default=0) + 1)
-    try:
-        _checkpoint("save", state, folder / str(n))
-    except (OSError, RuntimeError) as e:                              # the last: what PyTorch says of a full disk
-        raise ValueError(f"{folder}: cannot be written ({str(e).splitlines()[0]}); once it can be, the same command goes on") from None
-    if RANK == 0:
-        for old in folder.iterdir():
-            if old.name != str(n):
-                shutil.rmtree(old, ignore_errors=True)
-
-
-def restore(state, folder):
-    """Fills a tree of tensors with what was saved last, by however many processes → the tree, or None if nothing is there.
-    Raises ValueError if it is damaged."""
-    if n := agree(max(_saved(folder), default=0)):
-        try:
-            _checkpoint("load", state, folder / str(n))
-        except Exception as e:                                        # of a broken file PyTorch says many things
-            raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); remove {folder}, the same command begins anew") from None
-        return state
-
-
-def _saved(folder):
-    return [int(file.parent.name) for file in folder.glob("[0-9]*/.metadata")]          # which is written last
-
-
-def _checkpoint(act, state, folder):
-    """Without what PyTorch says on the way; of several processes' failures the first."""
-    import torch.distributed.checkpoint as checkpoints                 # here, as it takes a second
-    logging.disable()
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            getattr(checkpoints, act)(state, checkpoint_id=folder, no_dist=not TORCHRUN)
-    except checkpoints.CheckpointException as e:
-        raise next(iter(e.failures.values()))[0] from None
-    finally:
-        logging.disable(logging.NOTSET)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+import checkpoints
 import collect
 import distill
 import evaluate
 import lora
 import model
-import parallel
 import records
 import review
 import suites
@@ -141,7 +141,7 @@ def damaged_checkpoint(folder):
     sys.argv = ["distill.py", *DISTILL.format(f=folder).split()]
     distill.main()
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    parallel.save({"log": torch.zeros(3)}, folder / "adapter" / "checkpoint")
+    checkpoints.save({"log": torch.zeros(3)}, folder / "adapter" / "checkpoint")
 
 
 def flagged(**ids):
