@@ -40,7 +40,7 @@ if DEVICE == "cuda":                                                   # Llama-3
     SMALL = dict(vocab_size=8192, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32, num_key_value_heads=8)
     LARGE = dict(vocab_size=128256, hidden_size=4096, intermediate_size=14336, num_hidden_layers=32, num_attention_heads=32, num_key_value_heads=8)
     WORDY = LARGE | dict(num_hidden_layers=8)
-    decoder.UNCOMPILED = 0
+    decoder.STEPS_BEFORE_COMPILING = 0
 
 
 def checkpoint(folder, config):
@@ -260,7 +260,7 @@ def peer_distill(folder, trajectories, steps):
 
 # ---- what --plan says ----------------------------------------------------------------------------------------------
 
-def training(folder):
+def training(folder, fsdp):
     """Updates of distill.py with the paper's settings, the student sees all hints: that is what --plan's memory is for. What it held, what
     an update takes in the first epoch and later; and the same as planned, the time as operations."""
     import distill
@@ -271,6 +271,7 @@ def training(folder):
                               batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None)
     ends = []
     register_optimizer_step_post_hook(lambda *_: (torch.cuda.synchronize(), ends.append(time.perf_counter())))
+    parallel.MANY = fsdp                                               # also for one process
     parallel.start()
     model = parallel.load(folder, whole=False)
     with tempfile.TemporaryDirectory() as out:
@@ -278,7 +279,7 @@ def training(folder):
     examples = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
     lengths = sorted((len(taught[0]), len(bare[0]), len(taught[1]), 4) for taught, bare in examples)[-2:]
     parts, *flops, _ = plan.distillation(Config(**LARGE), 1, args, lengths)
-    if parallel.TORCHRUN:                                              # of one process: what FSDP2 gathers comes to it
+    if fsdp:
         parts["gathered"] = plan.distillation(Config(**LARGE), 2, args, lengths)[0]["gathered"]
     return {"first": ends[2] - ends[1], "later": ends[5] - ends[4], "planned": sum(parts.values()), "flops": flops}
 
@@ -292,7 +293,7 @@ def sampling(folder):
     prompts = [[rng.randrange(3, LARGE["vocab_size"]) for _ in range(3000)] for _ in range(args.batch)]
     texts = sampler.generate(prompts, max_new_tokens=10, temperature=0.7)
     again = [prompt + text for prompt, text in zip(prompts, texts)]
-    sampler.generate(again, max_new_tokens=10, temperature=0.7)       # from here on all decode at once
+    sampler.generate(again, max_new_tokens=200, temperature=0.7)      # from here on all decode at once, in sizes that are compiled
     began = time.perf_counter()
     texts = sampler.generate(again, max_new_tokens=200, temperature=0.7)
     seconds = time.perf_counter() - began
@@ -415,15 +416,12 @@ def main():
                 print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / max(bfloat16, float32):.0%} of the matrix product's", flush=True)
         if "plan" in jobs:
             large = folder / "large" if (folder / "large").exists() else checkpoint(folder / "large", LARGE)
-            one = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "localhost", "MASTER_PORT": "0", "TORCHELASTIC_RUN_ID": "bench"}
-            for title, environment in (("distill.py, one process", {}), ("the same under torchrun, FSDP2", one)):
-                os.environ.update(environment)
-                r = alone(training, large)
+            os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
+            for title, fsdp in (("distill.py, one process", False), ("the same with FSDP2", True)):
+                r = alone(training, large, fsdp)
                 first, later = ((sum(r["flops"]) / r["first"]), r["flops"][1] / r["later"])
                 print(f"plan: {title}, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; an update {r['first']:.2f} s in the first epoch, {r['later']:.2f} later, "
                       f"{first / 1e12:,.0f} and {later / 1e12:,.0f} TFLOP/s of those planned", flush=True)
-            for name in one:
-                del os.environ[name]
             r = alone(sampling, large)
             print(f"plan: 32 agents of 3,000 tokens, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; {r['rate']:,.0f} tokens/s, "
                   f"{r['rate'] / 32 * r['read'] / memory:.0%} of what the memory allows", flush=True)

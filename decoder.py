@@ -1,4 +1,4 @@
-"""Decoding on a GPU: the next token of every running request, compiled, captured as a CUDA graph and replayed.
+"""Decoding on a GPU: the next token of every running request, captured as a CUDA graph and replayed, after a while compiled too.
 
 A GPU is done with a block sooner than Python has started the block's kernels one by one. A graph starts all kernels of a step at once, but only
 on the tensors that it was captured with. So there is a graph for each of a few sizes, on a table that says what each slot of the cache is to do.
@@ -20,8 +20,8 @@ from attention import decode_attention
 from sampler import drawn, send
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
-UNCAPTURED = 2                                                  # steps of a size before it is captured
-UNCOMPILED = 1000                                               # steps before all is compiled: compiling takes as long
+STEPS_BEFORE_CAPTURE = 2                                        # of a size
+STEPS_BEFORE_COMPILING = 1000                                   # of any: compiling takes about as long as these
 
 
 class Decoder:
@@ -34,54 +34,59 @@ class Decoder:
         self.model, self.cache, self.gpu = model, cache, gpu
         self.table = torch.zeros(6, slots, dtype=torch.float64, device=cache.device)
         self.tokens = torch.zeros(slots, dtype=torch.int64, device=cache.device)        # drawn last
-        self.one, self.many, self.steps = decode, decode, 0     # what a block does for one request, for many
-        self.forget()
+        self.decode_one, self.decode_many, self.steps = decode, decode, 0
+        self.drop_graphs()
 
-    def forget(self):
-        """Captured are none."""
+    def drop_graphs(self):
         self.runs, self.graphs = Counter(), {}
         self.pool = torch.cuda.graph_pool_handle() if self.gpu else None
 
     def compile(self):
-        """… if there is a compiler, which torch.compile needs for a GPU too."""
+        """Lets torch.compile fuse a block's kernels, if there is the C compiler which that needs. What it cannot compile stays as it is."""
         if os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))):
-            torch.cuda.synchronize()                            # what is to be forgotten runs no more
-            torch._dynamo.config.recompile_limit = 64
-            self.one = torch.compile(decode, dynamic=True, options={"coordinate_descent_tuning": True})     # with kernels for a matrix by a vector
-            self.many = torch.compile(decode, dynamic=True)
-            self.forget()
+            torch.cuda.synchronize()                            # no graph that is dropped is running
+            torch._dynamo.config.cache_size_limit, torch._dynamo.config.suppress_errors = 64, True
+            self.decode_one = torch.compile(decode, dynamic=True, options={"coordinate_descent_tuning": True})     # with kernels for a matrix by a vector
+            self.decode_many = torch.compile(decode, dynamic=True)
+            self.drop_graphs()
 
     def start(self, slots, columns, tokens, rules, shared):
         """Begins to compute the next token of some slots (numpy, int64): each one's input stands at its column and is its token, or, where
         that is -1, the one drawn last. rules: their temperatures, top_p and random numbers; shared: the tokens that they all begin with.
 
-        → what returns the tokens (a list), and waits for them."""
+        → a function that waits for these tokens and returns them, a list."""
         N, last = min(1 << int(slots.max()).bit_length(), self.cache.shape[2]), self.cache.shape[4] - 1
         temperature, top_p, u = rules
         table = np.zeros((6, N))
         table[COLUMN], table[TOP_P], table[LEAD] = last, 1, slots[0]
         table[:LEAD, slots] = columns, tokens, temperature, top_p, u
-        size = N, min(above(int(columns.max()) + 1), last), below(shared), any(temperature), min(top_p) < 1
+        size = N, min(above(int(columns.max()) + 1), last), below(shared), (sampled := any(temperature)), sampled and min(top_p) < 1
         self.table[:, :N].copy_(send(torch.from_numpy(table), self.cache.device))
-        if self.gpu and self.steps == UNCOMPILED:
+        if self.gpu and self.steps == STEPS_BEFORE_COMPILING:
             self.compile()
         self.steps += 1
         self.runs[size] += 1
-        if self.gpu and self.runs[size] > UNCAPTURED:
+        if self.gpu and self.runs[size] > STEPS_BEFORE_CAPTURE:
             if size not in self.graphs:
-                self.graphs[size] = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(self.graphs[size], pool=self.pool):
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=self.pool):
                     self.step(*size)
+                self.graphs[size] = graph
             self.graphs[size].replay()
         else:
             with warnings.catch_warnings(action="ignore"):      # of what a compiler could do better
                 self.step(*size)
         if not self.gpu:
-            return lambda new=self.tokens.clone(): new[slots].tolist()
+            return self.tokens[slots].tolist
         new, done = torch.empty(N, dtype=torch.int64, pin_memory=True), torch.cuda.Event()
         new.copy_(self.tokens[:N], non_blocking=True)
         done.record()
-        return lambda: (done.synchronize(), new[slots].tolist())[1]
+
+        def wait():
+            done.synchronize()
+            return new[slots].tolist()
+
+        return wait
 
     def step(self, N, until, common, sampled, nucleus):
         """What the table says, for the first N slots: attention up to the position `until`, of which `common` are the same in all slots."""
@@ -91,7 +96,7 @@ class Decoder:
         cos, sin = self.model.rope(column[:, None])
         x = self.model.embed_tokens(torch.where(token < 0, before.clamp(max=self.model.config.vocab_size - 1), token))[:, None]
         for block, cache in zip(self.model.layers, self.cache):
-            x = (self.one if N == 1 else self.many)(block, x, cos, sin, cache, column, lead, hide, common)
+            x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide, common)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
         before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else logits.argmax(-1))
 

@@ -3,7 +3,7 @@
     torchrun --standalone --nproc-per-node 8 distill.py …                 each holds a part of every layer, FSDP2
     torchrun --standalone --nproc-per-node 8 collect.py … --tp 4          two replicas of the model, each split over four (tensor parallelism)
 
-Without torchrun there is one process, and every function here does the plain thing; with it the same is done for one as for many.
+Without torchrun there is one process, and every function here does the plain thing.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
 
 RANK, WORLD, LOCAL = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-TORCHRUN = WORLD > 1 or dist.is_torchelastic_launched()
+MANY = WORLD > 1
 TENSORS = PLANS = None                                              # this replica's process groups: sums of activations; what is run next
 
 
@@ -31,16 +31,15 @@ def device_and_dtype():
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32
     torch.cuda.set_device(LOCAL)
-    torch.set_float32_matmul_precision("high")                         # adapters' products: TensorFloat-32, finer than bfloat16
+    torch.set_float32_matmul_precision("high")                         # adapters' products where agents play: TensorFloat-32, finer than bfloat16
     return torch.device("cuda", LOCAL), torch.bfloat16
 
 
 def start():
     """Joins the other processes, if there are any."""
-    if TORCHRUN and not dist.is_initialized():
+    if MANY and not dist.is_initialized():
         device, _ = device_and_dtype()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1),      # some have more to do than others
-                                device_id=device if device.type == "cuda" else None)
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))      # some have more to do than others
 
 
 def stop():
@@ -72,8 +71,8 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
     device, dtype = device_and_dtype()
     if device.type == "cpu":
         freed_memory(keep=True)
-    alone = device.type == "cpu" and not TORCHRUN
-    model = Llama.from_pretrained(path, dtype, "meta" if TORCHRUN and not whole else device, linear_dtype if alone else None)
+    alone = device.type == "cpu" and not MANY
+    model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device, linear_dtype if alone else None)
     for adapter in adapters:
         load_adapter(model, adapter)
     return model.eval()
@@ -180,8 +179,8 @@ def share_out(model, path):
     process reads only its own rows of every tensor; the adapters, which every process has, are cut down to its rows."""
     device, _ = device_and_dtype()
     for block in model.layers:
-        block.recompute = TORCHRUN or device.type == "cuda"
-    if not TORCHRUN:
+        block.recompute = MANY or device.type == "cuda"
+    if not MANY:
         return model
     from torch.distributed.device_mesh import init_device_mesh         # here, as they take a second to import
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
@@ -210,7 +209,7 @@ def share_out(model, path):
 
 def wait():
     """Until all processes are here."""
-    if TORCHRUN:
+    if MANY:
         dist.barrier()
 
 
@@ -221,7 +220,7 @@ def share(items):
 
 def total(x):
     """The sum of a tensor over all processes."""
-    if TORCHRUN:
+    if MANY:
         dist.all_reduce(x)
     return x
 
@@ -229,7 +228,7 @@ def total(x):
 def agree(x):
     """What the first process says."""
     said = [x]
-    if TORCHRUN:
+    if MANY:
         dist.broadcast_object_list(said)
     return said[0]
 

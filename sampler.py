@@ -81,7 +81,7 @@ class Sampler:
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
                                  dtype=weight.dtype, device=weight.device)      # keys and values: (L, 2, slots, G, S, D)
         self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
-        self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, what gives their tokens
+        self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, a function that waits for their tokens
         if ahead:
             from decoder import Decoder
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
@@ -119,7 +119,8 @@ class Sampler:
 
     @torch.inference_mode()
     def step(self):
-        """One new token for every running request, after queued ones have taken the free slots. Returns the requests that ended."""
+        """One new token for every running request, after queued ones have taken the free slots; with `ahead` these may have to wait for up
+        to eight steps, and a token comes a step later than it is begun. Returns the requests that ended."""
         running = sum(r is not None for r in self.requests)
         waiting = min(len(self.queue), self.batch - running)
         if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):     # new prompts wait until they are some
