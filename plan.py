@@ -4,7 +4,7 @@
     python collect.py --model meta-llama/Llama-3.1-70B-Instruct --tp 4 --plan 8 80 400 3350
 
 No formula here repeats what the code does: the code itself runs, on tensors without storage, and what would be in memory is added up,
-storage by storage, and so are the operations. Computed is only how FSDP2 and tensor parallelism divide it. A few seconds, no weights,
+storage by storage, and so are the operations. Computed is only how FSDP2 and tensor parallelism divide it. Some seconds, no weights,
 no GPU.
 """
 
@@ -260,10 +260,11 @@ def print_distillation(args, lengths=None, updates=1778):
     if fits:
         print(f"it fits: {memory / GIB - sum(parts.values()) / GIB:.1f} GiB are left")
     else:
-        enough = (n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8)
-        more = next((n for n in enough if table(planned(n)[0], memory)[1]), None)
-        row = next((n for n in ((args.row or distill.row_of(config, "cuda", gpus)) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and table(planned(gpus, row=n)[0], memory)[1]), None)
-        rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and table(planned(gpus, rank=n)[0], memory)[1]), None)
+        static = lambda n, rank: (parts["weights"] + (parts["adapter"] + parts["its gradients"] + parts["AdamW's moments"]) * rank / args.rank) * gpus / n
+        may = lambda n, **other: static(n, other.get("rank", args.rank)) < memory and table(planned(n, **other)[0], memory)[1]       # what alone is too much is not planned
+        more = next((n for n in range(gpus + 1, 513) if (n % 8 == 0 or n < 8) and may(n)), None)
+        row = next((n for n in ((args.row or distill.row_of(config, "cuda", gpus)) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and may(gpus, row=n)), None)
+        rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and may(gpus, rank=n)), None)
         ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
         print("it does NOT fit; it would " + (" or ".join(ways) or "with shorter trajectories: no number of GPUs is enough"))
     return fits
