@@ -152,13 +152,12 @@ def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
 
 def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
-    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "plan": [1, 1.6], "tp": 1, "max_length": 2048, "batch": 8, "row": 4096})
-    assert not plan.print_distillation(args) and "it does NOT fit; it would on 2 such GPUs" in capsys.readouterr().out
-    args.rank, args.plan = 512, [1, 3]
+    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096, "tp": 1, "max_length": 2048, "batch": 8})
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
-    rank = int(re.search(r"it does NOT fit; it would on \d+ such GPUs or with --rank (\d+)", said)[1])
-    assert plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": rank})) and not plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": 2 * rank}))
+    gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)", said).groups())
+    assert all(plan.print_distillation(argparse.Namespace(**vars(args) | change)) for change in ({"rank": rank}, {"plan": [gpus, 3]}))
+    assert not plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": 2 * rank}))
     capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
     args.plan = [1, 0.2]
