@@ -152,7 +152,7 @@ def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
 
 def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
-    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096, "tp": 1, "max_length": 2048, "batch": 8})
+    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096, "loss": "ce", "tp": 1, "max_length": 2048, "batch": 8})
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
     gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)", said).groups())
