@@ -6,7 +6,7 @@ Shapes: B sequences, T tokens, S positions with keys and values, H query heads, 
 import torch
 import torch.nn.functional as F
 
-torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: it makes a plan for each new length, which takes longer than many a training
+torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: for each new length it would make a plan first
 
 
 def causal_mask(T, S, device):

@@ -89,6 +89,7 @@ def memory_rate():
 
 
 def limits():
+    """Operations a second in float32 and in bfloat16, bytes a second."""
     return product_rate(torch.float32), product_rate(torch.bfloat16), memory_rate()
 
 

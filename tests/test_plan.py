@@ -156,8 +156,10 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
     gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)", said).groups())
-    assert all(plan.print_distillation(argparse.Namespace(**vars(args) | change)) for change in ({"rank": rank}, {"plan": [gpus, 3]}))
-    assert not plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": 2 * rank}))
+    planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus, argparse.Namespace(**vars(args) | {"rank": rank}), plan.stand_ins(8))[0]
+    fits = lambda *setting: plan.table(planned(*setting), 3 * plan.GIB)[1]
+    assert fits(gpus, 512) and not fits(gpus - 1, 512) and not fits(1, 2 * rank)                # the least that is enough
+    assert plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": rank}))
     capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
     args.plan = [1, 0.2]
