@@ -42,13 +42,10 @@ class Decoder:
         self.pool = torch.cuda.graph_pool_handle() if self.gpu else None
 
     def compile(self):
-        """Lets torch.compile fuse a block's kernels, if there is the C compiler which that needs. What it cannot compile stays as it is."""
-        if os.environ.get("CC") or any(map(shutil.which, ("gcc", "clang", "cc"))):
-            torch.cuda.synchronize()                            # no graph that is dropped is running
-            torch._dynamo.config.cache_size_limit, torch._dynamo.config.suppress_errors = 64, True
-            self.decode_one = torch.compile(decode, dynamic=True, options={"coordinate_descent_tuning": True})     # with kernels for a matrix by a vector
-            self.decode_many = torch.compile(decode, dynamic=True)
-            self.drop_graphs()
+        torch.cuda.synchronize()                                # no graph that is dropped is running
+        self.decode_one = compiled(decode, coordinate_descent_tuning=True)                                         # with kernels for a matrix by a vector
+        self.decode_many = compiled(decode)
+        self.drop_graphs()
 
     def start(self, slots, columns, tokens, rules, shared):
         """Begins to compute the next token of some slots (numpy, int64): each one's input stands at its column and is its token, or, where
@@ -99,6 +96,16 @@ class Decoder:
             x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide, common)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
         before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else logits.argmax(-1))
+
+
+def compiled(function, **options):
+    """`function`, with its kernels fused by torch.compile, for all sizes, if there is the C compiler which that needs. What cannot be compiled
+    stays as it is."""
+    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
+        return function
+    dynamo = torch._dynamo.config
+    dynamo.cache_size_limit, dynamo.suppress_errors, dynamo.force_nn_module_property_static_shapes = 64, True, False
+    return torch.compile(function, dynamic=True, options=options)
 
 
 def decode(block, x, cos, sin, cache, column, lead, hide, common):

@@ -30,9 +30,11 @@ import checkpoints
 import parallel
 import plan as planning
 from attention import packed_attention
+from decoder import compiled
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
+FUSED_FROM = 100                                                      # update on: kernels for a GPU take a minute to compile
 CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time
 CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 20}                            # of these in float32 at a time: on a CPU what its cache holds
 
@@ -146,19 +148,21 @@ def batches(records, size, rng):
         yield batch
 
 
-def row_of(config, device, processes):
-    """How many tokens a process computes at a time, if --row does not say it: as many as make it fast. For each row the weights travel between GPUs."""
-    return 2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size
+def row_limits(config, device, processes, row=None):
+    """How many tokens a process computes at a time, in the teacher's passes and in the student's: `row`, or else as many as make it fast.
+    For each row the weights travel between GPUs. The student's are shorter where all its activations are kept: in a single process on a CPU."""
+    row = row or (2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size)
+    return row, row if device == "cuda" or processes > 1 else row // 4
 
 
-def packed(records, length, most):
-    """The records in rows of together at most `most` tokens, in order; a longer one has a row of its own. length: {id(record): tokens}."""
-    rows = []
-    for record in records:
-        if rows and sum(length[id(r)] for r in rows[-1]) + length[id(record)] <= most:
-            rows[-1].append(record)
-        else:
-            rows.append([record])
+def packed(items, lengths, most):
+    """The items in rows of together at most `most` tokens, in order; a longer one has a row of its own."""
+    rows, left = [], -1
+    for item, length in zip(items, lengths):
+        if length > left:
+            rows, left = rows + [[]], most
+        rows[-1].append(item)
+        left -= length
     return rows
 
 
@@ -184,18 +188,23 @@ def hidden_at(model, rows):
     return model.hidden(tokens, positions, packed_attention(lengths))[0, at]
 
 
-class Divergence(torch.autograd.Function):
+def divergence(student, teacher):
     """KL(teacher ‖ student) of the distributions that two rows of logits (n, V) stand for, in float32 → (n,). Its gradient, the student's
     distribution minus the teacher's, takes the place of the teacher's logits, so of each distribution there is one copy in memory and no more."""
+    p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
+    difference = p - q
+    terms = difference.mul_(p.exp_()).sum(-1)
+    teacher.copy_(q.exp_().sub_(p))
+    return terms
+
+
+class Divergence(torch.autograd.Function):
+    kernel = divergence
 
     @staticmethod
     def forward(ctx, student, teacher):
-        terms = student.new_empty(len(student), dtype=torch.float32)
-        for x, y, term in zip(*(tensor.split(max(1, CACHED[student.device.type] // student.shape[1])) for tensor in (student, teacher, terms))):
-            p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (y, x))
-            difference = p - q
-            term.copy_(difference.mul_(p.exp_()).sum(-1))
-            y.copy_(q.exp_().sub_(p))
+        size = max(1, CACHED[student.device.type] // student.shape[1])
+        terms = torch.cat([Divergence.kernel(*pair) for pair in zip(student.split(size), teacher.split(size))])
         ctx.save_for_backward(teacher)
         return terms
 
@@ -255,7 +264,7 @@ def train(model, chat, records, args, folder, validation=()):
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
-    length, most = {id(r): len(example(chat, r)[0]) for r in [*records, *validation]}, args.row or row_of(model.config, model.device.type, parallel.WORLD)
+    limits = row_limits(model.config, model.device.type, parallel.WORLD, args.row)
     parameters = trainable(model)
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda" or fast_bfloat16(),
@@ -264,36 +273,40 @@ def train(model, chat, records, args, folder, validation=()):
     states.mkdir(parents=True, exist_ok=True)
     files = {id(r): states / f"{n}.pt" for n, r in enumerate(records)}
 
-    def teach(share, files=None):
-        """The teacher's hidden states (N, C) at the action tokens of some records, which see all their hints."""
-        rows = [example(chat, r) for r in share]
-        with torch.no_grad(), autocast, adapters(model, newest=False):
-            hidden = hidden_at(model, rows)
-        for r, h in zip(share, hidden.split([len(row[1]) for row in rows])):
-            if files:
-                checkpoints.store(h.cpu().clone(), files[id(r)])                 # of the batch only this record's part
-        return hidden
+    def even(rows, idle):
+        """Rows, and for each more that another process has a row of something idle: FSDP wants all to go through the motions."""
+        return rows + [[idle]] * (parallel.most(len(rows)) - len(rows))
+
+    def teach(batch, idle):
+        """The teacher's hidden states (N, C) at the action tokens of this process's records of a batch, which it sees with all their hints."""
+        examples, states = [example(chat, r) for r in parallel.share(batch)], []
+        for row in even(packed(examples, [len(x[0]) for x in examples], limits[0]), idle):
+            with torch.no_grad(), autocast, adapters(model, newest=False):
+                states += hidden_at(model, row).split([len(x[1]) for x in row])
+        return states[:len(examples)]
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
-        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, row by row; one that has fewer
-        rows than another goes through the motions, as FSDP wants it."""
-        shares = [packed(batch[rank::parallel.WORLD], length, most) for rank in range(parallel.WORLD)]
-        mine, loss = shares[parallel.RANK], 0.0
-        for n in range(max(map(len, shares))):
-            share = mine[n] if n < len(mine) else batch[:1]
-            rngs = [random.Random(f"{seed} {r['id']}") for r in share]
-            rows = [example(chat, r, dropout, rng) for r, rng in zip(share, rngs)]
-            if n >= len(mine):
-                rows = [(*row[:3], [0.0] * len(row[3])) for row in rows]
-            if args.loss == "ce":
-                hidden = None
-            elif first or not learn:
-                hidden = teach(share, files if learn and args.epochs > 1 and n < len(mine) else None)
-            else:
-                hidden = torch.cat([checkpoints.fetch(files[id(r)]) for r in share]).to(model.device)
+        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, the teacher's and the student's in
+        rows of their own."""
+        mine, idle, loss = parallel.share(batch), example(chat, batch[0], 1.0), 0.0
+        idle = (*idle[:3], [0.0] * len(idle[3]))
+        rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
+        examples = [example(chat, r, dropout, rng) for r, rng in zip(mine, rngs)]
+        if args.loss == "ce":
+            states = [None] * len(mine)
+        elif first or not learn:
+            states = teach(batch, idle)
+            for r, state in zip(mine, states if learn and args.epochs > 1 else ()):
+                checkpoints.store(state.cpu().clone(), files[id(r)])             # of the row only this record's part
+        else:
+            states = [checkpoints.fetch(files[id(r)]) for r in mine]
+        nothing = torch.zeros(len(idle[1]), model.config.hidden_size)
+        for row in even(packed(list(zip(examples, states, rngs)), [len(x[0]) for x in examples], limits[1]), (idle, nothing, random.Random(0))):
+            rows = [x for x, _, _ in row]
+            hidden = None if args.loss == "ce" else torch.cat([state.to(model.device) for _, state, _ in row])
             if args.lora_dropout and learn:
-                drawn = [noise(len(row[0]), generator=torch.Generator().manual_seed(rng.getrandbits(63))) for row, rng in zip(rows, rngs)]
-                seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([x[row[1]] for x, row in zip(drawn, rows)]))
+                drawn = [noise(len(x[0]), generator=torch.Generator().manual_seed(rng.getrandbits(63))) for x, _, rng in row]
+                seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([n[x[1]] for n, x in zip(drawn, rows)]))
             with autocast, torch.set_grad_enabled(learn):
                 loss += loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
@@ -322,10 +335,12 @@ def train(model, chat, records, args, folder, validation=()):
     if saved := checkpoints.restore(state(), checkpoint):
         log = json.loads(saved["log"])
         optimizer.state.update(zip(parameters, saved["moments"]))
-    clock, safe = time.time(), len(log)
+    clock, safe, start = time.time(), len(log), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
-            for update in range(len(log), len(plan)):
+            for update in range(start, len(plan)):
+                if model.device.type == "cuda" and update == max(start, FUSED_FROM):
+                    fuse(model)
                 scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
                 optimizer.param_groups[0]["lr"] = args.lr * scale
                 batch, first = plan[update]
@@ -344,6 +359,13 @@ def train(model, chat, records, args, folder, validation=()):
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{safe} of {len(plan)} updates are kept (a checkpoint is written once a minute)") from None
     return log
+
+
+def fuse(model):
+    """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss."""
+    Divergence.kernel = compiled(divergence)
+    for block in model.layers:
+        block.before, block.after = compiled(block.before), compiled(block.after)
 
 
 def recent(log):

@@ -129,9 +129,11 @@ class Linear(nn.Linear):
 def linear(x, weight, bias=None):
     """F.linear. A CPU's product of a few rows by a large weight uses one core only, and one of some more rows by a vocabulary no core well; by
     several slices of the weight it is faster."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
     slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
-    if slices == 1 or len(weight) % slices or x.dtype != torch.float32 or weight.dtype != torch.float32 or x.device.type != "cpu":
+    if slices == 1 or len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
     if rows > 2:
@@ -151,10 +153,12 @@ class Attention(nn.Module):
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
 
-    def forward(self, x, cos, sin, attend):
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-                   for proj in (self.q_proj, self.k_proj, self.v_proj))                         # (B, H or G, T, D)
-        y = attend(rotate(q, cos, sin), rotate(k, cos, sin), v)
+    def project(self, x, cos, sin):
+        """What attends to what: q (B, H, T, D); k, v (B, G, T, D)."""
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def forward(self, y):
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
@@ -184,7 +188,13 @@ class Block(nn.Module):
         return self.run(*args)
 
     def run(self, x, cos, sin, attend):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin, attend)
+        return self.after(x, attend(*self.before(x, cos, sin)))
+
+    def before(self, x, cos, sin):
+        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+
+    def after(self, x, y):
+        x = x + self.self_attn(y)
         return x + self.mlp(self.post_attention_layernorm(x))
 
 

@@ -225,6 +225,13 @@ def total(x):
     return x
 
 
+def most(n):
+    """The largest that any process says."""
+    if MANY:
+        dist.all_reduce(n := torch.tensor(n, device=device_and_dtype()[0]), dist.ReduceOp.MAX)
+    return int(n)
+
+
 def agree(x):
     """What the first process says."""
     said = [x]

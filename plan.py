@@ -130,15 +130,22 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
 
     → ({part: bytes} of the process that holds most, with no hint dropped if that can be; floating-point operations of the teacher's pass over
     the records of the process that has most to do, and of the student's update with them; bytes that a process receives when it gathers the
-    weights for each of its rows once). args: rank, alpha, lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
+    weights for each of the teacher's rows, and for each of the student's, once). args: rank, alpha, lora_dropout, targets, kl_temperature,
+    hint_dropout, loss, row."""
     import distill
-    most = args.row or distill.row_of(config, "cuda" if on_gpu else "cpu", gpus)
-    shares = [distill.packed(lengths[rank::gpus], {id(record): record[0] for record in lengths}, most) for rank in range(min(gpus, len(lengths)))]
-    tokens = lambda row: sum(record[0] for record in row)
-    fullest, slowest = max(shares, key=lambda rows: max(map(tokens, rows))), max(shares, key=lambda rows: sum(map(tokens, rows)))
-    shown = lambda taught, bare, hints: bare + round(hints * (taught - bare))                   # tokens of which this part of the hints' is seen
-    taught = lambda share: [[([0] * n, list(range(n - m, n))) for n, _, m, _ in row] for row in share]
-    seen = lambda share, hints: [[([0] * (n := shown(t, b, hints)), list(range(n - m, n)), [0] * m, [k / m] * m) for t, b, m, k in row] for row in share]
+    limits, shares = distill.row_limits(config, "cuda" if on_gpu else "cpu", gpus, args.row), [lengths[rank::gpus] for rank in range(min(gpus, len(lengths)))]
+    example = lambda n, m, k: ([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m)
+
+    def taught(share):
+        return distill.packed([example(n, m, k) for n, _, m, k in share], [n for n, *_ in share], limits[0])
+
+    def seen(share, hints):                                            # of the hints' tokens this part
+        shown = [bare + round(hints * (taught - bare)) for taught, bare, _, _ in share]
+        return distill.packed([example(n, m, k) for n, (_, _, m, k) in zip(shown, share)], shown, limits[1])
+
+    longest = lambda rows: max(sum(len(x[0]) for x in row) for row in rows)
+    fullest = [max(passes, key=longest) for passes in (map(taught, shares), [seen(share, float(args.hint_dropout < 1)) for share in shares])]
+    slowest = max(shares, key=lambda share: sum(n for n, *_ in share))
 
     def measure(config):
         with without_storage(on_gpu) as memory, torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_gpu, cache_enabled=False):
@@ -149,20 +156,20 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
             for block in model.layers:
                 block.recompute = on_gpu or gpus > 1
 
-            def teach(share):
+            def teach(rows):
                 with torch.no_grad(), adapters(model, newest=False):
-                    for rows in taught(share):
-                        distill.hidden_at(model, rows)
+                    for row in rows:
+                        distill.hidden_at(model, row)
 
-            def learn(share, hints):
-                for rows in seen(share, hints):
-                    hidden = torch.empty(sum(len(row[1]) for row in rows), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
-                    distill.loss_of(model, rows, hidden, args.kl_temperature)
+            def learn(rows):
+                for row in rows:
+                    hidden = torch.empty(sum(len(x[1]) for x in row), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
+                    distill.loss_of(model, row, hidden, args.kl_temperature)
 
-            learning, _ = memory.above(lambda: learn(fullest, float(args.hint_dropout < 1)))
-            _, flops = memory.above(lambda: learn(slowest, 1 - args.hint_dropout))
-            teaching, _ = memory.above(lambda: teach(fullest)) if args.loss == "kl" else (0, 0)
-            _, teacher_flops = memory.above(lambda: teach(slowest)) if args.loss == "kl" else (0, 0)
+            learning, _ = memory.above(lambda: learn(fullest[1]))
+            _, flops = memory.above(lambda: learn(seen(slowest, 1 - args.hint_dropout)))
+            teaching, _ = memory.above(lambda: teach(fullest[0])) if args.loss == "kl" else (0, 0)
+            _, teacher_flops = memory.above(lambda: teach(taught(slowest))) if args.loss == "kl" else (0, 0)
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
@@ -170,7 +177,8 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
              "activations, logits": max(teaching, learning - adapter, adapter / gpus if on_gpu else 0)}     # the last: what AdamW computes at once
     if gpus > 1:                                                       # FSDP2: the root's, a block's, the next one's on its way in
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
-    return parts, teacher_flops, flops, (weights + adapter) * (gpus - 1) / gpus * max(map(len, shares))
+    gathered = (weights + adapter) * (gpus - 1) / gpus
+    return parts, teacher_flops, flops, gathered * max(len(taught(share)) for share in shares), gathered * max(len(seen(share, 1 - args.hint_dropout)) for share in shares)
 
 
 # ---------------------------------------------------------------------------------------------------- collect.py, evaluate.py
@@ -245,12 +253,12 @@ def print_distillation(args, lengths=None, updates=1778):
         parts, *costs = distillation(config, gpus, argparse.Namespace(**vars(args) | other), lengths)
         return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), *costs
 
-    parts, teacher, student, gathered = planned(gpus)
+    parts, teacher, student, *gathered = planned(gpus)
     text, fits = table(parts, memory)
     print(f"{count(config) / 1e9:.3g}B parameters in bfloat16, an adapter of rank {args.rank} in float32, {gpus} GPU{'s' * (gpus > 1)}; an update of {sum(n[3] for n in lengths)} "
           f"actions in {len(lengths)} trajectories of {max(n[0] for n in lengths):,} tokens with hints, {max(n[1] for n in lengths):,} without\n\n{text}\n")
     computing = [(student + t) / rate for t in (teacher, 0)]
-    moving = [n * gathered / bandwidth for n in (4, 3)]                # the teacher's pass, forward, recomputed, backward
+    moving = [(gathered[0] + 3 * gathered[1]) / bandwidth, 3 * gathered[1] / bandwidth]               # the teacher's pass, forward, recomputed, backward
     first, later = (max(pair) for pair in zip(computing, moving))
     mean = (first + (args.epochs - 1) * later) / args.epochs
     print(f"an update: {(teacher + student) / 1e12:,.1f} TFLOP on a GPU in the first epoch, {student / 1e12:,.1f} later; {first:.2g} s and {later:.2g} s at {rate / 1e12:g} TFLOP/s"
@@ -263,7 +271,7 @@ def print_distillation(args, lengths=None, updates=1778):
         static = lambda n, rank: (parts["weights"] + (parts["adapter"] + parts["its gradients"] + parts["AdamW's moments"]) * rank / args.rank) * gpus / n
         may = lambda n, **other: static(n, other.get("rank", args.rank)) < memory and table(planned(n, **other)[0], memory)[1]       # what alone is too much is not planned
         more = next((n for n in range(gpus + 1, 513) if (n % 8 == 0 or n < 8) and may(n)), None)
-        row = next((n for n in ((args.row or distill.row_of(config, "cuda", gpus)) // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and may(gpus, row=n)), None)
+        row = next((n for n in (distill.row_limits(config, "cuda", gpus, args.row)[0] // 2 ** k for k in range(1, 10)) if n >= max(record[0] for record in lengths) and may(gpus, row=n)), None)
         rank = next((n for n in (args.rank // 2 ** k for k in range(1, 10)) if n >= 4 and may(gpus, rank=n)), None)
         ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
         print("it does NOT fit; it would " + (" or ".join(ways) or "with shorter trajectories: no number of GPUs is enough"))

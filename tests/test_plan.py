@@ -39,15 +39,17 @@ add_adapter(model, SETTINGS.rank, SETTINGS.alpha, SETTINGS.lora_dropout)
 model = parallel.share_out(model, folder).train()
 static = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in model.parameters())
 optimizer = torch.optim.AdamW(trainable(model), lr=1e-4)
-mine = distill.packed(parallel.share(lengths), {{id(record): record[0] for record in lengths}}, int(sys.argv[3]))
+mine, limits = parallel.share(lengths), distill.row_limits(model.config, "cpu", parallel.WORLD, int(sys.argv[3]))
+taught = distill.packed([([1] * n, list(range(n - m, n))) for n, _, m, _ in mine], [n for n, *_ in mine], limits[0])
+seen = distill.packed([([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], [n for _, n, *_ in mine], limits[1])
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     for _ in range(4):
         with record_function("update"):
-            for row in mine:
-                with torch.no_grad(), adapters(model, newest=False):
-                    hidden = distill.hidden_at(model, [([1] * n, list(range(n - m, n))) for n, _, m, _ in row])
-                rows = [([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in row]
-                distill.loss_of(model, rows, hidden, SETTINGS.kl_temperature)
+            with torch.no_grad(), adapters(model, newest=False):
+                states = [distill.hidden_at(model, row) for row in taught]
+            states = torch.cat(states).split([sum(len(x[1]) for x in row) for row in seen])
+            for row, hidden in zip(seen, states):
+                distill.loss_of(model, row, hidden, SETTINGS.kl_temperature)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 live, peaks = 0, []
@@ -130,7 +132,7 @@ def test_peak_memory_of_sampling_is_as_planned(shape, batch, length, tmp_path):
 
 def test_operations_are_those_of_the_matrix_products():
     config = Config(**DEEP)
-    parts, teacher, student, _ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)], torch.float32)
+    parts, teacher, student, *_ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)], torch.float32)
     weights = sum(p.numel() for p in Llama(config).layers.parameters() if p.ndim > 1)
     attention = lambda n: 4 * n * n * config.hidden_size * config.num_hidden_layers
     assert teacher == 2 * weights * 900 + attention(900)
