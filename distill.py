@@ -8,7 +8,8 @@ the same agent with one new adapter, and sees each hint section only with probab
 sampled token is KL(teacher ‖ student) over the vocabulary; of the model itself nothing changes.
 
 What makes it fast and changes no gradient: one pass over a trajectory for all its actions; trajectories packed in a row without
-padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states kept between epochs.
+padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states kept between epochs; on a GPU
+kernels compiled for it.
 """
 
 import records  # first: from here on Ctrl-C ends in one line
@@ -152,7 +153,7 @@ def row_limits(config, device, processes, row=None):
     """How many tokens a process computes at a time, in the teacher's passes and in the student's: `row`, or else as many as make it fast.
     For each row the weights travel between GPUs. The student's are shorter where all its activations are kept: in a single process on a CPU."""
     row = row or (2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size)
-    return row, row if device == "cuda" or processes > 1 else row // 4
+    return row, row if device == "cuda" or processes > 1 else row // 8
 
 
 def packed(items, lengths, most):
@@ -362,7 +363,8 @@ def train(model, chat, records, args, folder, validation=()):
 
 
 def fuse(model):
-    """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss."""
+    """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss. They also round less: W x + BA x, rounded to
+    bfloat16 in between, loses what BA x adds as long as that is little."""
     Divergence.kernel = compiled(divergence)
     for block in model.layers:
         block.before, block.after = compiled(block.before), compiled(block.after)
@@ -396,7 +398,7 @@ def main():
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is]")
+    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is, and an eighth of it where there are gradients]")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
