@@ -206,7 +206,7 @@ def records(trajectories, steps, hints=1500):
 
 def ours_distill(folder, trajectories, steps):
     import distill
-    distill.FUSED_FROM = 0
+    distill.FUSED_AFTER = 0
     chat, data = records(trajectories, steps)
     load = lambda: parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if distill.fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
@@ -245,22 +245,27 @@ def peer_distill(folder, trajectories, steps):
     layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
                            LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
+
+    def learn(record, n):
+        """Adds the gradients of a record's action n. Returns its loss."""
+        def logits(hints):
+            ids, spans = chat.prompt(record["task"]["question"], hints, record["steps"][:n + 1])
+            out = model(torch.tensor([ids], device=DEVICE)).logits[0]
+            return torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])]).float() / 2.0
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda" or fast_bfloat16()):
+            with torch.no_grad(), model.disable_adapter():
+                p = logits([record["hints"][0]["text"]]).log_softmax(-1)
+            q = logits([]).log_softmax(-1)
+            loss = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
+        (loss / (trajectories * steps)).backward()
+        return loss.item()
+
+    if DEVICE == "cuda":
+        learn(data[0], 0)
+        optimizer.zero_grad()
     before, began, losses = held(model), time.perf_counter(), []
     for _ in range(EPOCHS):
-        for record in data:
-            for n in range(steps):
-                def logits(hints):
-                    ids, spans = chat.prompt(record["task"]["question"], hints, record["steps"][:n + 1])
-                    out = model(torch.tensor([ids], device=DEVICE)).logits[0]
-                    return torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])]).float() / 2.0
-                with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=DEVICE == "cuda" or fast_bfloat16()):
-                    with torch.no_grad(), model.disable_adapter():
-                        p = logits([record["hints"][0]["text"]]).log_softmax(-1)
-                    q = logits([]).log_softmax(-1)
-                    loss = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1).mean()
-                (loss / (trajectories * steps)).backward()
-                losses.append(loss.item())
+        losses += [learn(record, n) for record in data for n in range(steps)]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()

@@ -42,10 +42,11 @@ class Decoder:
         self.pool = torch.cuda.graph_pool_handle() if self.gpu else None
 
     def compile(self):
-        torch.cuda.synchronize()                                # no graph that is dropped is running
-        self.decode_one = compiled(decode, coordinate_descent_tuning=True)                                         # with kernels for a matrix by a vector
-        self.decode_many = compiled(decode)
-        self.drop_graphs()
+        if can_compile():
+            torch.cuda.synchronize()                            # no graph that is dropped is running
+            self.decode_one = compiled(decode, coordinate_descent_tuning=True)                                     # with kernels for a matrix by a vector
+            self.decode_many = compiled(decode)
+            self.drop_graphs()
 
     def start(self, slots, columns, tokens, rules, shared):
         """Begins to compute the next token of some slots (numpy, int64): each one's input stands at its column and is its token, or, where
@@ -98,11 +99,13 @@ class Decoder:
         before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else logits.argmax(-1))
 
 
+def can_compile():
+    """Is there the C compiler that torch.compile needs?"""
+    return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang", "cc")))
+
+
 def compiled(function, **options):
-    """`function`, with its kernels fused by torch.compile, for all sizes, if there is the C compiler which that needs. What cannot be compiled
-    stays as it is."""
-    if not os.environ.get("CC") and not any(map(shutil.which, ("gcc", "clang", "cc"))):
-        return function
+    """`function` for all sizes, with its kernels fused by torch.compile. What that cannot compile stays as it is."""
     dynamo = torch._dynamo.config
     dynamo.cache_size_limit, dynamo.suppress_errors, dynamo.force_nn_module_property_static_shapes = 64, True, False
     return torch.compile(function, dynamic=True, options=options)

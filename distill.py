@@ -31,11 +31,11 @@ import checkpoints
 import parallel
 import plan as planning
 from attention import packed_attention
-from decoder import compiled
+from decoder import can_compile, compiled
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
-FUSED_FROM = 100                                                      # update on: kernels for a GPU take a minute to compile
+FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
 CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time
 CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 20}                            # of these in float32 at a time: on a CPU what its cache holds
 
@@ -152,18 +152,20 @@ def batches(records, size, rng):
 def row_limits(config, device, processes, row=None):
     """How many tokens a process computes at a time, in the teacher's passes and in the student's: `row`, or else as many as make it fast.
     For each row the weights travel between GPUs. The student's are shorter where all its activations are kept: in a single process on a CPU."""
-    row = row or (2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size)
+    if row:
+        return row, row
+    row = 2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size
     return row, row if device == "cuda" or processes > 1 else row // 8
 
 
-def packed(items, lengths, most):
-    """The items in rows of together at most `most` tokens, in order; a longer one has a row of its own."""
+def packed(examples, most):
+    """Examples in rows of together at most `most` tokens, in order; a longer one has a row of its own."""
     rows, left = [], -1
-    for item, length in zip(items, lengths):
-        if length > left:
+    for x in examples:
+        if len(x[0]) > left:
             rows, left = rows + [[]], most
-        rows[-1].append(item)
-        left -= length
+        rows[-1].append(x)
+        left -= len(x[0])
     return rows
 
 
@@ -236,7 +238,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    step = -(-CHUNK[student.device.type] // model.config.vocab_size)
+    step = max(1, CHUNK[student.device.type] // model.config.vocab_size)
     if student.device.type == "cpu" and step < len(student):          # the logits are large: they can have what the pass needed on its way
         parallel.freed_memory(keep=False)
     for start in range(0, len(student), step):
@@ -261,7 +263,7 @@ def train(model, chat, records, args, folder, validation=()):
     """Trains a new adapter on `model` (changed in place) with the settings in `args`, the parsed command line. Returns the log, a dict an update.
 
     In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
-    checkpoint already, training goes on from it, and ends with the same adapter, bit for bit on the same machine and as many processes."""
+    checkpoint already, training goes on from it, and ends with the same adapter, on a CPU bit for bit on the same machine and as many processes."""
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
@@ -270,9 +272,9 @@ def train(model, chat, records, args, folder, validation=()):
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda" or fast_bfloat16(),
                               cache_enabled=model.device.type == "cpu")        # of adapters' copies: a GPU makes them fast, and holds large ones
-    checkpoint, states = folder / "checkpoint", folder / "teacher"
-    states.mkdir(parents=True, exist_ok=True)
-    files = {id(r): states / f"{n}.pt" for n, r in enumerate(records)}
+    checkpoint, teacher = folder / "checkpoint", folder / "teacher"
+    teacher.mkdir(parents=True, exist_ok=True)
+    files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}
 
     def even(rows, idle):
         """Rows, and for each more that another process has a row of something idle: FSDP wants all to go through the motions."""
@@ -280,36 +282,34 @@ def train(model, chat, records, args, folder, validation=()):
 
     def teach(batch, idle):
         """The teacher's hidden states (N, C) at the action tokens of this process's records of a batch, which it sees with all their hints."""
-        examples, states = [example(chat, r) for r in parallel.share(batch)], []
-        for row in even(packed(examples, [len(x[0]) for x in examples], limits[0]), idle):
+        examples, hidden = [example(chat, r) for r in parallel.share(batch)], []
+        for row in even(packed(examples, limits[0]), idle):
             with torch.no_grad(), autocast, adapters(model, newest=False):
-                states += hidden_at(model, row).split([len(x[1]) for x in row])
-        return states[:len(examples)]
+                hidden += hidden_at(model, row).split([len(x[1]) for x in row])
+        return hidden[:len(examples)]
 
     def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
         """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, the teacher's and the student's in
         rows of their own."""
-        mine, idle, loss = parallel.share(batch), example(chat, batch[0], 1.0), 0.0
-        idle = (*idle[:3], [0.0] * len(idle[3]))
-        rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
-        examples = [example(chat, r, dropout, rng) for r, rng in zip(mine, rngs)]
+        mine, (ids, at, targets, _), loss = parallel.share(batch), example(chat, batch[0], 1.0), 0.0
+        idle = ids, at, targets, [0.0] * len(at), torch.zeros(len(at), model.config.hidden_size), random.Random(0)
         if args.loss == "ce":
-            states = [None] * len(mine)
+            taught = [None] * len(mine)
         elif first or not learn:
-            states = teach(batch, idle)
-            for r, state in zip(mine, states if learn and args.epochs > 1 else ()):
-                checkpoints.store(state.cpu().clone(), files[id(r)])             # of the row only this record's part
+            taught = teach(batch, idle)
+            for r, hidden in zip(mine, taught if learn and args.epochs > 1 else ()):
+                checkpoints.store(hidden.cpu().clone(), files[id(r)])            # of the row only this record's part
         else:
-            states = [checkpoints.fetch(files[id(r)]) for r in mine]
-        nothing = torch.zeros(len(idle[1]), model.config.hidden_size)
-        for row in even(packed(list(zip(examples, states, rngs)), [len(x[0]) for x in examples], limits[1]), (idle, nothing, random.Random(0))):
-            rows = [x for x, _, _ in row]
-            hidden = None if args.loss == "ce" else torch.cat([state.to(model.device) for _, state, _ in row])
+            taught = [checkpoints.fetch(files[id(r)]) for r in mine]
+        rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
+        examples = [(*example(chat, r, dropout, rng), hidden, rng) for r, hidden, rng in zip(mine, taught, rngs)]
+        for row in even(packed(examples, limits[1]), idle):
+            hidden = None if args.loss == "ce" else torch.cat([x[4].to(model.device) for x in row])
             if args.lora_dropout and learn:
-                drawn = [noise(len(x[0]), generator=torch.Generator().manual_seed(rng.getrandbits(63))) for x, _, rng in row]
-                seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([n[x[1]] for n, x in zip(drawn, rows)]))
+                drawn = [noise(len(x[0]), generator=torch.Generator().manual_seed(x[5].getrandbits(63))) for x in row]
+                seed_dropout(model, crc32(seed.encode()), torch.cat(drawn), torch.cat([n[x[1]] for n, x in zip(drawn, row)]))
             with autocast, torch.set_grad_enabled(learn):
-                loss += loss_of(model, rows, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
+                loss += loss_of(model, row, hidden, args.kl_temperature, learn, count=sum(map(actions, batch)))
         return parallel.total(loss).item()
 
     def validate():
@@ -340,7 +340,7 @@ def train(model, chat, records, args, folder, validation=()):
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
             for update in range(start, len(plan)):
-                if model.device.type == "cuda" and update == max(start, FUSED_FROM):
+                if model.device.type == "cuda" and update - start == FUSED_AFTER:
                     fuse(model)
                 scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
                 optimizer.param_groups[0]["lr"] = args.lr * scale
@@ -365,9 +365,10 @@ def train(model, chat, records, args, folder, validation=()):
 def fuse(model):
     """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss. They also round less: W x + BA x, rounded to
     bfloat16 in between, loses what BA x adds as long as that is little."""
-    Divergence.kernel = compiled(divergence)
-    for block in model.layers:
-        block.before, block.after = compiled(block.before), compiled(block.after)
+    if can_compile():
+        Divergence.kernel = compiled(divergence)
+        for block in model.layers:
+            block.before, block.after = compiled(block.before), compiled(block.after)
 
 
 def recent(log):
@@ -398,7 +399,7 @@ def main():
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is, and an eighth of it where there are gradients]")
+    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is, the student's an eighth of that in one process]")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)

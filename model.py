@@ -190,7 +190,7 @@ class Block(nn.Module):
     def run(self, x, cos, sin, attend):
         return self.after(x, attend(*self.before(x, cos, sin)))
 
-    def before(self, x, cos, sin):
+    def before(self, x, cos, sin):                              # apart from attention, so that a compiler can have it
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
 
     def after(self, x, y):

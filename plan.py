@@ -129,19 +129,17 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
     """What each of `gpus` processes holds in an update of distill.py on records of the given lengths (see `stand_ins`).
 
     → ({part: bytes} of the process that holds most, with no hint dropped if that can be; floating-point operations of the teacher's pass over
-    the records of the process that has most to do, and of the student's update with them; bytes that a process receives when it gathers the
-    weights for each of the teacher's rows, and for each of the student's, once). args: rank, alpha, lora_dropout, targets, kl_temperature,
-    hint_dropout, loss, row."""
+    the records of the process that has most to do, and of the student's update with them; bytes that a process receives in both, in which FSDP2
+    gathers the weights for each row, forward and backward). args: rank, alpha, lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
     import distill
     limits, shares = distill.row_limits(config, "cuda" if on_gpu else "cpu", gpus, args.row), [lengths[rank::gpus] for rank in range(min(gpus, len(lengths)))]
     example = lambda n, m, k: ([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m)
 
     def taught(share):
-        return distill.packed([example(n, m, k) for n, _, m, k in share], [n for n, *_ in share], limits[0])
+        return distill.packed([example(n, m, k) for n, _, m, k in share], limits[0])
 
     def seen(share, hints):                                            # of the hints' tokens this part
-        shown = [bare + round(hints * (taught - bare)) for taught, bare, _, _ in share]
-        return distill.packed([example(n, m, k) for n, (_, _, m, k) in zip(shown, share)], shown, limits[1])
+        return distill.packed([example(bare + round(hints * (taught - bare)), m, k) for taught, bare, m, k in share], limits[1])
 
     longest = lambda rows: max(sum(len(x[0]) for x in row) for row in rows)
     fullest = [max(passes, key=longest) for passes in (map(taught, shares), [seen(share, float(args.hint_dropout < 1)) for share in shares])]
@@ -162,9 +160,9 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
                         distill.hidden_at(model, row)
 
             def learn(rows):
-                for row in rows:
-                    hidden = torch.empty(sum(len(x[1]) for x in row), config.hidden_size, dtype=dtype) if args.loss == "kl" else None
-                    distill.loss_of(model, row, hidden, args.kl_temperature)
+                taught = [[torch.empty(len(x[1]), config.hidden_size, dtype=dtype) for x in row] for row in rows]
+                for row, hidden in zip(rows, taught):
+                    distill.loss_of(model, row, torch.cat(hidden) if args.loss == "kl" else None, args.kl_temperature)
 
             learning, _ = memory.above(lambda: learn(fullest[1]))
             _, flops = memory.above(lambda: learn(seen(slowest, 1 - args.hint_dropout)))
@@ -174,11 +172,12 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
     parts = {"weights": weights / gpus, "adapter": adapter / gpus, "its gradients": adapter / gpus, "AdamW's moments": 2 * adapter / gpus,
-             "activations, logits": max(teaching, learning - adapter, adapter / gpus if on_gpu else 0)}     # the last: what AdamW computes at once
+             "activations, logits": max(teaching - adapter / gpus, learning - adapter, adapter / gpus if on_gpu else 0)}     # the last: what AdamW computes at once
     if gpus > 1:                                                       # FSDP2: the root's, a block's, the next one's on its way in
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
-    gathered = (weights + adapter) * (gpus - 1) / gpus
-    return parts, teacher_flops, flops, gathered * max(len(taught(share)) for share in shares), gathered * max(len(seen(share, 1 - args.hint_dropout)) for share in shares)
+    rows = [max(map(len, passes)) for passes in (map(taught, shares), [seen(share, 1 - args.hint_dropout) for share in shares])]
+    gathered, reduced = (n * (gpus - 1) / gpus for n in (weights + adapter, adapter))
+    return parts, teacher_flops, flops, rows[0] * gathered * (args.loss == "kl"), rows[1] * (2 * gathered + reduced)
 
 
 # ---------------------------------------------------------------------------------------------------- collect.py, evaluate.py
@@ -253,12 +252,12 @@ def print_distillation(args, lengths=None, updates=1778):
         parts, *costs = distillation(config, gpus, argparse.Namespace(**vars(args) | other), lengths)
         return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), *costs
 
-    parts, teacher, student, *gathered = planned(gpus)
+    parts, teacher, student, *received = planned(gpus)
     text, fits = table(parts, memory)
     print(f"{count(config) / 1e9:.3g}B parameters in bfloat16, an adapter of rank {args.rank} in float32, {gpus} GPU{'s' * (gpus > 1)}; an update of {sum(n[3] for n in lengths)} "
           f"actions in {len(lengths)} trajectories of {max(n[0] for n in lengths):,} tokens with hints, {max(n[1] for n in lengths):,} without\n\n{text}\n")
     computing = [(student + t) / rate for t in (teacher, 0)]
-    moving = [(gathered[0] + 3 * gathered[1]) / bandwidth, 3 * gathered[1] / bandwidth]               # the teacher's pass, forward, recomputed, backward
+    moving = [sum(received) / bandwidth, received[1] / bandwidth]
     first, later = (max(pair) for pair in zip(computing, moving))
     mean = (first + (args.epochs - 1) * later) / args.epochs
     print(f"an update: {(teacher + student) / 1e12:,.1f} TFLOP on a GPU in the first epoch, {student / 1e12:,.1f} later; {first:.2g} s and {later:.2g} s at {rate / 1e12:g} TFLOP/s"

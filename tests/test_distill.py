@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -76,16 +77,22 @@ def plain_loss(model, teacher, chat, records, dropped):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("dropped", [0.0, 1.0])
-def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, monkeypatch):
+@pytest.mark.parametrize("dropped, fused", [(0.0, False), (1.0, False), (1.0, True)])
+def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, fused, monkeypatch):
+    reference = copy.deepcopy(model).double()
+    if fused:                                                          # as on a GPU, up to the kernels
+        monkeypatch.setattr(distill, "can_compile", lambda: True)
+        monkeypatch.setattr(distill, "compiled", partial(torch.compile, backend="aot_eager", dynamic=True, fullgraph=True))
+        monkeypatch.setattr(distill.Divergence, "kernel", distill.divergence)
+        for block in model.layers:
+            block.recompute = True
+        distill.fuse(model)
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
     monkeypatch.setitem(distill.CHUNK, "cpu", 7 * 1536)
     rows = [distill.example(chat, r, dropped) for r in records]
     with torch.no_grad(), adapters(model, newest=False):
         hidden = distill.hidden_at(model, [distill.example(chat, r) for r in records])
     loss = distill.loss_of(model, rows, hidden, T)
-    reference = copy.deepcopy(model).double()
-    reference.zero_grad()
     teacher = copy.deepcopy(reference)
 
     def frozen_only(tokens):

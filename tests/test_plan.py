@@ -40,8 +40,8 @@ model = parallel.share_out(model, folder).train()
 static = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in model.parameters())
 optimizer = torch.optim.AdamW(trainable(model), lr=1e-4)
 mine, limits = parallel.share(lengths), distill.row_limits(model.config, "cpu", parallel.WORLD, int(sys.argv[3]))
-taught = distill.packed([([1] * n, list(range(n - m, n))) for n, _, m, _ in mine], [n for n, *_ in mine], limits[0])
-seen = distill.packed([([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], [n for _, n, *_ in mine], limits[1])
+taught = distill.packed([([1] * n, list(range(n - m, n))) for n, _, m, _ in mine], limits[0])
+seen = distill.packed([([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], limits[1])
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     for _ in range(4):
         with record_function("update"):
