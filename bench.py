@@ -246,6 +246,8 @@ def peer_distill(folder, trajectories, steps):
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
                            LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
 
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
+
     def learn(record, n):
         """Adds the gradients of a record's action n. Returns its loss."""
         def logits(hints):
