@@ -245,7 +245,6 @@ def peer_distill(folder, trajectories, steps):
     layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
                            LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=layers))
-
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LR, weight_decay=0.02)
 
     def learn(record, n):

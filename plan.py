@@ -139,7 +139,7 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
         return distill.packed([example(n, m, k) for n, _, m, k in share], limits[0])
 
     def seen(share, hints):                                            # of the hints' tokens this part
-        return distill.packed([example(bare + round(hints * (taught - bare)), m, k) for taught, bare, m, k in share], limits[1])
+        return distill.packed([example(bare + round(hints * (whole - bare)), m, k) for whole, bare, m, k in share], limits[1])
 
     longest = lambda rows: max(sum(len(x[0]) for x in row) for row in rows)
     fullest = [max(passes, key=longest) for passes in (map(taught, shares), [seen(share, float(args.hint_dropout < 1)) for share in shares])]
@@ -160,8 +160,8 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
                         distill.hidden_at(model, row)
 
             def learn(rows):
-                taught = [[torch.empty(len(x[1]), config.hidden_size, dtype=dtype) for x in row] for row in rows]
-                for row, hidden in zip(rows, taught):
+                states = [[torch.empty(len(x[1]), config.hidden_size, dtype=dtype) for x in row] for row in rows]
+                for row, hidden in zip(rows, states):
                     distill.loss_of(model, row, torch.cat(hidden) if args.loss == "kl" else None, args.kl_temperature)
 
             learning, _ = memory.above(lambda: learn(fullest[1]))
