@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import agent
 import records
@@ -82,7 +83,8 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
     reference = copy.deepcopy(model).double()
     if fused:                                                          # as on a GPU, up to the kernels
         monkeypatch.setattr(distill, "can_compile", lambda: True)
-        monkeypatch.setattr(distill, "compiled", partial(torch.compile, backend="aot_eager", dynamic=True, fullgraph=True))
+        counter = CompileCounterWithBackend("aot_eager")
+        monkeypatch.setattr(distill, "compiled", partial(torch.compile, backend=counter, dynamic=True, fullgraph=True))
         monkeypatch.setattr(distill.Divergence, "kernel", distill.divergence)
         for block in model.layers:
             block.recompute = True
@@ -93,6 +95,7 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
     with torch.no_grad(), adapters(model, newest=False):
         hidden = distill.hidden_at(model, [distill.example(chat, r) for r in records])
     loss = distill.loss_of(model, rows, hidden, T)
+    assert not fused or counter.frame_count >= 3                       # before, after, divergence
     teacher = copy.deepcopy(reference)
 
     def frozen_only(tokens):
