@@ -57,9 +57,13 @@ def decode_attention(q, k, v, hide, common=None):
     return y
 
 
-def packed_attention(lengths):
-    """Causal attention within each of several documents that stand one after the other in a row, without padding."""
+def packed_attention(lengths, common=0):
+    """Causal attention within each of several documents that stand one after the other in a row, without padding; before them stand `common`
+    tokens with which all of them begin."""
     def attend(layer, q, k, v):
-        parts = zip(*(x.split(lengths, dim=2) for x in (q, k, v)))
-        return torch.cat([causal_attention(*part) for part in parts], dim=2)
+        first, *own = zip(*(x.split([common, *lengths], dim=2) for x in (q, k, v)))
+        out = [causal_attention(*first)] if common else []
+        for q, k, v in own:
+            out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v)))))
+        return torch.cat(out, dim=2)
     return attend

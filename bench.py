@@ -220,20 +220,21 @@ def ours_distill(folder, trajectories, steps):
     with tempfile.TemporaryDirectory() as out:
         log = distill.train(model, chat, data, args, Path(out))
     seconds = time.perf_counter() - began
-    rows = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
-    flops = sum(model_flops(model, len(taught[0]), len(seen[0]), len(seen[1])) for taught, seen in rows)
+    rows = distill.together([distill.example(chat, r)[:2] for r in data], distill.row_limits(model.config, DEVICE, 1)[0])
+    flops = model_flops(model, rows, [distill.example(chat, r, 1.0) for r in data])
     return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops, "held": before}
 
 
-def model_flops(model, teacher, student, learned):
-    """Floating-point operations that distilling a trajectory takes, of `teacher` and `student` tokens of which `learned` are, counted as
+def model_flops(model, rows, examples):
+    """Floating-point operations of distilling, of the teacher's rows once and the student's examples in each epoch, counted as
     model-flops utilisation counts them (Chowdhery et al., 2022, Appendix B): 2 a weight and token forward, and 2 for each gradient;
-    frozen weights need none. Of the attention's products the causal half. The teacher's blocks run once, both heads in each epoch."""
+    frozen weights need none. Of the attention's products the causal half."""
     frozen, trained = ([sum(p.numel() for p in part.parameters() if p.ndim > 1 and p.requires_grad == learns) for part in (model.layers, model.lm_head)]
                        for learns in (False, True))
     attention = lambda n: 2 * n * n * model.config.num_attention_heads * model.config.head_dim * model.config.num_hidden_layers
-    return 2 * frozen[0] * teacher + attention(teacher) + EPOCHS * (
-        (4 * frozen[0] + 6 * trained[0]) * student + 3 * attention(student) + 6 * (frozen[1] + trained[1]) * learned)
+    forward = lambda n: 2 * frozen[0] * n + attention(n)
+    return sum(forward(common) + sum(forward(len(x[0])) - forward(common) for x in row) for common, row in rows) + EPOCHS * sum(
+        (4 * frozen[0] + 6 * trained[0]) * len(x[0]) + 3 * attention(len(x[0])) + 6 * (frozen[1] + trained[1]) * len(x[1]) for x in examples)
 
 
 def peer_distill(folder, trajectories, steps):
@@ -277,7 +278,7 @@ def peer_distill(folder, trajectories, steps):
 
 def training(folder, fsdp):
     """Updates of distill.py with the paper's settings, the student sees all hints: that is what --plan's memory is for. What it held, what
-    an update takes in the first epoch and later; and the same as planned, the time as operations."""
+    an update takes; and the same as planned, the time as operations."""
     import distill
     import plan
     from torch.optim.optimizer import register_optimizer_step_post_hook
@@ -293,10 +294,11 @@ def training(folder, fsdp):
         distill.train(model, chat, data, args, Path(out))
     examples = [(distill.example(chat, r), distill.example(chat, r, 1.0)) for r in data]
     lengths = sorted((len(taught[0]), len(bare[0]), len(taught[1]), 4) for taught, bare in examples)[-2:]
-    parts, *flops, _, _ = plan.distillation(Config(**LARGE), 1, args, lengths)
+    row, _ = distill.longest([taught[:2] for taught, _ in examples], distill.row_limits(Config(**LARGE), "cuda", 1)[0])
+    parts, _, flops, *_ = plan.distillation(Config(**LARGE), 1, args, lengths, row)
     if fsdp:
-        parts["gathered"] = plan.distillation(Config(**LARGE), 2, args, lengths)[0]["gathered"]
-    return {"first": ends[2] - ends[1], "later": ends[5] - ends[4], "planned": sum(parts.values()), "flops": flops}
+        parts["gathered"] = plan.distillation(Config(**LARGE), 2, args, lengths, row)[0]["gathered"]
+    return {"seconds": ends[5] - ends[4], "planned": sum(parts.values()), "flops": flops}
 
 
 def sampling(folder):
@@ -434,9 +436,8 @@ def main():
             os.environ.update(MASTER_ADDR="localhost", MASTER_PORT="0", RANK="0", WORLD_SIZE="1")
             for title, fsdp in (("distill.py, one process", False), ("the same with FSDP2", True)):
                 r = alone(training, large, fsdp)
-                first, later = ((sum(r["flops"]) / r["first"]), r["flops"][1] / r["later"])
-                print(f"plan: {title}, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; an update {r['first']:.2f} s in the first epoch, {r['later']:.2f} later, "
-                      f"{first / 1e12:,.0f} and {later / 1e12:,.0f} TFLOP/s of those planned", flush=True)
+                print(f"plan: {title}, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; an update {r['seconds']:.2f} s, "
+                      f"{r['flops'] / r['seconds'] / 1e12:,.0f} TFLOP/s of those planned", flush=True)
             r = alone(sampling, large)
             print(f"plan: 32 agents of 3,000 tokens, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; {r['rate']:,.0f} tokens/s, "
                   f"{r['rate'] / 32 * r['read'] / memory:.0%} of what the memory allows", flush=True)

@@ -8,8 +8,8 @@ the same agent with one new adapter, and sees each hint section only with probab
 sampled token is KL(teacher ‖ student) over the vocabulary; of the model itself nothing changes.
 
 What makes it fast and changes no gradient: one pass over a trajectory for all its actions; trajectories packed in a row without
-padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states kept between epochs; on a GPU
-kernels compiled for it.
+padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states computed once, hints that
+trajectories have in common once for all of them; on a GPU kernels compiled for it.
 """
 
 import records  # first: from here on Ctrl-C ends in one line
@@ -151,11 +151,11 @@ def batches(records, size, rng):
 
 def row_limits(config, device, processes, row=None):
     """How many tokens a process computes at a time, in the teacher's passes and in the student's: `row`, or else as many as make it fast.
-    For each row the weights travel between GPUs. The student's are shorter where all its activations are kept: in a single process on a CPU."""
+    For each row the weights travel between GPUs. In a single process the student's are shorter, since its activations are kept, on a CPU all."""
     if row:
         return row, row
-    row = 2 ** (14 if processes > 1 else 12) if device == "cuda" else 2 ** 21 // config.hidden_size
-    return row, row if device == "cuda" or processes > 1 else row // 8
+    many = processes > 1
+    return (2 ** (14 if many else 13), 2 ** (14 if many else 12)) if device == "cuda" else (2 ** 21 // config.hidden_size, 2 ** (21 if many else 18) // config.hidden_size)
 
 
 def packed(examples, most):
@@ -169,26 +169,51 @@ def packed(examples, most):
     return rows
 
 
-def longest(args):
-    """Of the update with the most tokens among those of an epoch, as plan.stand_ins describes one, and how many updates there are in all."""
+def together(examples, most):
+    """Examples in rows for the teacher, those that begin alike in one row, which computes that once → [(tokens that all of a row begin with,
+    examples)]. A row has at most `most` tokens, or a single example."""
+    rows = []
+    for x in sorted(examples, key=lambda x: x[0]):
+        if rows:
+            common, row = rows[-1]
+            shared = len(os.path.commonprefix([x[0][:-1], row[-1][0][:-1][:common]]))      # of each example something is left
+            tokens = sum(len(y[0]) for y in row) + len(x[0]) - len(row) * shared
+            if tokens <= most and len(row) * shared >= (len(row) - 1) * common:      # no more tokens than in a row of its own
+                rows[-1] = shared, row + [x]
+                continue
+        rows.append((len(x[0]), [x]))
+    return [(common if len(row) > 1 else 0, row) for common, row in rows]
+
+
+def longest(examples, most):
+    """Of the teacher's rows the longest, as plan.stand_in_row describes one → row, how many such rows' tokens all have."""
+    rows = together(examples, most)
+    sizes = [common + sum(len(x[0]) - common for x in row) for common, row in rows]
+    common, row = rows[sizes.index(max(sizes))]
+    return (common, [(len(x[0]), len(x[1])) for x in row]), sum(sizes) / max(sizes)
+
+
+def to_plan(args):
+    """Of the records of --data what plan.print_distillation wants to know."""
     chat, lengths, data = agent.Chat(local_folder(args.model, weights=False)), [], chosen(args)
     for batch in batches(data, args.batch, random.Random(args.seed)):
         rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
         lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
-    return max(lengths, key=lambda rows: sum(row[1] for row in rows)), len(lengths) * args.epochs
+    examples = [example(chat, r)[:2] for r in data]
+    return max(lengths, key=lambda rows: sum(row[1] for row in rows)), lambda most: longest(examples, most), len(lengths) * args.epochs
 
 
 # ---------------------------------------------------------------------------------------------------- the loss
 
-def hidden_at(model, rows):
-    """rows: [(ids, at, …)] packed into one row → what lm_head reads at all their `at`, (N, C)."""
-    lengths = [len(row[0]) for row in rows]
+def hidden_at(model, rows, common=0):
+    """rows: [(ids, at, …)] packed into one row, what they have in `common` at their beginnings only once → what lm_head reads at all their `at`, (N, C)."""
+    lengths = [len(row[0]) - common for row in rows]
     device = model.device
-    tokens = torch.tensor([sum((row[0] for row in rows), [])], device=device)
-    positions = torch.cat([torch.arange(n) for n in lengths])[None].to(device)
-    starts = [sum(lengths[:i]) for i in range(len(lengths))]
-    at = torch.tensor([start + i for start, row in zip(starts, rows) for i in row[1]], device=device)
-    return model.hidden(tokens, positions, packed_attention(lengths))[0, at]
+    tokens = torch.tensor([sum((row[0][common:] for row in rows), rows[0][0][:common])], device=device)
+    positions = torch.cat([torch.arange(common), *(torch.arange(common, common + n) for n in lengths)])[None].to(device)
+    starts = [sum(lengths[:i]) for i in range(len(lengths))]           # where what is before it would begin
+    at = torch.tensor([i if i < common else start + i for start, row in zip(starts, rows) for i in row[1]], device=device)
+    return model.hidden(tokens, positions, packed_attention(lengths, common), at)[0]
 
 
 def divergence(student, teacher):
@@ -262,8 +287,8 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 def train(model, chat, records, args, folder, validation=()):
     """Trains a new adapter on `model` (changed in place) with the settings in `args`, the parsed command line. Returns the log, a dict an update.
 
-    In `folder` the teacher's hidden states are kept between epochs, and once a minute what training goes on from; if there is such a
-    checkpoint already, training goes on from it, and ends with the same adapter, on a CPU bit for bit on the same machine and as many processes."""
+    In `folder` the teacher's hidden states are kept, and once a minute what training goes on from; if that is there already, training goes on
+    from it, and ends with the same adapter, on a CPU bit for bit on the same machine and as many processes."""
     torch.manual_seed(args.seed)
     add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
     model = parallel.share_out(model, args.model).train()
@@ -274,36 +299,32 @@ def train(model, chat, records, args, folder, validation=()):
                               cache_enabled=model.device.type == "cpu")        # of adapters' copies: a GPU makes them fast, and holds large ones
     checkpoint, teacher = folder / "checkpoint", folder / "teacher"
     teacher.mkdir(parents=True, exist_ok=True)
-    files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}
+    files = {id(r): teacher / f"{n}.pt" for n, r in enumerate([*records, *validation])}
 
     def even(rows, idle):
-        """Rows, and for each more that another process has a row of something idle: FSDP wants all to go through the motions."""
-        return rows + [[idle]] * (parallel.most(len(rows)) - len(rows))
+        """Rows, and for each more that another process has an idle one: FSDP wants all to go through the motions."""
+        return rows + [idle] * (parallel.most(len(rows)) - len(rows))
 
-    def teach(batch, idle):
-        """The teacher's hidden states (N, C) at the action tokens of this process's records of a batch, which it sees with all their hints."""
-        examples, hidden = [example(chat, r) for r in parallel.share(batch)], []
-        for row in even(packed(examples, limits[0]), idle):
+    def teach(records):
+        """Keeps the teacher's hidden states (N, C) at the action tokens of each record, which it sees with all its hints."""
+        examples = [(*example(chat, r)[:2], files[id(r)]) for r in records]
+        rows = [row for row in parallel.share(together(examples, limits[0])) if not all(file.exists() for _, _, file in row[1])]
+        for common, row in tqdm(even(rows, (0, [(*examples[0][:2], None)])), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
             with torch.no_grad(), autocast, adapters(model, newest=False):
-                hidden += hidden_at(model, row).split([len(x[1]) for x in row])
-        return hidden[:len(examples)]
+                hidden = hidden_at(model, row, common).split([len(x[1]) for x in row])
+            for (_, _, file), states in zip(row, hidden):
+                if file:
+                    checkpoints.store(states.cpu().clone(), file)                # of the row only this record's part
+        parallel.most(0)                                                         # all have written theirs
 
-    def loss_on(batch, seed, first=False, dropout=1.0, learn=True):
-        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records, the teacher's and the student's in
-        rows of their own."""
+    def loss_on(batch, seed, dropout=1.0, learn=True):
+        """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records."""
         mine, (ids, at, targets, _), loss = parallel.share(batch), example(chat, batch[0], 1.0), 0.0
         idle = ids, at, targets, [0.0] * len(at), torch.zeros(len(at), model.config.hidden_size), random.Random(0)
-        if args.loss == "ce":
-            taught = [None] * len(mine)
-        elif first or not learn:
-            taught = teach(batch, idle)
-            for r, hidden in zip(mine, taught if learn and args.epochs > 1 else ()):
-                checkpoints.store(hidden.cpu().clone(), files[id(r)])            # of the row only this record's part
-        else:
-            taught = [checkpoints.fetch(files[id(r)]) for r in mine]
+        taught = [None if args.loss == "ce" else checkpoints.fetch(files[id(r)]) for r in mine]
         rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
         examples = [(*example(chat, r, dropout, rng), hidden, rng) for r, hidden, rng in zip(mine, taught, rngs)]
-        for row in even(packed(examples, limits[1]), idle):
+        for row in even(packed(examples, limits[1]), [idle]):
             hidden = None if args.loss == "ce" else torch.cat([x[4].to(model.device) for x in row])
             if args.lora_dropout and learn:
                 drawn = [noise(len(x[0]), generator=torch.Generator().manual_seed(x[5].getrandbits(63))) for x in row]
@@ -328,7 +349,7 @@ def train(model, chat, records, args, folder, validation=()):
 
     rng = random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
-    plan, log = [(batch, epoch == 0) for epoch in range(args.epochs) for batch in epochs[epoch]], []
+    plan, log = sum(epochs, []), []
     ends = {sum(map(len, epochs[:n + 1])) for n in range(args.epochs)}
     if parallel.RANK == 0:
         print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
@@ -336,6 +357,8 @@ def train(model, chat, records, args, folder, validation=()):
     if saved := checkpoints.restore(state(), checkpoint):
         log = json.loads(saved["log"])
         optimizer.state.update(zip(parameters, saved["moments"]))
+    if args.loss == "kl":
+        teach([*records, *validation])
     clock, safe, start = time.time(), len(log), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
@@ -344,8 +367,7 @@ def train(model, chat, records, args, folder, validation=()):
                     fuse(model)
                 scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
                 optimizer.param_groups[0]["lr"] = args.lr * scale
-                batch, first = plan[update]
-                loss = loss_on(batch, f"{args.seed} {update}", first, args.hint_dropout)
+                loss = loss_on(plan[update], f"{args.seed} {update}", args.hint_dropout)
                 norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
@@ -399,7 +421,7 @@ def main():
     p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
     p.add_argument("--epochs", type=records.number(int, 1), default=2)
     p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; 4096 on one GPU; on a CPU fewer the wider the model is, the student's an eighth of that in one process]")
+    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; on one GPU 8192 of the teacher's and 4096 of the student's; on a CPU fewer the wider the model is, the student's an eighth in one process]")
     p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
@@ -407,7 +429,7 @@ def main():
     planning.add_argument(p)
     args = p.parse_args()
     if args.plan:
-        return planning.print_distillation(args, *longest(args) if args.data else ())
+        return planning.print_distillation(args, *to_plan(args) if args.data else ())
     if not args.data or not args.out:
         p.error("give --data and --out")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -85,6 +85,15 @@ class LoraLinear(Linear):
         self.frozen_B = nn.Parameter(B.to(place(self)), requires_grad=False)
 
 
+def fold(model):
+    """Adds the frozen adapters to weights of float32, in which the sum loses nothing and is there once and for all; others stay as they are.
+    Weights from a mapped file become copies, and the file's pages go."""
+    for layer in layers(model).values():
+        if layer.frozen_A is not None and layer.weight.dtype == torch.float32 and not layer.weight.is_meta:
+            layer.weight = nn.Parameter(torch.addmm(layer.weight, layer.frozen_B, layer.frozen_A), requires_grad=False)
+            layer.frozen_A = layer.frozen_B = None
+
+
 def place(layer):
     """Where a layer's adapters are: with its weight, or, as long as that is nowhere, in memory."""
     return "cpu" if layer.weight.is_meta else layer.weight.device
@@ -135,10 +144,12 @@ def noise(shape, **where):
 
 def seed_dropout(model, seed, tokens, head_tokens):
     """Makes the dropout of the next passes depend on nothing but `seed` and the random numbers (`noise`) of the tokens in the row, `tokens`
-    (T,), and of those that lm_head reads, `head_tokens` (N,): not on which documents share the row, nor on the process."""
-    generator = torch.Generator().manual_seed(seed)
+    (T,), and of those that lm_head reads, `head_tokens` (N,), and the last block behind its attention: not on which documents share the row, nor
+    on the process."""
+    generator, last = torch.Generator().manual_seed(seed), len(model.layers) - 1
     for name, layer in layers(model).items():
-        layer.noise = tuple(x.to(place(layer)) for x in (head_tokens if name == "lm_head" else tokens, noise(layer.in_features, generator=generator)))
+        at_some = name == "lm_head" or name.startswith((f"layers.{last}.mlp.", f"layers.{last}.self_attn.o_proj"))
+        layer.noise = tuple(x.to(place(layer)) for x in (head_tokens if at_some else tokens, noise(layer.in_features, generator=generator)))
 
 
 def trainable(model):

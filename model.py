@@ -187,8 +187,9 @@ class Block(nn.Module):
             return checkpoint(self.run, *args, use_reentrant=False)
         return self.run(*args)
 
-    def run(self, x, cos, sin, attend):
-        return self.after(x, attend(*self.before(x, cos, sin)))
+    def run(self, x, cos, sin, attend, at=None):
+        y = attend(*self.before(x, cos, sin))
+        return self.after(x, y) if at is None else self.after(x.index_select(1, at), y.index_select(2, at))
 
     def before(self, x, cos, sin):                              # apart from attention, so that a compiler can have it
         return self.self_attn.project(self.input_layernorm(x), cos, sin)
@@ -221,14 +222,14 @@ class Llama(nn.Module):
         angles = (positions[..., None].float() * self.frequencies)[:, None]
         return angles.cos(), angles.sin()
 
-    def hidden(self, tokens, positions=None, attend=None):
-        """tokens (B, T) → what lm_head reads (B, T, C). `positions` (B or 1, T) default to 0 … T-1; `attend(layer, q, k, v)`
-        defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
+    def hidden(self, tokens, positions=None, attend=None, at=None):
+        """tokens (B, T) → what lm_head reads (B, T, C), or only `at` some of the T, so that the last block has less to do. `positions` (B or 1, T)
+        default to 0 … T-1; `attend(layer, q, k, v)` defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x, (cos, sin) = self.embed_tokens(tokens), self.rope(positions)
         for layer, block in enumerate(self.layers):
-            x = block(x, cos, sin, partial(attend, layer) if attend else causal_attention)
+            x = block(x, cos, sin, partial(attend, layer) if attend else causal_attention, at if block is self.layers[-1] else None)
         return self.norm(x)
 
     def forward(self, tokens):

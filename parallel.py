@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from lora import load_adapter
+from lora import fold, load_adapter
 from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
 
@@ -75,6 +75,7 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device, linear_dtype if alone else None)
     for adapter in adapters:
         load_adapter(model, adapter)
+    fold(model)
     return model.eval()
 
 
@@ -100,6 +101,7 @@ def sampler(args):
     model = load(args.model, args.adapter, whole=args.tp == 1)
     if args.tp > 1:
         split(model, args.model, RANK % args.tp, args.tp)
+        fold(model)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings), ahead=False if args.tp > 1 else None)
     if args.tp > 1:
         sampler.announce = announce

@@ -113,9 +113,11 @@ def config_of(path):
 
 
 def by_layers(config, measure):
-    """measure(config) → a tuple of numbers. All blocks are alike: what two and three of them need tells what any number needs."""
-    two, three = (measure(replace(config, num_hidden_layers=n)) for n in (2, 3))
-    return [a + (b - a) * (config.num_hidden_layers - 2) for a, b in zip(two, three)]
+    """measure(config) → a tuple of numbers. All blocks but the last are alike: what three and four need tells what any more need."""
+    if config.num_hidden_layers < 4:
+        return measure(config)
+    three, four = (measure(replace(config, num_hidden_layers=n)) for n in (3, 4))
+    return [a + (b - a) * (config.num_hidden_layers - 3) for a, b in zip(three, four)]
 
 
 # ---------------------------------------------------------------------------------------------------- distill.py
@@ -125,25 +127,28 @@ def stand_ins(batch):
     return [(HINTS + STEPS * (SHOWN + SAMPLED), STEPS * (SHOWN + SAMPLED), STEPS * SAMPLED, STEPS)] * max(1, -(-batch // STEPS))
 
 
-def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True):
-    """What each of `gpus` processes holds in an update of distill.py on records of the given lengths (see `stand_ins`).
+def stand_in_row(most):
+    """A row of at most so many tokens for the teacher, of such records, all with the same hints → (tokens that all begin with, [(tokens, action tokens)])."""
+    records = max(1, (most - HINTS) // (STEPS * (SHOWN + SAMPLED)))
+    return HINTS * (records > 1), [(HINTS + STEPS * (SHOWN + SAMPLED), STEPS * SAMPLED)] * records
+
+
+def distillation(config, gpus, args, lengths, row, dtype=torch.bfloat16, on_gpu=True):
+    """What each of `gpus` processes holds in distill.py, in an update on records of the given lengths (see `stand_ins`) and in the teacher's pass
+    over a row (see `stand_in_row`).
 
     → ({part: bytes} of the process that holds most, with no hint dropped if that can be; floating-point operations of the teacher's pass over
-    the records of the process that has most to do, and of the student's update with them; bytes that a process receives in both, in which FSDP2
+    the row, and of an update of the process that has most to do; bytes that a process receives in both, as FSDP2
     gathers the weights for each row, forward and backward). args: rank, alpha, lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
     import distill
     limits, shares = distill.row_limits(config, "cuda" if on_gpu else "cpu", gpus, args.row), [lengths[rank::gpus] for rank in range(min(gpus, len(lengths)))]
-    example = lambda n, m, k: ([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m)
-
-    def taught(share):
-        return distill.packed([example(n, m, k) for n, _, m, k in share], limits[0])
+    example = lambda n, m, k=1: ([0] * n, list(range(n - m, n)), [0] * m, [k / m] * m)
 
     def seen(share, hints):                                            # of the hints' tokens this part
         return distill.packed([example(bare + round(hints * (whole - bare)), m, k) for whole, bare, m, k in share], limits[1])
 
-    longest = lambda rows: max(sum(len(x[0]) for x in row) for row in rows)
-    fullest = [max(passes, key=longest) for passes in (map(taught, shares), [seen(share, float(args.hint_dropout < 1)) for share in shares])]
-    slowest = max(shares, key=lambda share: sum(n for n, *_ in share))
+    fullest = max((seen(share, float(args.hint_dropout < 1)) for share in shares), key=lambda rows: max(sum(len(x[0]) for x in row) for row in rows))
+    slowest = max(shares, key=lambda share: sum(n for _, n, *_ in share))
 
     def measure(config):
         with without_storage(on_gpu) as memory, torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_gpu, cache_enabled=False):
@@ -154,20 +159,18 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
             for block in model.layers:
                 block.recompute = on_gpu or gpus > 1
 
-            def teach(rows):
+            def teach(common, records):
                 with torch.no_grad(), adapters(model, newest=False):
-                    for row in rows:
-                        distill.hidden_at(model, row)
+                    distill.hidden_at(model, [example(*record) for record in records], common)
 
             def learn(rows):
                 states = [[torch.empty(len(x[1]), config.hidden_size, dtype=dtype) for x in row] for row in rows]
                 for row, hidden in zip(rows, states):
                     distill.loss_of(model, row, torch.cat(hidden) if args.loss == "kl" else None, args.kl_temperature)
 
-            learning, _ = memory.above(lambda: learn(fullest[1]))
+            learning, _ = memory.above(lambda: learn(fullest))
             _, flops = memory.above(lambda: learn(seen(slowest, 1 - args.hint_dropout)))
-            teaching, _ = memory.above(lambda: teach(fullest[0])) if args.loss == "kl" else (0, 0)
-            _, teacher_flops = memory.above(lambda: teach(taught(slowest))) if args.loss == "kl" else (0, 0)
+            teaching, teacher_flops = memory.above(lambda: teach(*row)) if args.loss == "kl" else (0, 0)
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
@@ -175,9 +178,9 @@ def distillation(config, gpus, args, lengths, dtype=torch.bfloat16, on_gpu=True)
              "activations, logits": max(teaching - adapter / gpus, learning - adapter, adapter / gpus if on_gpu else 0)}     # the last: what AdamW computes at once
     if gpus > 1:                                                       # FSDP2: the root's, a block's, the next one's on its way in
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
-    rows = [max(map(len, passes)) for passes in (map(taught, shares), [seen(share, 1 - args.hint_dropout) for share in shares])]
+    rows = max(len(seen(share, 1 - args.hint_dropout)) for share in shares)
     gathered, reduced = (n * (gpus - 1) / gpus for n in (weights + adapter, adapter))
-    return parts, teacher_flops, flops, rows[0] * gathered * (args.loss == "kl"), rows[1] * (2 * gathered + reduced)
+    return parts, teacher_flops, flops, gathered * (args.loss == "kl"), rows * (2 * gathered + reduced)
 
 
 # ---------------------------------------------------------------------------------------------------- collect.py, evaluate.py
@@ -242,26 +245,32 @@ def count(config):
         return sum(p.numel() for p in bare(config, torch.bfloat16).parameters())
 
 
-def print_distillation(args, lengths=None, updates=1778):
-    """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones. updates: of the training; the paper's for 70B."""
+def print_distillation(args, lengths=None, longest=None, updates=1778):
+    """What distill.py --plan prints. lengths: of the update to plan for, of real records; None: of typical ones. longest: a function of how many tokens
+    a row may have → the teacher's longest, how many of such rows there are. updates: of the training; the paper's for 70B."""
     import distill
     gpus, memory, rate, bandwidth = given(args, 300)
     config, lengths = config_of(args.model), lengths or stand_ins(args.batch)
 
-    def planned(gpus, **other):
-        parts, *costs = distillation(config, gpus, argparse.Namespace(**vars(args) | other), lengths)
-        return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), *costs
+    def typical(most):
+        row = stand_in_row(most)
+        return row, updates / args.epochs * len(lengths) / len(row[1])
 
-    parts, teacher, student, *received = planned(gpus)
+    def planned(gpus, **other):
+        changed = argparse.Namespace(**vars(args) | other)
+        row, rows = (longest or typical)(distill.row_limits(config, "cuda", gpus, changed.row)[0])
+        parts, *costs = distillation(config, gpus, changed, lengths, row)
+        return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), rows, *costs
+
+    parts, rows, teacher, student, *received = planned(gpus)
     text, fits = table(parts, memory)
     print(f"{count(config) / 1e9:.3g}B parameters in bfloat16, an adapter of rank {args.rank} in float32, {gpus} GPU{'s' * (gpus > 1)}; an update of {sum(n[3] for n in lengths)} "
           f"actions in {len(lengths)} trajectories of {max(n[0] for n in lengths):,} tokens with hints, {max(n[1] for n in lengths):,} without\n\n{text}\n")
-    computing = [(student + t) / rate for t in (teacher, 0)]
-    moving = [sum(received) / bandwidth, received[1] / bandwidth]
-    first, later = (max(pair) for pair in zip(computing, moving))
-    mean = (first + (args.epochs - 1) * later) / args.epochs
-    print(f"an update: {(teacher + student) / 1e12:,.1f} TFLOP on a GPU in the first epoch, {student / 1e12:,.1f} later; {first:.2g} s and {later:.2g} s at {rate / 1e12:g} TFLOP/s"
-          + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "") + f"; {updates:,} updates in {args.epochs} epochs {updates * mean / 3600:.2g} h")
+    rows = -(-rows // gpus)                                            # of a GPU
+    first, update = (max(flops / rate, bytes / bandwidth) for flops, bytes in zip((teacher, student), received))
+    print(f"the teacher's pass before the first update: {rows * teacher / 1e12:,.0f} TFLOP on a GPU, {rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
+          f"at {rate / 1e12:g} TFLOP/s" + (f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else "")
+          + f"; with {updates:,} updates in {args.epochs} epochs {(rows * first + updates * update) / 3600:.2g} h")
     if gpus > len(lengths):
         print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take about as long")
     if fits:

@@ -266,5 +266,4 @@ class Sampler:
                 out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], mask))
             return torch.cat(out, dim=2)
 
-        x = self.model.hidden(tokens[None], column[None], attend)[0]
-        return self.model.lm_head(x[send(torch.from_numpy(plan["last"]), x.device)])
+        return self.model.lm_head(self.model.hidden(tokens[None], column[None], attend, at=send(torch.from_numpy(plan["last"]), row.device))[0])

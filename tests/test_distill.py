@@ -92,8 +92,12 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
     monkeypatch.setitem(distill.CHUNK, "cpu", 7 * 1536)
     rows = [distill.example(chat, r, dropped) for r in records]
+    taught = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
+    assert [(common > 0, len(row)) for common, row in taught] == [(True, 3)]       # in one row, what all begin with once
     with torch.no_grad(), adapters(model, newest=False):
-        hidden = distill.hidden_at(model, [distill.example(chat, r) for r in records])
+        common, row = taught[0]
+        states = dict(zip((x[2] for x in row), distill.hidden_at(model, row, common).split([len(x[1]) for x in row])))
+    hidden = torch.cat([states[n] for n in range(3)])
     loss = distill.loss_of(model, rows, hidden, T)
     assert not fused or counter.frame_count >= 3                       # before, after, divergence
     teacher = copy.deepcopy(reference)
@@ -110,6 +114,22 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
     assert len(pairs) == 2 * (7 * 2 + 1)
     for ours, theirs in pairs:
         assert (ours.double() - theirs).norm() <= 1e-4 * theirs.norm()
+
+
+def test_the_teacher_computes_once_what_examples_have_in_common_and_never_more_than_without():
+    rng = random.Random(0)
+    hints = {n: [rng.randrange(9) for _ in range(n)] for n in (0, 40, 200)}
+    examples = [(h := hints[rng.choice(list(hints))]) + [rng.randrange(9) for _ in range(rng.randint(5, 60))] for _ in range(60)]
+    examples = [(ids, [len(ids) - 2], n) for n, ids in enumerate([*examples, examples[0], examples[0][:-3], [1] * 700])]
+    for most in (1, 300, 600, 10 ** 6):
+        rows = distill.together(examples, most)
+        assert sorted(x[2] for _, row in rows for x in row) == list(range(63))
+        for common, row in rows:
+            assert all(x[0][:common] == row[0][0][:common] and len(x[0]) > common for x in row)
+            assert common + sum(len(x[0]) - common for x in row) <= most or len(row) == 1 and not common
+        (_, fullest), times = distill.longest(examples, most)
+        whole = sum(len(x[0]) for x in examples)
+        assert sum(common + sum(len(x[0]) - common for x in row) for common, row in rows) <= whole and (most < 10 ** 6 or times * 700 < 0.5 * whole)
 
 
 def test_weights_that_are_in_bfloat16_already_change_nothing_under_autocast():

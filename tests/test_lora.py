@@ -103,6 +103,20 @@ def test_dropout_drops_with_its_probability_any_two_inputs_independently():
     assert not layer.dropped(torch.zeros(3, 64)).any()
 
 
+def test_folded_adapters_compute_the_same_in_float32_and_lower_precisions_are_left_alone(tmp_path):
+    model = load("grouped", tmp_path)
+    before = model(ROW)
+    for _ in range(2):
+        lora.load_adapter(model, ours("grouped", "first", tmp_path))
+    with_adapters, embedding = model(ROW), model.embed_tokens.weight.clone()
+    lora.fold(model)
+    assert all(layer.frozen_A is None for layer in lora.layers(model).values()) and torch.equal(model.embed_tokens.weight, embedding)
+    assert (model(ROW) - with_adapters).norm() < 1e-5 * with_adapters.norm() < 1e-4 * (with_adapters - before).norm()
+    lora.load_adapter(model.bfloat16(), ours("grouped", "first", tmp_path))
+    lora.fold(model)
+    assert all(layer.frozen_A is not None for layer in lora.layers(model).values())
+
+
 def test_with_a_seed_dropout_does_not_depend_on_the_row():
     torch.manual_seed(0)
     model = Llama(Config(vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4))

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import flop_registry
 
+import distill
 import plan
 from lora import TARGETS
 from model import Config, Llama
@@ -40,14 +41,16 @@ model = parallel.share_out(model, folder).train()
 static = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in model.parameters())
 optimizer = torch.optim.AdamW(trainable(model), lr=1e-4)
 mine, limits = parallel.share(lengths), distill.row_limits(model.config, "cpu", parallel.WORLD, int(sys.argv[3]))
-taught = distill.packed([([1] * n, list(range(n - m, n))) for n, _, m, _ in mine], limits[0])
+taught = distill.together([([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], limits[0])
+taught += taught[:1] * (len(taught) % parallel.WORLD)
 seen = distill.packed([([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], limits[1])
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     for _ in range(4):
         with record_function("update"):
             with torch.no_grad(), adapters(model, newest=False):
-                states = [distill.hidden_at(model, row) for row in taught]
-            states = torch.cat(states).split([sum(len(x[1]) for x in row) for row in seen])
+                for common, row in parallel.share(taught):
+                    distill.hidden_at(model, row, common)
+            states = [torch.zeros(sum(len(x[1]) for x in row), model.config.hidden_size) for row in seen]
             for row, hidden in zip(seen, states):
                 distill.loss_of(model, row, hidden, SETTINGS.kl_temperature)
             optimizer.step()
@@ -87,7 +90,8 @@ def test_peak_memory_is_as_planned(shape, lengths, processes, row, tmp_path):
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split("peak ")[1])
 
-    parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, torch.float32, on_gpu=False)
+    fullest, _ = distill.longest([([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], row)
+    parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, fullest, torch.float32, on_gpu=False)
     tolerance, tries = (0.01, 1) if processes == 1 else (0.1, 4)                       # gloo may let go of gathered blocks late in all updates of a run
     ratios = (measured() / sum(parts.values()) for _ in range(tries))
     assert any(abs(ratio - 1) < tolerance for ratio in ratios)
@@ -132,10 +136,11 @@ def test_peak_memory_of_sampling_is_as_planned(shape, batch, length, tmp_path):
 
 def test_operations_are_those_of_the_matrix_products():
     config = Config(**DEEP)
-    parts, teacher, student, *_ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)], torch.float32)
+    parts, teacher, student, *_ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)], (500, [(900, 60), (800, 100)]), torch.float32)
     weights = sum(p.numel() for p in Llama(config).layers.parameters() if p.ndim > 1)
     attention = lambda n: 4 * n * n * config.hidden_size * config.num_hidden_layers
-    assert teacher == 2 * weights * 900 + attention(900)
+    last = 3 * config.hidden_size * config.intermediate_size + config.hidden_size ** 2               # of the last block's weights those behind its attention
+    assert teacher == 2 * (weights - last) * (900 + 300) + 2 * last * 160 + attention(500) + 4 * (400 * 900 + 300 * 800) * config.hidden_size * config.num_hidden_layers
     assert 1 < student / (6 * weights * 300 + 4.5 * attention(300)) < 1.5              # forward, again, backward; frozen weights have no gradient; and adapters, logits
     assert parts["weights"] == sum(p.numel() for p in Llama(config).parameters()) * 4
 
@@ -158,7 +163,7 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
     gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)", said).groups())
-    planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus, argparse.Namespace(**vars(args) | {"rank": rank}), plan.stand_ins(8))[0]
+    planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus, argparse.Namespace(**vars(args) | {"rank": rank}), plan.stand_ins(8), plan.stand_in_row(4096))[0]
     fits = lambda *setting: plan.table(planned(*setting), 3 * plan.GIB)[1]
     assert fits(gpus, 512) and not fits(gpus - 1, 512) and not fits(1, 2 * rank)                # the least that is enough
     assert plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": rank}))
