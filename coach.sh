@@ -57,7 +57,7 @@ for hints in hints/starter/round[23]; do
     $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
     $python review.py $run/seen$round.jsonl --hint-dir $hints --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null     # to be looked at: which hint helps
     joined
-    OMP_NUM_THREADS=2 $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --out $run/round$round
+    OMP_NUM_THREADS=2 $python distill.py $learn --row 2730 $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --out $run/round$round
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
 done
 joined
