@@ -228,13 +228,16 @@ def ours_distill(folder, trajectories, steps):
 def model_flops(model, rows, examples):
     """Floating-point operations of distilling, of the teacher's rows once and the student's examples in each epoch, counted as
     model-flops utilisation counts them (Chowdhery et al., 2022, Appendix B): 2 a weight and token forward, and 2 for each gradient;
-    frozen weights need none. Of the attention's products the causal half."""
-    frozen, trained = ([sum(p.numel() for p in part.parameters() if p.ndim > 1 and p.requires_grad == learns) for part in (model.layers, model.lm_head)]
-                       for learns in (False, True))
+    frozen weights need none. Of the attention's products the causal half; the last block behind its attention only where it is read."""
+    behind = model.layers[-1].self_attn.o_proj, model.layers[-1].mlp
+    count = lambda parts, learns: sum(p.numel() for part in parts for p in part.parameters() if p.ndim > 1 and p.requires_grad == learns)
+    (frozen, trained), (frozen_last, trained_last) = ([count(parts, learns) for learns in (False, True)] for parts in ([model.layers], behind))
+    head = count([model.lm_head], False) + count([model.lm_head], True)
     attention = lambda n: 2 * n * n * model.config.num_attention_heads * model.config.head_dim * model.config.num_hidden_layers
-    forward = lambda n: 2 * frozen[0] * n + attention(n)
-    return sum(forward(common) + sum(forward(len(x[0])) - forward(common) for x in row) for common, row in rows) + EPOCHS * sum(
-        (4 * frozen[0] + 6 * trained[0]) * len(x[0]) + 3 * attention(len(x[0])) + 6 * (frozen[1] + trained[1]) * len(x[1]) for x in examples)
+    forward = lambda n: 2 * (frozen - frozen_last) * n + attention(n)
+    teacher = sum(forward(common) + sum(forward(len(x[0])) - forward(common) + 2 * frozen_last * len(x[1]) for x in row) for common, row in rows)
+    return teacher + EPOCHS * sum((4 * (frozen - frozen_last) + 6 * (trained - trained_last)) * len(x[0]) + 3 * attention(len(x[0]))
+                                  + (4 * frozen_last + 6 * trained_last + 6 * head) * len(x[1]) for x in examples)
 
 
 def peer_distill(folder, trajectories, steps):
