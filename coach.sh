@@ -25,39 +25,51 @@ mkdir -p $run/test
 joined() { wait $background || { cat $log; exit 1; }; }                     # what runs beside has ended well
 beside() { joined; "$@" &> $log & background=$!; }                          # beside COMMAND …: after the one before it
 
-# Round 1: what the hints make the agent do goes into the weights. Beside it the agent before coaching: without hints, with those for its type of task.
+# Round 1: what the hints make the agent do goes into the weights. Beside it the agent before that, without hints and with those for its type of task.
 before() {
-    evaluate 0-none       --hints none
-    evaluate 1-task       --hints task
+    evaluate 0-none --hints none
+    evaluate 1-task --hints task
 }
 beside before
-round=1
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
 $python distill.py $learn --data $run/hinted1.jsonl --lr 1e-3 --epochs 5 --batch 8 --out $run/round1
-adapters="--adapter $run/round1" earlier=$run/hinted1.jsonl
+adapters=([1]="--adapter $run/round1") earlier=$run/hinted1.jsonl
 
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it, together
-# with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before.
-after() {                                      # beside the training: the agent so far on the test tasks, and which hint helps, to be looked at
-    [ $round != 2 ] || evaluate 2-combined --hints combined --batch 32      # everybody's hints at once: long prompts, a quarter of the memory
-    evaluate $((round + 1))-round$((round - 1)) $adapters
-    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
-    $python review.py $run/seen$round.jsonl --hint-dir $hints --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html
-}
-rates=([2]=1e-3 [3]=2.5e-4) epochs=([2]=2 [3]=1)    # the fewer mistakes are left, the less should be changed
+# with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before. Both cores train, from
+# different seeds, and the agent gets the mean of what they learned: each alone copies other values wrongly.
+rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1)      # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
-    round=${hints##*round}
+    round=${hints##*round} so_far=${adapters[-1]}
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round"
-    beside $python collect.py $agent $adapters $new --hints task --out $run/candidates$round.jsonl
-    $python collect.py $agent $adapters $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
+    beside $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
+    $python collect.py $agent $so_far $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
-    $python collect.py $agent $adapters --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
-    beside after
-    $python distill.py $learn --row 2730 $adapters --data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --out $run/round$round
-    adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
+    $python collect.py $agent $so_far --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
+
+    data="--data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --row 2730"
+    beside $python distill.py $learn $so_far $data --seed 1 --out $run/round$round-seed1
+    $python distill.py $learn $so_far $data --seed 0 --out $run/round$round-seed0
+    joined
+    $python lora.py stack --mean $run/round$round-seed[01] --out $run/round$round
+    cp $run/round$round-seed0/{arguments.json,log.jsonl} $run/round$round/                       # for the run's page
+    adapters[$round]="$so_far --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
+done
+
+# What it came to. Beside the agent's rounds: everybody's hints at once; which corrective hint helps, to be looked at.
+look() {
+    evaluate 2-combined --hints combined --batch 32        # long prompts: a quarter of the memory
+    for round in ${!adapters[@]}; do
+        [ $round != 1 ] || continue
+        $python collect.py $agent ${adapters[$round - 1]} --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
+        $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html
+    done
+}
+beside look
+for round in ${!adapters[@]}; do
+    evaluate $((round + 2))-round$round ${adapters[$round]}
 done
 joined
-evaluate $((round + 2))-round$round $adapters
 
 $python evaluate.py --table $run/test/*.jsonl --html $run/run.html

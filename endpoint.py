@@ -20,8 +20,6 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 import agent
-import parallel
-from model import local_folder
 from records import mismatch
 
 COUNT = (None, int)
@@ -173,12 +171,16 @@ def elsewhere(model):
 
 def chat_with(args):
     """The conversation's form for --model."""
-    return Messages(args.prefill) if elsewhere(args.model) else agent.Chat(local_folder(args.model))
+    if elsewhere(args.model):
+        return Messages(args.prefill)
+    from model import local_folder                                  # here, as PyTorch takes seconds to import, and review.py seldom needs it
+    return agent.Chat(local_folder(args.model))
 
 
 def engine(args):
     """Of the options that agent.add_arguments defines: what samples, and what makes its requests."""
     if not elsewhere(args.model):
+        import parallel
         return parallel.sampler(args)
     if not re.match("https?://", args.base_url):
         raise ValueError(f"--base-url {args.base_url}: should begin with http:// or https://")

@@ -1,6 +1,6 @@
 """Low-rank adapters on a Llama, in PEFT's format: add one, stack several, save, load, export.
 
-    python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked      one exact PEFT adapter of several
+    python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked      one exact PEFT adapter of several; --mean: their mean
     python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
 
 Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whatever its precision; adapters are float32. All loaded
@@ -269,8 +269,8 @@ def load_adapter(model, path):
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
 
-def stack(paths, out):
-    """One adapter that computes exactly the sum of several: ranks side by side, scales folded in where they differ."""
+def stack(paths, out, mean=False):
+    """One adapter that computes exactly the sum of several, or their `mean`: ranks side by side, scales folded in where they differ."""
     apart(out, paths)
     adapters = [read_adapter(path) for path in paths]
     names = list(dict.fromkeys(name for _, adapter in adapters for name in adapter))
@@ -291,7 +291,8 @@ def stack(paths, out):
             parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))    # PEFT knows one rank
         tensors[name] = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
     rank = sum(ranks)
-    write_adapter(out, tensors, rank, shared * rank if shared else rank, base_model=adapters[0][0].get("base_model_name_or_path", ""))
+    alpha = (shared or 1) * rank / (len(paths) if mean else 1)
+    write_adapter(out, tensors, rank, alpha, base_model=adapters[0][0].get("base_model_name_or_path", ""))
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
 
 
@@ -349,13 +350,14 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")
+    command.add_argument("--mean", action="store_true", help="their mean instead of their sum, as of several trainings for the same agent")
     command.add_argument("--out", required=True)
     command = commands.add_parser("merge", help="adapters into a copy of the weights")
     command.add_argument("--model", required=True)
     command.add_argument("--adapter", action="append", required=True, help="repeats, in order")
     command.add_argument("--out", required=True)
     args = parser.parse_args()
-    stack(args.adapters, args.out) if args.command == "stack" else merge(args.model, args.adapter, args.out)
+    stack(args.adapters, args.out, args.mean) if args.command == "stack" else merge(args.model, args.adapter, args.out)
 
 
 if __name__ == "__main__":

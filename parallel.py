@@ -21,7 +21,8 @@ from lora import fold, load_adapter
 from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
 
-RANK, WORLD, LOCAL = (int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
+WORLD = int(os.environ.get("WORLD_SIZE", 1))
+RANK, LOCAL = (int(os.environ.get(name, 0)) if WORLD > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
 MANY = WORLD > 1
 TENSORS = PLANS = None                                              # this replica's process groups: sums of activations; what is run next
 

@@ -11,6 +11,7 @@ import pytest
 import collect
 import distill
 import evaluate
+import lora
 import records
 import review
 
@@ -21,10 +22,10 @@ out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; don
 case $out in
     "") ;;
     *.jsonl) mkdir -p "$(dirname "$out")"; touch "$out";;
-    *) mkdir -p "$out";;
+    *) mkdir -p "$out"; touch "$out"/{{arguments.json,log.jsonl}};;
 esac
 """
-READ = ("adapter", "data", "balance", "resample", "corrected", "control", "trajectories", "table")    # what names outputs of earlier stages
+READ = ("adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table")    # what names outputs of earlier stages
 
 
 class Parsed(Exception):
@@ -45,7 +46,7 @@ def commands(script, tmp_path, **environment):
     for line in log.read_text().splitlines():
         words = shlex.split(line)
         at = next(n for n, word in enumerate(words) if word.endswith(".py"))
-        if module := {"collect.py": collect, "distill.py": distill, "evaluate.py": evaluate, "review.py": review}.get(words[at]):
+        if module := {"collect.py": collect, "distill.py": distill, "evaluate.py": evaluate, "lora.py": lora, "review.py": review}.get(words[at]):
             called.append((module, words[at + 1:]))
         else:
             assert words[at:] == ["tools/starter_world.py", "--out", "data/starter"]
@@ -66,7 +67,7 @@ def parsed(module, words, monkeypatch):
 
 
 @pytest.mark.parametrize("script, environment, stages", [
-    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 3, "evaluate": 7}),
+    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
 ])
