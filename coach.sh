@@ -37,8 +37,8 @@ adapters=([1]="--adapter $run/round1") earlier=$run/hinted1.jsonl
 
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it, together
 # with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before. Both cores train, from
-# different seeds, and the agent gets the mean of what they learned: each alone copies other values wrongly.
-rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1)      # the fewer mistakes are left, the less should be changed
+# different seeds, and the agent gets the mean of what they learned, or half of it: each alone copies other values wrongly.
+rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round} so_far=${adapters[-1]}
@@ -52,7 +52,7 @@ for hints in hints/starter/round[23]; do
     beside $python distill.py $learn $so_far $data --seed 1 --out $run/round$round-seed1
     $python distill.py $learn $so_far $data --seed 0 --out $run/round$round-seed0
     joined
-    $python lora.py stack --mean $run/round$round-seed[01] --out $run/round$round
+    $python lora.py stack --weight ${weights[$round]} $run/round$round-seed[01] --out $run/round$round
     cp $run/round$round-seed0/{arguments.json,log.jsonl} $run/round$round/                       # for the run's page
     adapters[$round]="$so_far --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
 done

@@ -1,13 +1,13 @@
 """Low-rank adapters on a Llama, in PEFT's format: add one, stack several, save, load, export.
 
-    python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked      one exact PEFT adapter of several; --mean: their mean
+    python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked      one exact PEFT adapter of several
     python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
 
 Every layer computes y = W x + Σ_i scale_i B_i A_i x. W is never changed, whatever its precision; adapters are float32. All loaded
 adapters are frozen and act as one, their ranks side by side; at most one more, the newest, is being trained.
 """
 
-from records import Parser, apart, mismatch, read_json, run_stage, write_whole  # first: from here on Ctrl-C ends in one line
+from records import Parser, apart, mismatch, number, read_json, run_stage, write_whole  # first: from here on Ctrl-C ends in one line
 
 import json
 import math
@@ -217,8 +217,8 @@ def read_adapter(path):
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
     patterns = config.get("alpha_pattern") or {}
-    number = (int, float)
-    if wrong := mismatch(config, {"lora_alpha?": number}) or mismatch(patterns, dict.fromkeys(patterns, number) if isinstance(patterns, dict) else {}, "alpha_pattern"):
+    numbers = (int, float)
+    if wrong := mismatch(config, {"lora_alpha?": numbers}) or mismatch(patterns, dict.fromkeys(patterns, numbers) if isinstance(patterns, dict) else {}, "alpha_pattern"):
         raise ValueError(f"{config_file}, field {wrong[0]!r}: {wrong[1]}")
     for field, plain in {"bias": "none", "use_dora": False, "modules_to_save": None, "fan_in_fan_out": False}.items():
         if config.get(field, plain) not in (plain, None, []):
@@ -269,8 +269,8 @@ def load_adapter(model, path):
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
 
-def stack(paths, out, mean=False):
-    """One adapter that computes exactly the sum of several, or their `mean`: ranks side by side, scales folded in where they differ."""
+def stack(paths, out, weight=1.0):
+    """One adapter that computes exactly the sum of several, each times `weight`: ranks side by side, scales folded in where they differ."""
     apart(out, paths)
     adapters = [read_adapter(path) for path in paths]
     names = list(dict.fromkeys(name for _, adapter in adapters for name in adapter))
@@ -291,8 +291,7 @@ def stack(paths, out, mean=False):
             parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))    # PEFT knows one rank
         tensors[name] = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
     rank = sum(ranks)
-    alpha = (shared or 1) * rank / (len(paths) if mean else 1)
-    write_adapter(out, tensors, rank, alpha, base_model=adapters[0][0].get("base_model_name_or_path", ""))
+    write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=adapters[0][0].get("base_model_name_or_path", ""))
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
 
 
@@ -350,14 +349,14 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")
-    command.add_argument("--mean", action="store_true", help="their mean instead of their sum, as of several trainings for the same agent")
+    command.add_argument("--weight", type=number(float, 0), default=1.0, help="of each: 0.5 makes the mean of two [1]")
     command.add_argument("--out", required=True)
     command = commands.add_parser("merge", help="adapters into a copy of the weights")
     command.add_argument("--model", required=True)
     command.add_argument("--adapter", action="append", required=True, help="repeats, in order")
     command.add_argument("--out", required=True)
     args = parser.parse_args()
-    stack(args.adapters, args.out, args.mean) if args.command == "stack" else merge(args.model, args.adapter, args.out)
+    stack(args.adapters, args.out, args.weight) if args.command == "stack" else merge(args.model, args.adapter, args.out)
 
 
 if __name__ == "__main__":

@@ -170,15 +170,15 @@ def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
     assert all(b.dtype == torch.float32 and ((a - b).norm() / a.norm()) < 0.02 for a, b in zip(*gradients))
 
 
-@pytest.mark.parametrize("mean", [False, True])
-def test_a_stacked_adapter_is_the_sum_of_several_or_their_mean(mean, tmp_path):
+@pytest.mark.parametrize("weight", [1, 0.25])
+def test_a_stacked_adapter_is_the_weighted_sum_of_several(weight, tmp_path):
     paths = [ours("default", "first", tmp_path, rank=3, alpha=6), ours("default", "second", tmp_path, rank=5, alpha=5), RECORDINGS / "peft-plain"]
-    lora.stack(paths, tmp_path / "stacked", mean)
+    lora.stack(paths, tmp_path / "stacked", weight)
     one, several = load("default", tmp_path), load("default", tmp_path)
     lora.load_adapter(one, tmp_path / "stacked")
     for path in paths:
         for name, (A, B, scale) in lora.read_adapter(path)[1].items():
-            lora.adapted(several, name).freeze(A, B, scale / 3 if mean else scale)
+            lora.adapted(several, name).freeze(A, B, weight * scale)
     close(one(ROW), several(ROW), 1e-5)
     assert json.loads((tmp_path / "stacked" / "adapter_config.json").read_text())["r"] == 3 + 5 + 3
 

@@ -95,6 +95,14 @@ def test_many_processes_or_rows_make_the_adapter_that_one_makes(prepared, proces
     same(folder, "one", f"of{processes}")
 
 
+def test_two_processes_learn_by_cross_entropy_what_one_learns(prepared):
+    folder, command = prepared
+    for processes in 1, 2:
+        done = distill(folder, processes, *command, folder / f"entropy{processes}", "--loss", "ce")
+        assert done.returncode == 0, done.stderr
+    same(folder, "entropy1", "entropy2")
+
+
 PARTS = """
 import sys
 sys.path.insert(0, {root!r})
