@@ -57,18 +57,17 @@ for hints in hints/starter/round[23]; do
     adapters[$round]="$so_far --adapter $run/round$round" earlier="$earlier $run/candidates$round.jsonl"
 done
 
-# What it came to. Beside the agent's rounds: everybody's hints at once; which corrective hint helps, to be looked at.
-look() {
-    evaluate 2-combined --hints combined --batch 32        # long prompts: a quarter of the memory
-    for round in ${!adapters[@]}; do
-        [ $round != 1 ] || continue
-        $python collect.py $agent ${adapters[$round - 1]} --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hints
-        $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html
-    done
+# What it came to, on tasks that no stage has trained on; and what each corrective hint did, to be looked at.
+others() {
+    evaluate 2-combined --hints combined --batch 32         # everybody's hints at once: long prompts, a quarter of the memory
+    evaluate 3-round1 ${adapters[1]}
 }
-beside look
+beside others
 for round in ${!adapters[@]}; do
+    [ $round != 1 ] || continue
     evaluate $((round + 2))-round$round ${adapters[$round]}
+    $python collect.py $agent ${adapters[$round - 1]} --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hint
+    $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
 done
 joined
 
