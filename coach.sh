@@ -9,6 +9,7 @@ run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
+resample="--samples 4 --rollout --temperature 0.3 --resample"
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -46,7 +47,7 @@ for hints in hints/starter/round[23]; do
     beside $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
     $python collect.py $agent $so_far $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
-    $python collect.py $agent $so_far --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --out $run/corrected$round.jsonl
+    $python collect.py $agent $so_far $resample $run/flagged$round.jsonl --out $run/corrected$round.jsonl
 
     data="--data $run/corrected$round.jsonl $run/candidates$round.jsonl --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --row 2730"
     beside $python distill.py $learn $so_far $data --seed 1 --out $run/round$round-seed1
@@ -66,7 +67,7 @@ beside others
 for round in ${!adapters[@]}; do
     [ $round != 1 ] || continue
     evaluate $((round + 2))-round$round ${adapters[$round]}
-    $python collect.py $agent ${adapters[$round - 1]} --resample $run/flagged$round.jsonl --samples 4 --rollout --temperature 0.3 --control --out $run/control$round.jsonl       # without the hint
+    $python collect.py $agent ${adapters[$round - 1]} $resample $run/flagged$round.jsonl --control --out $run/control$round.jsonl       # without the hint
     $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
 done
 joined

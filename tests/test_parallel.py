@@ -103,6 +103,11 @@ def test_two_processes_learn_by_cross_entropy_what_one_learns(prepared):
     same(folder, "entropy1", "entropy2")
 
 
+def test_a_rank_without_other_processes_means_nothing():
+    show = [sys.executable, "-c", "import parallel; print(parallel.RANK, parallel.WORLD, parallel.LOCAL)"]
+    assert subprocess.check_output(show, cwd=ROOT, env=os.environ | {"RANK": "3", "LOCAL_RANK": "2"}, text=True) == "0 1 0\n"
+
+
 PARTS = """
 import sys
 sys.path.insert(0, {root!r})
