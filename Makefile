@@ -10,7 +10,7 @@ test: .venv/installed
 
 .venv/installed: requirements.txt
 	[ -d .venv ] || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -r requirements.txt
+	.venv/bin/python -m pip install -q --no-compile -r requirements.txt
 	touch $@
 
 .PHONY: coach test

@@ -9,7 +9,7 @@ run=${RUN:-runs/demo}                          # everything is written below
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1 --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --kl-temperature 1 --hint-dropout 0.9 --decay --verified --targets gate_proj up_proj down_proj"
-resample="--samples 4 --rollout --temperature 0.3 --resample"
+resample="--samples 2 --rollout --temperature 0.3 --resample"
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -26,10 +26,10 @@ mkdir -p $run/test
 joined() { wait $background || { cat $log; exit 1; }; }                     # what runs beside has ended well
 beside() { joined; "$@" &> $log & background=$!; }                          # beside COMMAND …: after the one before it
 
-# Round 1: what the hints make the agent do goes into the weights. Beside it the agent before that, without hints and with those for its type of task.
+# Round 1: what the hints make the agent do goes into the weights. Beside it the agent before that, with the hints for its type of task, and with everybody's.
 before() {
-    evaluate 0-none --hints none
     evaluate 1-task --hints task
+    evaluate 2-combined --hints combined --batch 32         # long prompts: a quarter of the memory
 }
 beside before
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
@@ -39,12 +39,16 @@ adapters=([1]="--adapter $run/round1") earlier=$run/hinted1.jsonl
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it, together
 # with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before. Both cores train, from
 # different seeds, and the agent gets the mean of what they learned, or half of it: each alone copies other values wrongly.
+meanwhile() {
+    $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
+    [ $round != 2 ] || evaluate 3-round1 $so_far
+}
 rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round} so_far=${adapters[-1]}
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round"
-    beside $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
+    beside meanwhile
     $python collect.py $agent $so_far $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $so_far $resample $run/flagged$round.jsonl --out $run/corrected$round.jsonl
@@ -59,14 +63,10 @@ for hints in hints/starter/round[23]; do
 done
 
 # What it came to, on tasks that no stage has trained on; and what each corrective hint did, to be looked at.
-others() {
-    evaluate 2-combined --hints combined --batch 32         # everybody's hints at once: long prompts, a quarter of the memory
-    evaluate 3-round1 ${adapters[1]}
-}
-beside others
+beside evaluate 0-none --hints none
 for round in ${!adapters[@]}; do
-    [ $round != 1 ] || continue
     evaluate $((round + 2))-round$round ${adapters[$round]}
+    [ $round != 1 ] || continue
     $python collect.py $agent ${adapters[$round - 1]} $resample $run/flagged$round.jsonl --control --out $run/control$round.jsonl       # without the hint
     $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
 done

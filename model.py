@@ -93,7 +93,7 @@ class Config:
 
 def rope_frequencies(config):
     """(D/2,) float32 angles per position, with Llama 3.1's scaling of the slow ones beyond the original context."""
-    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32) / config.head_dim)
+    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
     if config.rope_scaling:
         s = config.rope_scaling
         turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)    # over the original context
@@ -205,7 +205,8 @@ class Llama(nn.Module):
     def __init__(self, config):
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        beginning = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)           # normal_, without memory, would import a compiler
+        self.embed_tokens = nn.Embedding.from_pretrained(beginning, freeze=False)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
