@@ -39,16 +39,12 @@ adapters=([1]="--adapter $run/round1") earlier=$run/hinted1.jsonl
 # Later rounds, on new tasks: see where the agent goes wrong without hints, give the hint against just that mistake, distil it, together
 # with what the hints of round 1 make the agent do there, and balanced with trajectories of the rounds before. Both cores train, from
 # different seeds, and the agent gets the mean of what they learned, or half of it: each alone copies other values wrongly.
-meanwhile() {
-    $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
-    [ $round != 2 ] || evaluate 3-round1 $so_far
-}
 rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # the fewer mistakes are left, the less should be changed
 for hints in hints/starter/round[23]; do
     [ -n "$(ls "$hints"/*.md 2> /dev/null)" ] || continue                  # as many as somebody has written hints for
     round=${hints##*round} so_far=${adapters[-1]}
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round"
-    beside meanwhile
+    beside $python collect.py $agent $so_far $new --hints task --out $run/candidates$round.jsonl
     $python collect.py $agent $so_far $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl --hint-dir $hints --out $run/flagged$round.jsonl
     $python collect.py $agent $so_far $resample $run/flagged$round.jsonl --out $run/corrected$round.jsonl
@@ -63,13 +59,20 @@ for hints in hints/starter/round[23]; do
 done
 
 # What it came to, on tasks that no stage has trained on; and what each corrective hint did, to be looked at.
-beside evaluate 0-none --hints none
+effect() {                                     # effect ROUND: the same states without the hint
+    [ -f $run/flagged$1.jsonl ] || return 0
+    $python collect.py $agent ${adapters[$1 - 1]} $resample $run/flagged$1.jsonl --control --out $run/control$1.jsonl
+    $python review.py $run/seen$1.jsonl --hint-dir hints/starter/round$1 --corrected $run/corrected$1.jsonl --control $run/control$1.jsonl --html $run/review$1.html > /dev/null
+}
+others() {
+    evaluate 0-none --hints none
+    effect 2
+}
+beside others
 for round in ${!adapters[@]}; do
     evaluate $((round + 2))-round$round ${adapters[$round]}
-    [ $round != 1 ] || continue
-    $python collect.py $agent ${adapters[$round - 1]} $resample $run/flagged$round.jsonl --control --out $run/control$round.jsonl       # without the hint
-    $python review.py $run/seen$round.jsonl --hint-dir hints/starter/round$round --corrected $run/corrected$round.jsonl --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
 done
+effect 3
 joined
 
 $python evaluate.py --table $run/test/*.jsonl --html $run/run.html

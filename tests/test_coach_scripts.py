@@ -67,7 +67,7 @@ def parsed(module, words, monkeypatch):
 
 
 @pytest.mark.parametrize("script, environment, stages", [
-    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 8}),
+    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
 ])
