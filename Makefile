@@ -1,5 +1,6 @@
 # make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE                         # or each stage compiles what it imports anew
 LONGEST = loop readme parallel plan crash                # begin first, so that both cores end at about the same time
 
 coach: .venv/installed
