@@ -1,5 +1,6 @@
 # make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests
 PYTHON ?= python3
+unexport PYTHONDONTWRITEBYTECODE                         # or each stage compiles what it imports anew
 LONGEST = loop readme parallel plan crash                # begin first, so that both cores end at about the same time
 
 coach: .venv/installed
@@ -10,7 +11,7 @@ test: .venv/installed
 
 .venv/installed: requirements.txt
 	[ -d .venv ] || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install -q -r requirements.txt
+	.venv/bin/python -m pip install -q --no-compile -r requirements.txt
 	touch $@
 
 .PHONY: coach test
