@@ -82,11 +82,11 @@ def product_rate(dtype):
     return 2 * n ** 3 / best(lambda: a @ b.T)                          # as a linear layer's: without instructions for bfloat16, a @ b would take minutes
 
 
-def memory_rate():
+def memory_rate(n=5):
     """Bytes a second in a large copy (read and written) or a large sum, whichever are more."""
     x = torch.ones(2 ** 28, device=DEVICE)
     y = torch.empty_like(x)
-    return max(2 * 4 * len(x) / best(lambda: y.copy_(x)), 4 * len(x) / best(lambda: x.sum()))
+    return max(2 * 4 * len(x) / best(lambda: y.copy_(x), n), 4 * len(x) / best(lambda: x.sum(), n))
 
 
 def limits():
@@ -155,17 +155,21 @@ def peer_sampling(folder, plan, warm_up):
 
 
 def ours_decode(folder):
-    """One sequence; every token reads every weight once. → also the bytes that are read for a token, and what the memory does meanwhile."""
-    limit = memory_rate()
+    """One sequence; every token reads every weight once. → the bytes that are read for a token, and of some rounds the tokens a second and, right
+    after them, the bytes a second that the memory gives: other users of the machine slow down both."""
     model = parallel.load(folder)
     weights = sum(p.numel() * p.element_size() for name, p in model.named_parameters() if "embed" not in name)
-    n = 200 if DEVICE == "cuda" else 40
+    n = 200 if DEVICE == "cuda" else 10
     sampler = Sampler(model, batch=1, max_length=256)
-    for prompt in ([5, 6, 7], [5, 6, 9]):                             # of the second one a part is there already, as it will be of the one that counts
+    for prompt in ([5, 6, 7], [5, 6, 9]):                             # of the second one a part is there already, as it will be of those that count
         sampler.generate([prompt], max_new_tokens=8)
-    began = time.perf_counter()
-    new = sampler.generate([[5, 6, 8]], max_new_tokens=n)
-    return {"seconds": time.perf_counter() - began, "units": n, "bytes": weights, "limit": max(limit, memory_rate()), "output": new}
+
+    def tokens_a_second():
+        began = time.perf_counter()
+        sampler.generate([[5, 6, 8]], max_new_tokens=n)
+        return n / (time.perf_counter() - began)
+
+    return {"bytes": weights, "rounds": [(tokens_a_second(), memory_rate(2)) for _ in range(10)]}
 
 
 # ---- distilling ----------------------------------------------------------------------------------------------------
@@ -205,13 +209,13 @@ def records(trajectories, steps, hints=1500):
                   for i in range(trajectories)]
 
 
-def ours_distill(folder, trajectories, steps):
+def ours_distill(folder, trajectories, steps, row=None):
     import distill
     distill.FUSED_AFTER = 0
     chat, data = records(trajectories, steps)
     load = lambda: parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if distill.fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR, decay=False, warmup=0, epochs=EPOCHS,
-                              batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0, row=None)
+                              batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0, row=row)
     if DEVICE == "cuda":
         with tempfile.TemporaryDirectory() as out:
             distill.train(load(), chat, data, args, Path(out))
@@ -221,7 +225,7 @@ def ours_distill(folder, trajectories, steps):
     with tempfile.TemporaryDirectory() as out:
         log = distill.train(model, chat, data, args, Path(out))
     seconds = time.perf_counter() - began
-    rows = distill.together([distill.example(chat, r)[:2] for r in data], distill.row_limits(model.config, DEVICE, 1)[0])
+    rows = distill.together([distill.example(chat, r)[:2] for r in data], distill.row_limits(model.config, DEVICE, 1, row)[0])
     flops = model_flops(model, rows, [distill.example(chat, r, 1.0) for r in data])
     return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops, "held": before}
 
@@ -241,8 +245,8 @@ def model_flops(model, rows, examples):
                                   + (4 * frozen_last + 6 * trained_last + 6 * head) * len(x[1]) for x in examples)
 
 
-def peer_distill(folder, trajectories, steps):
-    """The paper's loss with peft: one action at a time, the hints' prompt run for each, full logits, gradients accumulated."""
+def peer_distill(folder, trajectories, steps, row=None):
+    """The paper's loss with peft: one action at a time, the hints' prompt run for each, full logits, gradients accumulated. `row` is ours alone."""
     from distill import fast_bfloat16
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -424,15 +428,15 @@ def main():
         if "decode" in jobs:
             large = checkpoint(folder / "large", LARGE)
             runs = [alone(ours_decode, large) for _ in range(args.repeats)]
-            run = max(runs, key=lambda r: r["units"] / r["seconds"])
-            rate = run["units"] / run["seconds"]
-            print(f"decode: one sequence, {run['bytes'] / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, {rate * run['bytes'] / 1e9:.1f} GB/s, "
-                  f"{rate * run['bytes'] / run['limit']:.0%} of the memory's {run['limit'] / 1e9:.1f} right before or after it", flush=True)
+            rates, limits_ = zip(*(pair for run in runs for pair in run["rounds"]))
+            size, shares = runs[0]["bytes"], sorted(rate * runs[0]["bytes"] / limit for rate, limit in zip(rates, limits_))
+            print(f"decode: one sequence, {size / 2 ** 30:.2f} GiB of weights: {statistics.median(rates):.1f} tokens/s, {statistics.median(rates) * size / 1e9:.1f} GB/s, "
+                  f"{statistics.median(shares):.0%} of the memory's right after ({len(shares)} rounds, {shares[len(shares) // 10]:.0%} to {shares[-1 - len(shares) // 10]:.0%} without a tenth at each end)", flush=True)
         if "distill" in jobs:
             wordy = checkpoint(folder / "wordy", WORDY)
-            for steps, trajectories in ((4, 32), (1, 64)) if DEVICE == "cuda" else ((4, 4), (1, 8)):
-                runs = against(f"distill: trajectories of {steps} actions, 1,500 tokens of hints, {WORDY['vocab_size']:,} words", "actions", args.repeats,
-                               ours_distill, peer_distill, same_loss, wordy, trajectories, steps)
+            for steps, trajectories, row in ((4, 32, None), (4, 32, 512), (1, 64, None)) if DEVICE == "cuda" else ((4, 4, None), (1, 8, None)):
+                runs = against(f"distill{f' with --row {row}' if row else ''}: trajectories of {steps} actions, 1,500 tokens of hints, {WORDY['vocab_size']:,} words",
+                               "actions", args.repeats, ours_distill, peer_distill, same_loss, wordy, trajectories, steps, row)
                 rate = max(r["flops"] / r["seconds"] for r in runs)
                 print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / max(bfloat16, float32):.0%} of the matrix product's", flush=True)
         if "plan" in jobs:

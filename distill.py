@@ -263,8 +263,10 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    step = max(1, CHUNK[student.device.type] // model.config.vocab_size)
-    if student.device.type == "cpu" and step < len(student):          # the logits are large: they can have what the pass needed on its way
+    chunks = -(-len(student) // max(1, CHUNK[student.device.type] // model.config.vocab_size))
+    step = -(-len(student) // chunks)
+    large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
+    if large:
         parallel.freed_memory(keep=False)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
@@ -277,6 +279,8 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
         if learn:
             (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()
+    if large:
+        parallel.freed_memory(keep=True)
     if learn and student.requires_grad:                               # not if lm_head alone has an adapter
         student.backward(head_input.grad)
     return total

@@ -136,7 +136,11 @@ def linear(x, weight, bias=None):
     if slices == 1 or len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if rows > 2 or weight.numel() >= 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512":           # faster or slower by a third, as measured
+    if slices == 32 and not torch.is_grad_enabled():
+        y = x.new_empty(rows, slices, weight.shape[1])
+        for part in range(0, slices, 8):                        # what is written anew, row by row, is never all there twice
+            y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
+    elif rows > 2 or weight.numel() >= 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512":           # faster or slower by a third, as measured
         y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     else:
         y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector

@@ -55,14 +55,13 @@ def stop():
 
 
 def freed_memory(keep):
-    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it is told to `keep` a
-    gigabyte from now on, or to give back once what it has."""
+    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it is told to `keep` what is
+    freed, up to a gigabyte of it and but for distill.py's logits, or from now on to give back all that is large, and what it has kept."""
     with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
         glibc = ctypes.CDLL(None)
-        if keep:
-            glibc.mallopt(-1, 2 ** 30)                                 # M_TRIM_THRESHOLD
-            glibc.mallopt(-3, 2 ** 24)                                 # M_MMAP_THRESHOLD: not of what is larger, distill.py's logits
-        else:
+        glibc.mallopt(-1, 2 ** 30)                                     # M_TRIM_THRESHOLD
+        glibc.mallopt(-3, 2 ** 24 if keep else 2 ** 21)                # M_MMAP_THRESHOLD: of what is larger nothing is kept
+        if not keep:
             glibc.malloc_trim(0)
 
 

@@ -62,6 +62,8 @@ def test_some_rows_by_a_vocabulary_are_multiplied_slice_by_slice_gradients_too(m
     y = model.linear(x, weight)
     torch.testing.assert_close(y.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(y, x, g)[0].double(), g.double() @ weight.double(), rtol=1e-5, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(model.linear(x, weight).double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
 
 
 # ---- exact ---------------------------------------------------------------------------------------------------------
