@@ -46,7 +46,7 @@ def _checkpoint(act, state, folder):
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):
-            getattr(engine, act)(state, checkpoint_id=folder, no_dist=not parallel.MANY)
+            getattr(engine, act)(state, checkpoint_id=folder)
     except engine.CheckpointException as e:
         raise next(iter(e.failures.values()))[0] from None
     finally:
