@@ -153,7 +153,7 @@ class Chat:
         return ids, spans
 
     def prompt(self, question, hints, steps, ask=None):
-        """What the model sees of a trajectory (DESIGN: the task, the hints, then step by step monologue, code, observation).
+        """What the model sees of a trajectory (the task, the hints, then step by step monologue, code, observation).
 
         hints: texts of the sections. steps: as in the record; of the last one the fields up to the one asked for. ask:
         "monologue" or "code" of the last step, or None for the whole of a finished trajectory.

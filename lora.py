@@ -349,7 +349,7 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")
-    command.add_argument("--weight", type=number(float, 0), default=1.0, help="of each: 0.5 makes the mean of two [1]")
+    command.add_argument("--weight", type=number(float, 0), default=1.0, help="of each: 0.5 makes the mean of two")
     command.add_argument("--out", required=True)
     command = commands.add_parser("merge", help="adapters into a copy of the weights")
     command.add_argument("--model", required=True)

@@ -1,4 +1,4 @@
-"""The files that the stages read and write: JSONL, one record a line (DESIGN §3), and how a stage ends.
+"""The files that the stages read and write: JSONL, one record a line, and how a stage ends.
 
 Whatever happens, a file holds whole records only, and a stage that is started again with the same arguments goes on where it stopped.
 """
@@ -293,6 +293,14 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description=None, **others):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **others)
+
+    def add_argument(self, *names, **options):
+        """An option's help ends with its default."""
+        if options.get("default") not in (None, "", [], argparse.SUPPRESS):
+            default = options["default"]
+            shown = " ".join(default) if isinstance(default, (list, tuple)) else str(default).removeprefix(f"{ROOT}/")
+            options["help"] = f"{options.get('help', '')} [{shown}]".strip()
+        return super().add_argument(*names, **options)
 
     def error(self, message):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
