@@ -10,7 +10,6 @@ Nothing here knows how a model computes or how it is trained.
 import copy
 import functools
 import json
-import os
 import re
 import select
 import sys
@@ -368,9 +367,10 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
     """Plays those trajectories that `output` does not hold yet and writes them there, with a progress bar; of several processes each its share.
     engine(args) → what samples and what makes its requests (endpoint.py), asked only when the sandbox stands; agent(trajectory) → its generator, `play` unless something else is to be played."""
     agent = agent or functools.partial(play, chat, max_steps=args.max_steps)
+    trajectories = list(trajectories)
     todo = [t for n, t in enumerate(trajectories) if n % output.world == output.rank and t["id"] not in output.done]
     successes, first = 0, output.rank == 0
-    for file in (getattr(args, name, None) for name in ("tasks", "resample", "trajectories", "out")):
+    for file in (getattr(args, name, None) for name in ("tasks", "resample", "trajectories", "hints_for", "out")):
         if file and args.data and Path(file).resolve().is_relative_to(Path(args.data).resolve()):
             raise ValueError(f"{file}: holds answers, and the agent's code can read all of --data {args.data}; keep it elsewhere")
     with World(args.tools, args.data) as world:
@@ -379,7 +379,7 @@ def play_all(trajectories, args, output, chat, engine, agent=None):
         if world.missing and first:
             print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
         sampler, request = engine(args)
-        check_room(todo, agent, getattr(sampler, "max_length", None))
+        check_room(trajectories, agent, getattr(sampler, "max_length", None))
         with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
             try:
                 for trajectory in serve(todo, agent, chat, sampler, request, world, args.batch):
@@ -413,7 +413,7 @@ def add_arguments(parser):
     """The options of every stage in which a model acts."""
     add = parser.add_argument
     add("--model", help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
-    add("--base-url", default=os.environ.get("OPENAI_BASE_URL", "https://api.openai.com/v1"), metavar="URL", help="of the endpoint; its key is in OPENAI_API_KEY")
+    add("--base-url", metavar="URL", help="of the endpoint; its key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
     add("--prefill", action="store_true", help="start the endpoint's response with its tag, where the server can (vLLM)")
     add("--adapter", action="append", default=[], metavar="DIR", help="repeats, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")

@@ -63,7 +63,7 @@ def fetch(file):
     try:
         return torch.load(file, map_location="cpu", mmap=True)
     except Exception as e:                                            # of a broken file PyTorch says many things
-        raise ValueError(f"{file}: damaged ({type(e).__name__}); remove {file.parent.parent / 'checkpoint'}, the same command begins anew") from None
+        raise ValueError(f"{file}: damaged ({type(e).__name__}); remove it, and the same command makes it again") from None
 
 
 def tidy(folder):

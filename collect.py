@@ -46,6 +46,7 @@ def main():
         output = records.Output(args.out, vars(args), replica, replicas)
         player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=bool(args.resample) and not args.rollout)
         agent.play_all(planned, args, output, chat, endpoint.engine, player)
+        output.sync()
         parallel.dismiss()
     else:
         parallel.follow(args)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from attention import decode_attention
-from sampler import drawn, send
+from sampler import drawn, likeliest, send
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
 STEPS_BEFORE_CAPTURE = 2                                        # of a size
@@ -96,7 +96,7 @@ class Decoder:
         for block, cache in zip(self.model.layers, self.cache):
             x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide, common)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
-        before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else logits.argmax(-1))
+        before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else likeliest(logits))
 
 
 def can_compile():

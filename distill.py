@@ -15,6 +15,7 @@ trajectories have in common once for all of them; on a GPU kernels compiled for 
 import records  # first: from here on Ctrl-C ends in one line
 
 import json
+import math
 import os
 import random
 import time
@@ -56,9 +57,8 @@ def example(chat, record, dropout=0.0, rng=random):
     where an action is a step's monologue and code. Targets and weights are the same whatever is left out."""
     keep = lambda: rng.random() >= dropout
     hints = [h["text"] for h in record["hints"] if keep()]
-    steps = [s if s["hint"] is None or keep() else s | {"hint": None} for s in record["steps"]]
-    learned = record.get("targets", range(len(steps)))
-    steps = steps[:max(learned) + 1]
+    learned = record.get("targets", range(len(record["steps"])))       # the agent saw a corrective hint in its own step alone
+    steps = [s if s["hint"] is None or n in learned and keep() else s | {"hint": None} for n, s in enumerate(record["steps"][:max(learned) + 1])]
     ids, spans = chat.prompt(record["task"]["question"], hints, steps)
     at, targets, weights = [], [], []
     for n in learned:
@@ -372,10 +372,12 @@ def train(model, chat, records, args, folder, validation=()):
                 scale = min(1, (update + 1) / max(args.warmup, 1)) * (1 - update / len(plan) if args.decay else 1)
                 optimizer.param_groups[0]["lr"] = args.lr * scale
                 loss = loss_on(plan[update], f"{args.seed} {update}", args.hint_dropout)
-                norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+                norm = parallel.whole(torch.nn.utils.clip_grad_norm_(parameters, 1.0)).item()
+                if not math.isfinite(loss + norm):
+                    raise ValueError(f"update {update + 1}: the loss or its gradient is no number; a lower --lr may help, or --model or an --adapter is damaged")
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-                log.append({"update": update + 1, "loss": loss, "gradient_norm": parallel.whole(norm).item()})
+                log.append({"update": update + 1, "loss": loss, "gradient_norm": norm})
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = validate()
                 if parallel.agree(time.time() - clock > 60):
@@ -449,8 +451,11 @@ def main():
 def distill(args):
     """The stage, once its command line is read and nobody else is writing to its folder."""
     if parallel.RANK == 0:
-        made = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint"))
-        records.same_arguments(args.out / "arguments.json", {k: v for k, v in vars(args).items() if k != "row"}, made)
+        made, note = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint")), args.out / "arguments.json"
+        before = note.exists() and note.read_bytes()
+        records.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
+        if note.read_bytes() != before:                                # what another teacher has left there
+            checkpoints.tidy(args.out)
     if (args.out / "adapter_model.safetensors").exists():
         if parallel.RANK == 0:
             checkpoints.tidy(args.out)

@@ -182,10 +182,11 @@ def engine(args):
     if not elsewhere(args.model):
         import parallel
         return parallel.sampler(args)
-    if not re.match("https?://", args.base_url):
-        raise ValueError(f"--base-url {args.base_url}: should begin with http:// or https://")
+    url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    if not re.match("https?://", url):
+        raise ValueError(f"--base-url {url}: should begin with http:// or https://")
     if args.adapter or args.tp > 1:
         raise ValueError(f"--model {args.model}: a model behind an endpoint takes no --adapter and no --tp")
     secret()
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
-    return Endpoint(args.model.removeprefix("openai:"), args.base_url, args.batch), request
+    return Endpoint(args.model.removeprefix("openai:"), url, args.batch), request

@@ -131,6 +131,7 @@ def main():
     if leads:
         output = records.Output(args.out, vars(args), replica, replicas)
         agent.play_all(agent.trials(tasks, args), args, output, chat, endpoint.engine, player)
+        output.sync()
         parallel.dismiss()
     else:
         parallel.follow(args)

@@ -5,7 +5,6 @@ Whatever happens, a file holds whole records only, and a stage that is started a
 
 import argparse
 import fcntl
-import functools
 import glob
 import json
 import math
@@ -187,12 +186,16 @@ class Output:
             while line:
                 line = line[self.file.write(line):]
             if time.monotonic() - self.synced > 1:                      # so much work may be lost in a power cut
-                os.fsync(self.file)
-                self.synced = time.monotonic()
+                self.sync()
         except OSError as e:                                            # a full disk, most of all
             self.file.truncate(end)
             raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records before are whole, the same command goes on from there") from None
         self.done.add(record["id"])
+
+    def sync(self):
+        """Sees to it that what was written is on the disk, where other nodes' processes find it too."""
+        os.fsync(self.file)
+        self.synced = time.monotonic()
 
     def gather(self):
         """Once all processes are done: the first takes over what the others have written."""
@@ -202,6 +205,7 @@ class Output:
                 for record in whole_lines(part):
                     if record["id"] not in mine:
                         self.write(record)
+                self.sync()
                 part.unlink()
 
 
@@ -250,9 +254,13 @@ def whole_lines(file):
 
 
 def checksum(argument):
-    """Of what an argument names: a file, or the Markdown files of a folder; None if it names neither."""
-    files = [Path(argument)] if os.path.isfile(argument) else sorted(Path(argument).glob("*.md"))
-    return functools.reduce(lambda crc, file: crc32(file.read_bytes(), crc), files, 0) if files else None
+    """Of what an argument names: a file, or a folder's hints (Markdown files) or adapter; None if it names nothing of that kind."""
+    crc, files = 0, [Path(argument)] if os.path.isfile(argument) else sorted(file for kind in ("*.md", "adapter_*") for file in Path(argument).glob(kind))
+    for file in files:
+        with open(file, "rb") as content:
+            while block := content.read(2 ** 24):
+                crc = crc32(block, crc)
+    return crc if files else None
 
 
 def same_arguments(note, arguments, made):

@@ -160,12 +160,12 @@ def by_task(outcomes):
 
 def effects(mistakes, found, corrected, control):
     """What each hint did → {name: {"flagged", "before", "without", "with": whether the task was solved, by task: in all flagged trajectories; in those
-    of them that were played on, before; in all rollouts without and with the hint; "corrected": {trajectory's id: records}}}. A rollout that went on
-    unfinished does not count, nor a state from which there are rollouts in only one of the two ways, if there are any in both."""
-    table = {}
+    of them that were played on, before; in all rollouts without and with the hint; "corrected": {trajectory's id: records}}}. Actions that were not
+    played on, without collect.py's --rollout, do not count, nor a state from which there are rollouts in only one of the two ways, if there are any in both."""
+    table, ended = {}, [ways if all(r["stop"] for rs in ways.values() for r in rs) else {} for ways in (control, corrected)]
     for m in mistakes:
         flagged = [t for t, mistake, _ in found if mistake is m]
-        played = [{t["id"]: ended for t in flagged if (ended := [r["success"] for r in records.get((t["id"], m.name), []) if r["stop"]])} for records in (control, corrected)]
+        played = [{t["id"]: [r["success"] for r in rollouts[t["id"], m.name]] for t in flagged if (t["id"], m.name) in rollouts} for rollouts in ended]
         both = [t for t in flagged if all(t["id"] in ways for ways in played if ways)]
         without, with_ = (by_task((t["task"]["id"], success) for t in both for success in ways.get(t["id"], [])) for ways in played)
         before = lambda trajectories: by_task((t["task"]["id"], t["success"]) for t in trajectories)

@@ -42,7 +42,7 @@ def draw(logits, temperature, top_p, u):
     """One id (N,) for each row of logits (N, V); temperature, top_p and u are lists. u in [0, 1) picks from the row's cumulative
     distribution, so that the same u draws the same id whatever the other rows are."""
     if not any(temperature):
-        return logits.argmax(-1)
+        return likeliest(logits)
     return drawn(logits, *send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None], nucleus=min(top_p) < 1)
 
 
@@ -56,7 +56,13 @@ def drawn(logits, temperature, top_p, u, nucleus):
         p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
     cdf = p.cumsum(-1, dtype=torch.float64)
     ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-    return torch.where(temperature > 0, ids, logits.argmax(-1, keepdim=True))[:, 0]
+    return torch.where(temperature > 0, ids, likeliest(logits)[:, None])[:, 0]
+
+
+def likeliest(logits):
+    """The id of the largest logit of each row; V, which is none, where there is one that is no number."""
+    largest, ids = logits.max(-1)
+    return ids.masked_fill(largest.isnan(), logits.shape[-1])
 
 
 def send(tensor, device):

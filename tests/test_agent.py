@@ -268,6 +268,18 @@ def test_an_output_made_from_other_tasks_or_hints_is_refused_and_another_batch_i
         records.Output(tmp_path / "out.jsonl", arguments)
 
 
+def test_an_output_made_by_another_adapter_of_that_name_is_refused(tmp_path):
+    (tmp_path / "round1").mkdir()
+    (tmp_path / "round1" / "adapter_model.safetensors").write_bytes(b"one")
+    output = records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
+    output.write({"id": "a"})
+    output.file.close()
+    records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]}).file.close()
+    (tmp_path / "round1" / "adapter_model.safetensors").write_bytes(b"two")
+    with pytest.raises(ValueError, match=r"other arguments \(content of adapter\)"):
+        records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
+
+
 def test_what_another_process_wrote_with_other_arguments_is_refused_too(tmp_path):
     second = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=1, world=2)
     first = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=0, world=2)

@@ -299,6 +299,7 @@ CASES = [                                                               # script
     (C, COLLECT, text("model/model.safetensors.index.json", '{"weight_map": {"model.embed_tokens.weight": "none.safetensors"}}'), "none.safetensors: model.embed_tokens.weight cannot be read"),
     (C, COLLECT, weights(lambda w: w.to(__import__("torch").int8)), "model.embed_tokens.weight holds torch.int8; quantized"),
     (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
+    (C, COLLECT + " --temperature 0", weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
     *((C, COLLECT, text("model/tokenizer_config.json", json.dumps({"chat_template": template})), says) for template, says in (
         (5, "no chat_template"), ([1, 2], "no chat_template"), ("hello", "the chat template leaves out a part of the messages"),
         ("{{ 1 / 0 }}", "the chat template: division by zero"), ("{{ messages[99].content.x }}", "the chat template: list object has no element 99"), ("{{ raise_exception('roles!') }}", "the model's chat template: roles!"))),

@@ -236,6 +236,28 @@ def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeyp
     (tmp_path / "a" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
         distill.main()
+    (tmp_path / "a" / "adapter_model.safetensors").unlink()
+    (tmp_path / "a" / "teacher").mkdir()                               # all that a run with other arguments has come to
+    with pytest.raises(ValueError, match="m: neither"):
+        distill.main()
+    assert not (tmp_path / "a" / "teacher").exists()
+
+
+def test_a_loss_that_is_no_number_ends_the_training(chat, tmp_path, monkeypatch):
+    tiny_checkpoint(tmp_path)
+    (tmp_path / "d.jsonl").write_text(json.dumps(record(chat, 1) | {"seed": 1, "answer": "", "stop": "complete", "usage": {}}) + "\n")
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", str(tmp_path), "--data", str(tmp_path / "d.jsonl"), "--lr", "1e9", "--warmup", "0", "--epochs", "9", "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError, match=r"update \d: the loss or its gradient is no number; a lower --lr may help"):
+        distill.main()
+    assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
+
+
+def test_of_corrective_hints_the_teacher_sees_those_of_learned_steps(chat):
+    rolled = record(chat, 1)
+    hint = {"name": "h", "text": "look it up"}
+    both = rolled | {"steps": [rolled["steps"][0] | {"hint": hint}, rolled["steps"][1] | {"hint": hint}], "targets": [1]}
+    as_sampled = both | {"steps": [rolled["steps"][0] | {"hint": None}, both["steps"][1]]}
+    assert distill.example(chat, both) == distill.example(chat, as_sampled) != distill.example(chat, both | {"targets": [0, 1]})
 
 
 def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):

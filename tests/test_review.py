@@ -78,11 +78,14 @@ def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
                                                  "answer": "", "stop": "complete", "usage": {}}
     found = [(full(n, n == 0), m, 0) for n in range(3)]
     hinted = [{"monologue": "", "code": "x", "observation": "", "hint": {"name": "print-it", "text": m.hint}, "token_ids": {}}]
-    records = [full(n, n > 0) | {"id": f"t{n}#0!print-it~{k}", "stop": "complete" if k else "", "targets": [0], "steps": hinted} for n in range(3) for k in range(2)]
+    records = [full(n, n > 0) | {"id": f"t{n}#0!print-it~{k}", "targets": [0], "steps": hinted} for n in range(3) for k in range(2)]
     (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     corrected = review.outcomes(tmp_path / "corrected.jsonl", found)
     row = review.effects([m], found, corrected, {})["print-it"]
-    assert row["before"] == [[True], [False], [False]] and row["with"] == [[False], [True], [True]] and row["without"] == []
+    assert row["before"] == [[True], [False], [False]] and row["with"] == [[False] * 2, [True] * 2, [True] * 2] and row["without"] == []
+    corrected["t0#0", m.name][0]["stop"] = ""                         # made without --rollout: some actions end the task, the others might have succeeded
+    assert review.effects([m], found, corrected, {})["print-it"]["with"] == []
+    corrected["t0#0", m.name][0]["stop"] = "complete"
     with pytest.raises(ValueError, match="t0#0!print-it~0 goes on from a state that is not flagged here"):
         review.outcomes(tmp_path / "corrected.jsonl", found[1:])
     with pytest.raises(ValueError, match="t0#0!print-it~0 was made with a hint"):
@@ -95,7 +98,7 @@ def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
     with pytest.raises(ValueError, match="t0#0!print-it~0 was made without a hint"):
         review.outcomes(tmp_path / "control.jsonl", found)
     row = review.effects([m], found, corrected, control)["print-it"]
-    assert row["without"] == row["with"] == [[False], [True], [True]] and report.gain(row) == 0
+    assert row["without"] == row["with"] == [[False] * 2, [True] * 2, [True] * 2] and report.gain(row) == 0
     assert report.gain(row | {"without": []}) == pytest.approx(1 / 3) and report.gain(row | {"with": []}) is None
 
 
