@@ -138,7 +138,7 @@ def linear(x, weight, bias=None):
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
     if slices == 32 and not torch.is_grad_enabled():
         y = x.new_empty(rows, slices, weight.shape[1])
-        for part in range(0, slices, 8):                        # what is written anew, row by row, is never all there twice
+        for part in range(0, slices, 8):                        # group by group, so that a vocabulary of logits is in memory once, not twice
             y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
     elif rows > 2 or weight.numel() >= 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512":           # faster or slower by a third, as measured
         y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
