@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from attention import decode_attention
+from kernels import decode_attention
 from sampler import drawn, likeliest, send
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common

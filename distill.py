@@ -31,8 +31,8 @@ import agent
 import checkpoints
 import parallel
 import plan as planning
-from attention import packed_attention
 from decoder import can_compile, compiled
+from kernels import freed_memory, packed_attention
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
@@ -267,7 +267,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     step = -(-len(student) // chunks)
     large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
     if large:
-        parallel.freed_memory(keep=False)
+        freed_memory(keep=False)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]
@@ -280,7 +280,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
             (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()
     if large:
-        parallel.freed_memory(keep=True)
+        freed_memory(keep=True)
     if learn and student.requires_grad:                               # not if lm_head alone has an adapter
         student.backward(head_input.grad)
     return total

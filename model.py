@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
-from attention import causal_attention
+from kernels import causal_attention, linear
 from sampler import Request, Sampler
 
 
@@ -124,28 +124,6 @@ class RMSNorm(nn.Module):
 class Linear(nn.Linear):
     def forward(self, x):
         return linear(x, self.weight, self.bias)
-
-
-def linear(x, weight, bias=None):
-    """F.linear. A CPU's product of a few rows by a large weight uses one core only, and one of some more rows by a vocabulary no core well; by
-    several slices of the weight it is faster."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return F.linear(x, weight, bias)
-    rows = x.shape[:-1].numel()
-    slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
-    if slices == 1 or len(weight) % slices:
-        return F.linear(x, weight, bias)
-    weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if slices == 32 and not torch.is_grad_enabled():
-        y = x.new_empty(rows, slices, weight.shape[1])
-        for part in range(0, slices, 8):                        # group by group, so that a vocabulary of logits is in memory once, not twice
-            y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
-    elif rows > 2 or weight.numel() >= 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512":           # faster or slower by a third, as measured
-        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
-    else:
-        y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector
-    y = y.reshape(*x.shape[:-1], -1)
-    return y if bias is None else y + bias
 
 
 class Attention(nn.Module):

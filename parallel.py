@@ -6,8 +6,6 @@
 Without torchrun there is one process, and every function here does the plain thing.
 """
 
-import contextlib
-import ctypes
 import functools
 import os
 import sys
@@ -17,6 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
+from kernels import freed_memory
 from lora import fold, load_adapter
 from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
@@ -24,7 +23,7 @@ from sampler import Request, Sampler
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RANK, LOCAL = (int(os.environ.get(name, 0)) if WORLD > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
 MANY = WORLD > 1
-TENSORS = PLANS = None                                              # this replica's process groups: sums of activations; what is run next
+REPLICA = None                                                      # with --tp: the processes that hold one model together, a DeviceMesh
 
 
 def device_and_dtype():
@@ -39,8 +38,8 @@ def device_and_dtype():
 def start():
     """Joins the other processes, if there are any."""
     if MANY and not dist.is_initialized():
-        device, _ = device_and_dtype()
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=1))      # some have more to do than others
+        backend = "cpu:gloo,cuda:nccl" if device_and_dtype()[0].type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(days=1))    # some have more to do than others
 
 
 def stop():
@@ -52,17 +51,6 @@ def stop():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def freed_memory(keep):
-    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it is told to `keep` what is
-    freed, up to a gigabyte of it and but for distill.py's logits, or from now on to give back all that is large, and what it has kept."""
-    with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
-        glibc = ctypes.CDLL(None)
-        glibc.mallopt(-1, 2 ** 30)                                     # M_TRIM_THRESHOLD
-        glibc.mallopt(-3, 2 ** 24 if keep else 2 ** 21)                # M_MMAP_THRESHOLD: of what is larger nothing is kept
-        if not keep:
-            glibc.malloc_trim(0)
 
 
 def load(path, adapters=(), whole=True, linear_dtype=None):
@@ -84,15 +72,12 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
 def replica(tp):
     """(which replica this process belongs to, how many there are, whether it leads: the one that plays; the others only compute).
     Joins the processes of the replica. Raises ValueError if --tp does not divide the processes."""
-    global TENSORS, PLANS
+    global REPLICA
     if WORLD % tp:
         raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, and is {WORLD}; start them with torchrun --nproc-per-node")
     if tp > 1:
-        for first in range(0, WORLD, tp):                            # every process has to take part in making every group
-            members = list(range(first, first + tp))
-            groups = dist.new_group(members), dist.new_group(members, backend="gloo")
-            if RANK in members:
-                TENSORS, PLANS = groups
+        from torch.distributed.device_mesh import init_device_mesh     # here and below, as they take a second to import
+        REPLICA = init_device_mesh(device_and_dtype()[0].type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))["part"]
     return RANK // tp, WORLD // tp, RANK % tp == 0
 
 
@@ -100,7 +85,7 @@ def sampler(args):
     """Of the options that agent.add_arguments defines: the model, ready to sample, and what makes its requests."""
     model = load(args.model, args.adapter, whole=args.tp == 1)
     if args.tp > 1:
-        split(model, args.model, RANK % args.tp, args.tp)
+        split(model, args.model)
         fold(model)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings), ahead=False if args.tp > 1 else None)
     if args.tp > 1:
@@ -108,62 +93,46 @@ def sampler(args):
     return sampler, functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature, top_p=args.top_p)
 
 
-def split(model, path, part, parts):
-    """Tensor parallelism (Megatron's): of every block this process keeps 1 / parts of the heads and of the MLP's width, and the replica's
-    processes add up what their o_proj and down_proj give. Embedding, norms and lm_head are whole everywhere. On plain tensors: DTensor's
-    parallelize_module gives the same tokens, but its dispatch at each layer made one take 3.4 to 4.3 times as long (the starter, two CPU processes).
+def split(model, path):
+    """Tensor parallelism (Megatron's): of every block this process keeps its part of the heads and of the MLP's width, and the replica's
+    processes add up what their o_proj and down_proj give. Embedding, norms and lm_head are whole everywhere. DTensor says whose is what; what is
+    computed is computed on plain tensors: its dispatch at each layer made a token take 3.4 to 4.3 times as long (the starter, two CPU processes).
 
-    The model was loaded without weights; of each tensor only the part is read. Raises ValueError if `parts` does not divide the model."""
-    c, folder = model.config, local_folder(path)
-    for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
-        if getattr(c, name) % parts:
-            raise ValueError(f"{folder / 'config.json'}: {name} is {getattr(c, name)}, which --tp {parts} does not divide")
-    device, dtype = device_and_dtype()
-    dimension = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), 0), "o_proj": 1, "down_proj": 1}
-    shards = weight_files(folder)
+    The model was loaded without weights. Raises ValueError if the replica's processes do not divide it."""
+    from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+    c, parts = model.config, REPLICA.size()
+    sizes = {name: getattr(c, name) for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size")}
+    for name, size in sizes.items():
+        if size % parts:
+            raise ValueError(f"{local_folder(path) / 'config.json'}: {name} is {size}, which --tp {parts} does not divide")
+    outputs, inputs = {"weight": 0, "bias": 0, "frozen_B": 0}, {"weight": 1, "frozen_A": 1}
+    along = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), outputs), **dict.fromkeys(("o_proj", "down_proj"), inputs)}
 
-    def mine(size):
-        return slice(part * size // parts, (part + 1) * size // parts)
+    def parameters():
+        return [(module, along.get(name.split(".")[-1], {}), kind, p) for name, module in model.named_modules() for kind, p in module.named_parameters(recurse=False)]
 
-    for name, module in model.named_modules():
-        d, split_along = dimension.get(name.split(".")[-1]), {}
-        for kind, p in list(module.named_parameters(recurse=False)):
-            at = {"weight": d, "bias": 0 if d == 0 else None, "frozen_A": 1 if d == 1 else None, "frozen_B": 0 if d == 0 else None}[kind]
-            index = tuple(mine(n) if i == at else slice(None) for i, n in enumerate(p.shape))
-            if p.is_meta and not (name == "lm_head" and c.tie_word_embeddings):
-                full = f"{name}.{kind}"
-                p = read_weight(shards, full if name == "lm_head" else f"model.{full}", p.shape, index).to(device, dtype)
-                if kind == "bias" and d == 1 and part:               # added once
-                    p = torch.zeros_like(p)
-            else:
-                p = p[index]
-            split_along[kind] = torch.nn.Parameter(p.to(device).contiguous() if not p.is_meta else p, requires_grad=False)
-        for kind, p in split_along.items():
-            setattr(module, kind, p)
-        if d == 1:
-            module.register_forward_hook(lambda module, inputs, y: _sum(y))
-    if c.tie_word_embeddings:
-        model.lm_head.weight = model.embed_tokens.weight
-    model.frequencies = model.frequencies.to(device)
-    model.config = replace(c, num_attention_heads=c.num_attention_heads // parts, num_key_value_heads=c.num_key_value_heads // parts,
-                           intermediate_size=c.intermediate_size // parts)
-
-
-def _sum(y):
-    dist.all_reduce(y, group=TENSORS)
-    return y
+    for module, dimension, kind, p in parameters():
+        placement = Shard(dimension[kind]) if kind in dimension else Replicate()
+        module.register_parameter(kind, torch.nn.Parameter(distribute_tensor(p, REPLICA, [placement], src_data_rank=None), requires_grad=False))
+    read_parts(model, path)
+    for module, dimension, kind, p in parameters():
+        once = dimension is inputs and kind == "bias" and REPLICA.get_local_rank() > 0          # what all have is added by one of them
+        module.register_parameter(kind, torch.nn.Parameter(p.to_local() * 0 if once else p.to_local(), requires_grad=False))
+        if dimension is inputs and kind == "weight":
+            module.register_forward_hook(lambda module, inputs, y: total(y, REPLICA.get_group()))
+    model.config = replace(c, **{name: size // parts for name, size in sizes.items()})
 
 
 def announce(plan):
     """The leader says what is run next; the others hear it. None: nothing more."""
-    said = [plan]
-    dist.broadcast_object_list(said, src=dist.get_global_rank(PLANS, 0), group=PLANS)
+    said, group = [plan], REPLICA.get_group()
+    dist.broadcast_object_list(said, src=dist.get_global_rank(group, 0), group=group)
     return said[0]
 
 
 def dismiss():
     """The leader has nothing more to run."""
-    if PLANS:
+    if REPLICA:
         announce(None)
 
 
@@ -177,36 +146,44 @@ def follow(args):
 # ---------------------------------------------------------------------------------------------------- FSDP2
 
 def share_out(model, path):
-    """Gives every process its part of a model that was loaded without its weights: FSDP2, block by block. From the checkpoint each
-    process reads only its own rows of every tensor; the adapters, which every process has, are cut down to its rows."""
+    """Gives every process its part of a model that was loaded without its weights: FSDP2, block by block. The adapters, which every
+    process has, are cut down to its rows."""
     device, _ = device_and_dtype()
     for block in model.layers:
         block.recompute = MANY or device.type == "cuda"
     if not MANY:
         return model
-    from torch.distributed.device_mesh import init_device_mesh         # here, as they take a second to import
+    from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-    from torch.distributed.tensor import DTensor
     mesh = init_device_mesh(device.type, (WORLD,))
-    model.frequencies = model.frequencies.to(device)
     for block in model.layers:
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "hidden")
     # With an adapter on lm_head alone no gradient runs through the blocks, and FSDP adds up gradients only where one does.
     model.embed_tokens.register_forward_hook(lambda module, inputs, y: y.requires_grad_() if torch.is_grad_enabled() else y)
-    shards, weights = weight_files(local_folder(path)), {}
+    read_parts(model, path)
+    return model
+
+
+def read_parts(model, path):
+    """Reads from the checkpoint, of every weight that is a DTensor without memory, this process's part and no more."""
+    from torch.distributed.tensor import DTensor
+    device, _ = device_and_dtype()
+    tied, shards, weights = model.config.tie_word_embeddings, weight_files(local_folder(path)), {}
     for name, p in model.named_parameters():
-        if p.is_meta:
-            rows = -(-p.shape[0] // WORLD)                            # as torch.chunk divides
-            part = slice(min(RANK * rows, p.shape[0]), min((RANK + 1) * rows, p.shape[0]))
-            local = read_weight(shards, name if name.startswith("lm_head") else f"model.{name}", p.shape, part).to(device, p.dtype)
+        if p.is_meta and not (tied and name == "lm_head.weight"):
+            mesh, held, part = p.device_mesh, p.to_local().shape, []
+            for size, here in zip(p.shape, held):                     # as torch.chunk divides; the last ones may hold less, or nothing
+                first = 0 if here == size else min(-(-size // mesh.size()) * mesh.get_local_rank(), size)
+                part.append(slice(first, first + here))
+            local = read_weight(shards, name if name.startswith("lm_head") else f"model.{name}", p.shape, tuple(part)).to(device, p.dtype)
             local = DTensor.from_local(local, mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
             weights[name] = torch.nn.Parameter(local, requires_grad=False)
-    if model.config.tie_word_embeddings:
+    if tied:
         weights["lm_head.weight"] = weights["embed_tokens.weight"]
     model.load_state_dict(weights, strict=False, assign=True)
-    return model
+    model.frequencies = model.frequencies.to(device)
 
 
 def wait():
@@ -220,10 +197,10 @@ def share(items):
     return items[RANK::WORLD]
 
 
-def total(x):
-    """The sum of a tensor over all processes."""
+def total(x, group=None):
+    """The sum of a tensor over all processes, or those of a group; in its place."""
     if MANY:
-        dist.all_reduce(x)
+        dist.all_reduce(x, group=group)
     return x
 
 

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-import attention
+import kernels
 from lora import add_adapter, adapters
 from model import Config, Llama
 from sampler import ADMITTED
@@ -66,14 +66,14 @@ class Memory(TorchDispatchMode):
 def without_storage(gpus):
     """Inside, tensors have shapes only; with `gpus`, attention is the fused kernel that a GPU would run, and as many logits as there are in memory."""
     import distill
-    kept = attention.causal_attention, distill.CHUNK, distill.CACHED
+    kept = kernels.causal_attention, distill.CHUNK, distill.CACHED
     if gpus:
-        attention.causal_attention, distill.CHUNK, distill.CACHED = fused_attention, {"cpu": distill.CHUNK["cuda"]}, {"cpu": distill.CACHED["cuda"]}
+        kernels.causal_attention, distill.CHUNK, distill.CACHED = fused_attention, {"cpu": distill.CHUNK["cuda"]}, {"cpu": distill.CACHED["cuda"]}
     try:
         with FakeTensorMode(), Memory() as memory:
             yield memory
     finally:
-        attention.causal_attention, distill.CHUNK, distill.CACHED = kept
+        kernels.causal_attention, distill.CHUNK, distill.CACHED = kept
 
 
 def fused_attention(q, k, v):
@@ -205,7 +205,7 @@ def collection(config, args, dtype=torch.bfloat16, on_gpu=True):
 
             def run():
                 with torch.no_grad():
-                    x = model.hidden(torch.zeros(1, prompts * length, dtype=torch.long), attend=attention.packed_attention([length] * prompts))
+                    x = model.hidden(torch.zeros(1, prompts * length, dtype=torch.long), attend=kernels.packed_attention([length] * prompts))
                     p = model.lm_head(x[0, :args.batch]).float().softmax(-1)
                     p.cumsum(-1, dtype=torch.float64)
 

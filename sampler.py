@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from attention import causal_attention, causal_mask, decode_attention
+from kernels import causal_attention, causal_mask, decode_attention
 
 
 ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens

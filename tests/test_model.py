@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import kernels
 import model
 from decoder import above, below
 from model import Config, Llama, Request, Sampler
@@ -50,20 +51,20 @@ def tiny(tmp_path_factory):
 def test_a_few_rows_times_slices_of_a_weight_are_their_product(rows, bias, monkeypatch):
     x, weight = torch.randn(1, rows, 512), torch.randn(1024, 512)
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    monkeypatch.setattr(model.F, "linear", None)                      # which is for all other shapes
+    monkeypatch.setattr(kernels.F, "linear", None)                      # which is for all other shapes
     with torch.no_grad():
-        torch.testing.assert_close(model.linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(kernels.linear(x, weight, bias).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 def test_some_rows_by_a_vocabulary_are_multiplied_slice_by_slice_gradients_too(monkeypatch):
     torch.manual_seed(0)
     x, weight, g = torch.randn(2, 20, 24, requires_grad=True), torch.randn(2 ** 15, 24), torch.randn(2, 20, 2 ** 15)
-    monkeypatch.setattr(model.F, "linear", None)
-    y = model.linear(x, weight)
+    monkeypatch.setattr(kernels.F, "linear", None)
+    y = kernels.linear(x, weight)
     torch.testing.assert_close(y.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(torch.autograd.grad(y, x, g)[0].double(), g.double() @ weight.double(), rtol=1e-5, atol=1e-3)
     with torch.no_grad():
-        torch.testing.assert_close(model.linear(x, weight).double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(kernels.linear(x, weight).double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
 
 
 # ---- exact ---------------------------------------------------------------------------------------------------------

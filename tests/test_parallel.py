@@ -197,7 +197,7 @@ import sys
 sys.path.insert(0, {root!r})
 import parallel, torch
 from argparse import Namespace
-args = Namespace(model={model!r}, adapter=[{adapter!r}], batch=4, max_length=64, max_new_tokens=9, temperature=0.0, top_p=1.0, tp=int(sys.argv[1]))
+args = Namespace(model={model!r}, adapter={adapters}, batch=4, max_length=64, max_new_tokens=9, temperature=0.0, top_p=1.0, tp=int(sys.argv[1]))
 parallel.start()
 _, _, leads = parallel.replica(args.tp)
 sampler, _ = parallel.sampler(args)
@@ -214,15 +214,20 @@ def test_a_model_split_over_processes_computes_the_same(prepared, collect, tmp_p
     one, two = collect(1, "one.jsonl", *adapter), collect(4, "two.jsonl", *adapter, "--tp", 2)     # two replicas, each of two processes
     assert one.keys() == two.keys() and len(one) == 22
     assert all(one[key]["steps"] == two[key]["steps"] for key in one) and any(s["token_ids"]["monologue"] for r in one.values() for s in r["steps"])
-    script = tmp_path / "logits.py"
-    script.write_text(LOGITS.format(root=str(ROOT), model=str(folder / "model"), adapter=str(folder / "one")))
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([sys.executable, script, "1", tmp_path / "whole"], check=True, env=environment)
-    subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "2", tmp_path / "part"], check=True, env=environment)
-    logits, parameters = torch.load(tmp_path / "whole0")
-    for rank in range(2):
-        other, held = torch.load(tmp_path / f"part{rank}")
-        assert (other - logits).abs().max() <= 1e-5 * logits.abs().max() and held < 0.6 * parameters
+    script, environment = tmp_path / "logits.py", os.environ | {"OMP_NUM_THREADS": "1"}
+    shape = dict(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
+    biased = tmp_path / "biased"                                                                   # its bias is added once, not by each; and no adapter, no tied weights
+    biased.mkdir()
+    save_file(Llama(Config(**shape)).hf_state_dict(), biased / "model.safetensors")
+    (biased / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
+    for n, (model, adapters) in enumerate(((folder / "model", [str(folder / "one")]), (biased, []))):
+        script.write_text(LOGITS.format(root=str(ROOT), model=str(model), adapters=adapters))
+        subprocess.run([sys.executable, script, "1", tmp_path / f"whole{n}."], check=True, env=environment)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "2", tmp_path / f"part{n}."], check=True, env=environment)
+        logits, parameters = torch.load(tmp_path / f"whole{n}.0")
+        for rank in range(2):
+            other, held = torch.load(tmp_path / f"part{n}.{rank}")
+            assert (other - logits).abs().max() <= 1e-5 * logits.abs().max() and held < 0.6 * parameters
 
 
 def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_path):

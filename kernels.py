@@ -1,13 +1,19 @@
-"""Attention over keys and values that are there already: a row's own, several documents' in one row, a KV cache's.
+"""What a device has to be asked for in its own way to be fast: attention, a CPU's products, and its memory.
 
-Shapes: B sequences, T tokens, S positions with keys and values, H query heads, G key/value heads, D dimensions a head.
+Attention is over keys and values that are there already: a row's own, several documents' in one row, a KV cache's. Shapes: B sequences,
+T tokens, S positions with keys and values, H query heads, G key/value heads, D dimensions a head.
 """
+
+import contextlib
+import ctypes
 
 import torch
 import torch.nn.functional as F
 
 torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: for each new length it would make a plan first
 
+
+# ---- attention -----------------------------------------------------------------------------------------------------
 
 def causal_mask(T, S, device):
     """What each of the last T of S positions sees, the same in all layers; None if these are all. As a tensor for a CPU, a GPU's kernels need none."""
@@ -67,3 +73,38 @@ def packed_attention(lengths, common=0):
             out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v)))))
         return torch.cat(out, dim=2)
     return attend
+
+
+# ---- a CPU's products and memory -----------------------------------------------------------------------------------
+
+def linear(x, weight, bias=None):
+    """F.linear of x (…, in) and weight (out, in) → (…, out). A CPU's product of a few rows by a large weight uses one core only, and one of some
+    more rows by a vocabulary no core well; by several slices of the weight it is faster."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    rows = x.shape[:-1].numel()
+    slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
+    if slices == 1 or len(weight) % slices:
+        return F.linear(x, weight, bias)
+    weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
+    if slices == 32 and not torch.is_grad_enabled():
+        y = x.new_empty(rows, slices, weight.shape[1])
+        for part in range(0, slices, 8):                        # group by group, so that a vocabulary of logits is in memory once, not twice
+            y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
+    elif rows > 2 or weight.numel() >= 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512":           # faster or slower by a third, as measured
+        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
+    else:
+        y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector
+    y = y.reshape(*x.shape[:-1], -1)
+    return y if bias is None else y + bias
+
+
+def freed_memory(keep):
+    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. Here it is told to `keep` what is
+    freed, up to a gigabyte of it and but for distill.py's logits, or from now on to give back all that is large, and what it has kept."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
+        glibc = ctypes.CDLL(None)
+        glibc.mallopt(-1, 2 ** 30)                                     # M_TRIM_THRESHOLD
+        glibc.mallopt(-3, 2 ** 24 if keep else 2 ** 21)                # M_MMAP_THRESHOLD: of what is larger nothing is kept
+        if not keep:
+            glibc.malloc_trim(0)
