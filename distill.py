@@ -32,13 +32,13 @@ import checkpoints
 import parallel
 import plan as planning
 from decoder import can_compile, compiled
-from kernels import freed_memory, packed_attention
+from kernels import give_back_freed_memory, packed_attention
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
 FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
 CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time
-CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 20}                            # of these in float32 at a time: on a CPU what its cache holds
+CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 19}                            # how many of these in float32 at a time: on a CPU what its cache holds
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -185,6 +185,14 @@ def together(examples, most):
     return [(common if len(row) > 1 else 0, row) for common, row in rows]
 
 
+def filler(row, common=0):
+    """One more example for a row, without weight, or none: so that its tokens, and those of its actions, are a multiple of 64. A CPU's bfloat16 products
+    are up to twice as fast then, and oneDNN makes and keeps kernels for few shapes, not for each row's."""
+    tokens, learned = (-n % 64 for n in (common + sum(len(x[0]) - common for x in row), sum(len(x[1]) for x in row)))
+    tokens = tokens or 64 * (learned > 0)
+    return [(row[0][0][:common] + [0] * tokens, [common] * learned, [0] * learned, [0.0] * learned)] * (tokens > 0)
+
+
 def longest(examples, most):
     """Of the teacher's rows the longest, as plan.stand_in_row describes one → row, how many such rows' tokens all have."""
     rows = together(examples, most)
@@ -216,34 +224,29 @@ def hidden_at(model, rows, common=0):
     return model.hidden(tokens, positions, packed_attention(lengths, common), at)[0]
 
 
-def divergence(student, teacher):
-    """KL(teacher ‖ student) of the distributions that two rows of logits (n, V) stand for, in float32 → (n,). Its gradient, the student's
-    distribution minus the teacher's, takes the place of the teacher's logits, so of each distribution there is one copy in memory and no more."""
+def divergence(student, teacher, weights):
+    """Σ weights · KL(teacher ‖ student) of the distributions that rows of logits (n, V) stand for, in float32; weights (n,). Its gradient, weights times
+    the student's distribution minus the teacher's, takes the place of the teacher's logits, so of each distribution there is one copy in memory."""
     p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     difference = p - q
     terms = difference.mul_(p.exp_()).sum(-1)
-    teacher.copy_(q.exp_().sub_(p))
-    return terms
+    teacher.copy_(q.exp_().sub_(p).mul_(weights[:, None]))
+    return (terms * weights).sum()
 
 
 class Divergence(torch.autograd.Function):
     kernel = divergence
 
     @staticmethod
-    def forward(ctx, student, teacher):
+    def forward(ctx, student, teacher, weights):
         size = max(1, CACHED[student.device.type] // student.shape[1])
-        terms = torch.cat([Divergence.kernel(*pair) for pair in zip(student.split(size), teacher.split(size))])
+        total = sum(Divergence.kernel(*part) for part in zip(student.split(size), teacher.split(size), weights.split(size)))
         ctx.save_for_backward(teacher)
-        return terms
+        return total
 
     @staticmethod
-    def backward(ctx, weights):
-        return ctx.saved_tensors[0].mul_(weights[:, None]), None
-
-
-def kl_terms(student, teacher, lm_head, teacher_head, temperature):
-    """KL(teacher ‖ student) over the vocabulary for each token, both at `temperature`; student, teacher: hidden states (n, C) → (n,)."""
-    return Divergence.apply(lm_head(student / temperature), teacher_head(teacher / temperature))
+    def backward(ctx, gradient):
+        return ctx.saved_tensors[0].mul_(gradient), None, None
 
 
 def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
@@ -265,22 +268,23 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     chunks = -(-len(student) // max(1, CHUNK[student.device.type] // model.config.vocab_size))
     step = -(-len(student) // chunks)
+    if len(student) % 64 == 0:                                        # by a filler
+        step += -step % 64
     large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
     if large:
-        freed_memory(keep=False)
+        give_back_freed_memory()
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]
         if teacher is None:
-            terms = F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none")
+            loss = (F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none") * weights[part]).sum() / count
         else:
-            terms = kl_terms(x, teacher[part], model.lm_head, teacher_head, temperature)
-        loss = (terms * weights[part]).sum() / count
+            loss = Divergence.apply(model.lm_head(x / temperature), teacher_head(teacher[part] / temperature), weights[part]) / count
         if learn:
             (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()
     if large:
-        freed_memory(keep=True)
+        give_back_freed_memory()
     if learn and student.requires_grad:                               # not if lm_head alone has an adapter
         student.backward(head_input.grad)
     return total
@@ -301,6 +305,7 @@ def train(model, chat, records, args, folder, validation=()):
     optimizer = torch.optim.AdamW(parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
     autocast = torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=model.device.type == "cuda" or fast_bfloat16(),
                               cache_enabled=model.device.type == "cpu")        # of adapters' copies: a GPU makes them fast, and holds large ones
+    fill = filler if model.device.type == "cpu" and fast_bfloat16() else lambda row, common=0: []
     checkpoint, teacher = folder / "checkpoint", folder / "teacher"
     teacher.mkdir(parents=True, exist_ok=True)
     files = {id(r): teacher / f"{n}.pt" for n, r in enumerate([*records, *validation])}
@@ -315,8 +320,8 @@ def train(model, chat, records, args, folder, validation=()):
         rows = [row for row in parallel.share(together(examples, limits[0])) if not all(file.exists() for _, _, file in row[1])]
         for common, row in tqdm(even(rows, (0, [(*examples[0][:2], None)])), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
             with torch.no_grad(), autocast, adapters(model, newest=False):
-                hidden = hidden_at(model, row, common).split([len(x[1]) for x in row])
-            for (_, _, file), states in zip(row, hidden):
+                hidden = hidden_at(model, row + fill(row, common), common)
+            for (_, _, file), states in zip(row, hidden.split([len(x[1]) for x in row + fill(row, common)])):
                 if file:
                     checkpoints.store(states.cpu().clone(), file)                # of the row only this record's part
         parallel.most(0)                                                         # all have written theirs
@@ -329,6 +334,7 @@ def train(model, chat, records, args, folder, validation=()):
         rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
         examples = [(*example(chat, r, dropout, rng), hidden, rng) for r, hidden, rng in zip(mine, taught, rngs)]
         for row in even(packed(examples, limits[1]), [idle]):
+            row = row + [(*x, torch.zeros(len(x[1]), model.config.hidden_size), random.Random(0)) for x in fill(row)]
             hidden = None if args.loss == "ce" else torch.cat([x[4].to(model.device) for x in row])
             if args.lora_dropout and learn:
                 drawn = [noise(len(x[0]), generator=torch.Generator().manual_seed(x[5].getrandbits(63))) for x in row]

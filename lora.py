@@ -57,7 +57,10 @@ class LoraLinear(Linear):
             if dropping and A is self.lora_A:
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
             z = F.linear(z, A)
-            y += F.linear(z if scale == 1 else z * scale, B)
+            if y.ndim == 2 and z.dtype == y.dtype:              # rows of logits: they are in memory once, not twice
+                y.addmm_(z, B.type_as(y).T, alpha=scale)
+            else:
+                y += F.linear(z if scale == 1 else z * scale, B)
         return y
 
     def costs_less_as_one(self, x, rank):

@@ -126,6 +126,12 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
 
+def cast(x):
+    """x in the precision of autocast, if that is on: once, and not for each product that reads it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
+
 class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
@@ -174,11 +180,11 @@ class Block(nn.Module):
         return self.after(x, y) if at is None else self.after(x.index_select(1, at), y.index_select(2, at))
 
     def before(self, x, cos, sin):                              # apart from attention, so that a compiler can have it
-        return self.self_attn.project(self.input_layernorm(x), cos, sin)
+        return self.self_attn.project(cast(self.input_layernorm(x)), cos, sin)
 
     def after(self, x, y):
         x = x + self.self_attn(y)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        return x + self.mlp(cast(self.post_attention_layernorm(x)))
 
 
 class Llama(nn.Module):

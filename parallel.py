@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from kernels import freed_memory
+from kernels import keep_freed_memory
 from lora import fold, load_adapter
 from model import Llama, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
@@ -58,7 +58,7 @@ def load(path, adapters=(), whole=True, linear_dtype=None):
     away until `share_out` or `split` gives every process its part. linear_dtype: of linear layers' weights, for one process on a CPU."""
     device, dtype = device_and_dtype()
     if device.type == "cpu":
-        freed_memory(keep=True)
+        keep_freed_memory()
     alone = device.type == "cpu" and not MANY
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device, linear_dtype if alone else None)
     for adapter in adapters:

@@ -116,6 +116,25 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
         assert (ours.double() - theirs).norm() <= 1e-4 * theirs.norm()
 
 
+def test_a_filler_changes_neither_the_teachers_states_nor_the_loss_nor_its_gradients(chat, model):
+    records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2])]
+    (common, row), = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
+    seen, states, found = [distill.example(chat, records[n], 1.0) for _, _, n in row], [], []
+    for fillers in ([], distill.filler(row, common)):
+        with torch.no_grad():
+            states.append(distill.hidden_at(model, row + fillers, common)[:sum(len(x[1]) for x in row)])
+    assert common and (common + sum(len(x[0]) - common for x in row + fillers)) % 64 == 0 == sum(len(x[1]) for x in row + fillers) % 64
+    for fillers in ([], distill.filler(seen)):
+        model.zero_grad()
+        hidden = torch.nn.functional.pad(states[0], (0, 0, 0, sum(len(x[1]) for x in fillers)))
+        loss = distill.loss_of(model, seen + fillers, hidden, T)
+        found.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
+    assert fillers and len(found[0]) == 31 and found[0][0] > 1e-3
+    for one, other in (states, *zip(*found)):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert not distill.filler([([1] * 128, [5] * 64)]) and len(distill.filler([([1] * 128, [5] * 63)])[0][0]) == 64       # tokens for an action's to stand on
+
+
 def test_the_teacher_computes_once_what_examples_have_in_common_and_never_more_than_without():
     rng = random.Random(0)
     hints = {n: [rng.randrange(9) for _ in range(n)] for n in (0, 40, 200)}
