@@ -37,7 +37,7 @@ from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropo
 from model import local_folder
 
 FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
-CHUNK = {"cuda": 2 ** 25, "cpu": 2 ** 23}                             # logits in memory at a time
+CHUNK = {"cuda": 2 ** 26, "cpu": 2 ** 25}                             # bytes of logits in memory at a time
 CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 19}                            # how many of these in float32 at a time: on a CPU what its cache holds
 
 
@@ -266,7 +266,8 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    chunks = -(-len(student) // max(1, CHUNK[student.device.type] // model.config.vocab_size))
+    size = model.config.vocab_size * model.lm_head.weight.element_size()                      # bytes of a token's logits
+    chunks = -(-len(student) // max(1, CHUNK[student.device.type] // size))
     step = -(-len(student) // chunks)
     if len(student) % 64 == 0:                                        # by a filler
         step += -step % 64

@@ -90,7 +90,7 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
             block.recompute = True
         distill.fuse(model)
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
-    monkeypatch.setitem(distill.CHUNK, "cpu", 7 * 1536)
+    monkeypatch.setitem(distill.CHUNK, "cpu", 4 * 7 * 1536)
     rows = [distill.example(chat, r, dropped) for r in records]
     taught = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
     assert [(common > 0, len(row)) for common, row in taught] == [(True, 3)]       # in one row, what all begin with once
