@@ -116,8 +116,10 @@ def split(model, path):
         module.register_parameter(kind, torch.nn.Parameter(distribute_tensor(p, REPLICA, [placement], src_data_rank=None), requires_grad=False))
     read_parts(model, path)
     for module, dimension, kind, p in parameters():
-        once = dimension is inputs and kind == "bias" and REPLICA.get_local_rank() > 0          # what all have is added by one of them
-        module.register_parameter(kind, torch.nn.Parameter(p.to_local() * 0 if once else p.to_local(), requires_grad=False))
+        local = p.to_local().clone() if kind.startswith("frozen") else p.to_local()              # of an adapter only the part stays in memory
+        if dimension is inputs and kind == "bias" and REPLICA.get_local_rank():                  # what all have is added by one of them
+            local.zero_()
+        module.register_parameter(kind, torch.nn.Parameter(local, requires_grad=False))
         if dimension is inputs and kind == "weight":
             module.register_forward_hook(lambda module, inputs, y: total(y, REPLICA.get_group()))
     model.config = replace(c, **{name: size // parts for name, size in sizes.items()})
