@@ -8,8 +8,9 @@ the same agent with one new adapter, and sees each hint section only with probab
 sampled token is KL(teacher ‖ student) over the vocabulary; of the model itself nothing changes.
 
 What makes it fast and changes no gradient: one pass over a trajectory for all its actions; trajectories packed in a row without
-padding; logits only where actions are, in chunks that are never all in memory; the teacher's last hidden states computed once, hints that
-trajectories have in common once for all of them; on a GPU kernels compiled for it.
+padding (but for less than 64 tokens, where a CPU computes in bfloat16); logits only where actions are, in chunks that are never all in
+memory; the teacher's last hidden states computed once, hints that trajectories have in common once for all of them; on a GPU kernels
+compiled for it.
 """
 
 import records  # first: from here on Ctrl-C ends in one line
@@ -37,8 +38,8 @@ from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropo
 from model import local_folder
 
 FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
-CHUNK = {"cuda": 2 ** 26, "cpu": 2 ** 25}                             # bytes of logits in memory at a time
-CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 19}                            # how many of these in float32 at a time: on a CPU what its cache holds
+CHUNK = {"cuda": 2 ** 26, "cpu": 2 ** 25}                             # bytes of logits in memory at a time, in the precision of lm_head
+CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 19}                            # logits in float32 at a time: on a CPU what its cache holds
 
 
 # ---------------------------------------------------------------------------------------------------- data
@@ -266,11 +267,10 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
-    size = model.config.vocab_size * model.lm_head.weight.element_size()                      # bytes of a token's logits
-    chunks = -(-len(student) // max(1, CHUNK[student.device.type] // size))
-    step = -(-len(student) // chunks)
-    if len(student) % 64 == 0:                                        # by a filler
-        step += -step % 64
+    limit = max(1, CHUNK[student.device.type] // (model.config.vocab_size * model.lm_head.weight.element_size()))
+    unit = 64 if limit >= 64 and len(student) % 64 == 0 else 1        # see filler
+    chunks = -(-len(student) // (limit // unit * unit))
+    step = -(-len(student) // (chunks * unit)) * unit
     large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
     if large:
         give_back_freed_memory()

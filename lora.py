@@ -22,7 +22,8 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from model import Linear, linear, local_folder, read_weight, weight_files
+from kernels import linear
+from model import Linear, local_folder, read_weight, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 

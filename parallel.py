@@ -109,14 +109,17 @@ def split(model, path):
     along = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), outputs), **dict.fromkeys(("o_proj", "down_proj"), inputs)}
 
     def parameters():
-        return [(module, along.get(name.split(".")[-1], {}), kind, p) for name, module in model.named_modules() for kind, p in module.named_parameters(recurse=False)]
+        for name, module in model.named_modules():
+            for kind, p in list(module.named_parameters(recurse=False)):
+                yield module, along.get(name.split(".")[-1], {}), kind, p
 
     for module, dimension, kind, p in parameters():
-        placement = Shard(dimension[kind]) if kind in dimension else Replicate()
-        module.register_parameter(kind, torch.nn.Parameter(distribute_tensor(p, REPLICA, [placement], src_data_rank=None), requires_grad=False))
+        part = distribute_tensor(p, REPLICA, [Shard(dimension[kind]) if kind in dimension else Replicate()], src_data_rank=None)
+        part = part if p.is_meta else part.to_local().clone()          # of an adapter, which all have read, the rest goes
+        module.register_parameter(kind, torch.nn.Parameter(part, requires_grad=False))
     read_parts(model, path)
     for module, dimension, kind, p in parameters():
-        local = p.to_local().clone() if kind.startswith("frozen") else p.to_local()              # of an adapter only the part stays in memory
+        local = p.to_local() if hasattr(p, "to_local") else p
         if dimension is inputs and kind == "bias" and REPLICA.get_local_rank():                  # what all have is added by one of them
             local.zero_()
         module.register_parameter(kind, torch.nn.Parameter(local, requires_grad=False))
@@ -179,7 +182,7 @@ def read_parts(model, path):
             for size, here in zip(p.shape, held):                     # as torch.chunk divides; the last ones may hold less, or nothing
                 first = 0 if here == size else min(-(-size // mesh.size()) * mesh.get_local_rank(), size)
                 part.append(slice(first, first + here))
-            local = read_weight(shards, name if name.startswith("lm_head") else f"model.{name}", p.shape, tuple(part)).to(device, p.dtype)
+            local = read_weight(shards, name if name.startswith("lm_head") else f"model.{name}", p.shape, tuple(part)).to(device, p.dtype).contiguous()
             local = DTensor.from_local(local, mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
             weights[name] = torch.nn.Parameter(local, requires_grad=False)
     if tied:

@@ -27,7 +27,8 @@ from sampler import ADMITTED
 
 GIB = 2 ** 30
 FLASH, BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_flash_attention_backward
-FLOPS = flop_registry | {FLASH: lambda q, k, *_, **__: 4 * q.numel() * k.shape[2],         # older PyTorch's own formula refuses fewer key heads than query heads
+FLOPS = flop_registry | {torch.ops.aten.addmm_: flop_registry[torch.ops.aten.addmm],
+                         FLASH: lambda q, k, *_, **__: 4 * q.numel() * k.shape[2],         # older PyTorch's own formula refuses fewer key heads than query heads
                          BACKWARD: lambda gradient, q, k, *_, **__: 10 * q.numel() * k.shape[2]}
 HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100       # a trajectory's tokens, if there is none yet: hints; of each step what is shown and what is sampled
 

@@ -145,6 +145,11 @@ def test_operations_are_those_of_the_matrix_products():
     assert parts["weights"] == sum(p.numel() for p in Llama(config).parameters()) * 4
 
 
+def test_a_product_added_in_place_is_counted():
+    with plan.without_storage(gpus=False) as memory:
+        assert memory.above(lambda: torch.empty(3, 5).addmm_(torch.empty(3, 4), torch.empty(4, 5)))[1] == 2 * 3 * 4 * 5
+
+
 def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
     """The hub's cache as huggingface_hub lays it out, with nothing but a config.json in it."""
     cached = tmp_path / "models--somebody--llama"
