@@ -33,8 +33,8 @@ import checkpoints
 import parallel
 import plan as planning
 from decoder import can_compile, compiled
-from kernels import give_back_freed_memory, packed_attention
-from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
+from kernels import cast, give_back_freed_memory, packed_attention
+from lora import TARGETS, LoraLinear, adapters, add_adapter, both_logits, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
 FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
@@ -228,10 +228,11 @@ def hidden_at(model, rows, common=0):
 def divergence(student, teacher, weights):
     """Σ weights · KL(teacher ‖ student) of the distributions that rows of logits (n, V) stand for, in float32; weights (n,). Its gradient, weights times
     the student's distribution minus the teacher's, takes the place of the teacher's logits, so of each distribution there is one copy in memory."""
-    p, q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
-    difference = p - q
-    terms = difference.mul_(p.exp_()).sum(-1)
-    teacher.copy_(q.exp_().sub_(p).mul_(weights[:, None]))
+    t, s = teacher.float(), student.float()
+    p, q = t.softmax(-1), s.softmax(-1)
+    highest = t.amax(-1, keepdim=True) - s.amax(-1, keepdim=True)
+    terms = t.sub_(s).sub_(highest).mul_(p).sum(-1) + (p.amax(-1) / q.amax(-1)).log()          # log p is t less its highest, plus log of p's highest
+    teacher.copy_(q.sub_(p).mul_(weights[:, None]))
     return (terms * weights).sum()
 
 
@@ -261,9 +262,13 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     weights = torch.tensor(sum((row[3] for row in rows), []), device=student.device)
     targets = torch.tensor(sum((row[2] for row in rows), []), device=student.device)
 
-    def teacher_head(x):
+    def logits(x, teacher, memory):
+        """The student's and the teacher's (n, V)."""
+        if memory is not None:
+            return both_logits(model, x, teacher, memory[:2 * len(x)])
         with torch.no_grad(), adapters(model, newest=False):
-            return model.lm_head(x)
+            taught = model.lm_head(teacher)
+        return model.lm_head(x), taught
 
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
@@ -274,13 +279,15 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
     if large:
         give_back_freed_memory()
+    low = cast(student).dtype
+    memory = None if teacher is None or low == torch.float32 or not isinstance(model.lm_head, LoraLinear) else student.new_empty(2 * step, model.config.vocab_size, dtype=low)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]
         if teacher is None:
             loss = (F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none") * weights[part]).sum() / count
         else:
-            loss = Divergence.apply(model.lm_head(x / temperature), teacher_head(teacher[part] / temperature), weights[part]) / count
+            loss = Divergence.apply(*logits(x / temperature, teacher[part] / temperature, memory), weights[part]) / count
         if learn:
             (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()

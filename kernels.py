@@ -6,6 +6,8 @@ T tokens, S positions with keys and values, H query heads, G key/value heads, D 
 
 import contextlib
 import ctypes
+import functools
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,8 +31,47 @@ def causal_attention(q, k, v, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
     which `mask` may say already."""
     T, S = q.shape[2], k.shape[2]
+    if q.device.type == "cpu" and (q.requires_grad if q.dtype == torch.float32 else not cpu_has("amx_bf16")):
+        return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
+
+
+class CausalAttention(torch.autograd.Function):
+    """The same by plain products, a few queries at a time, so that what they do not see is left out and the scores stay in the cache; computed
+    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16."""
+    QUERIES = 64
+
+    @staticmethod
+    def parts(q, k):
+        """For each part of the queries: which (a slice), they (B, G, R n, D), how many keys they see, and their weights (B, G, R n, those)."""
+        T, S, D = q.shape[2], k.shape[2], q.shape[3]
+        q = (q * D ** -0.5).unflatten(1, (k.shape[1], -1))
+        for start in range(0, T, CausalAttention.QUERIES):
+            part = slice(start, min(start + CausalAttention.QUERIES, T))
+            n, seen = part.stop - start, S - T + part.stop
+            some = q[:, :, :, part].flatten(2, 3)
+            scores = some @ k[:, :, :seen].mT
+            scores.unflatten(2, (-1, n))[..., seen - n:].add_(q.new_full((n, n), float("-inf")).triu(1))
+            yield part, some, seen, scores.softmax(-1)
+
+    @staticmethod
+    def forward(ctx, q, k, v):
+        ctx.save_for_backward(q, k, v)
+        y = [(weights @ v[:, :, :seen]).unflatten(2, (-1, part.stop - part.start)) for part, _, seen, weights in CausalAttention.parts(q, k)]
+        return torch.cat(y, dim=3).flatten(1, 2)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        q, k, v = ctx.saved_tensors
+        gradient, dq, (dk, dv) = gradient.unflatten(1, (k.shape[1], -1)), [], torch.zeros(2, *k.shape)
+        for part, some, seen, weights in CausalAttention.parts(q, k):
+            g = gradient[:, :, :, part].flatten(2, 3)
+            dv[:, :, :seen] += weights.mT @ g
+            scores = torch._softmax_backward_data(g @ v[:, :, :seen].mT, weights, -1, weights.dtype)
+            dk[:, :, :seen] += scores.mT @ some
+            dq.append((scores @ k[:, :, :seen]).unflatten(2, (-1, part.stop - part.start)))
+        return torch.cat(dq, dim=3).flatten(1, 2).mul_(q.shape[-1] ** -0.5), dk.type_as(k), dv.type_as(v)
 
 
 def decode_attention(q, k, v, hide, common=None):
@@ -62,7 +103,20 @@ def packed_attention(lengths, common=0):
     return attend
 
 
-# ---- a CPU's products and memory -----------------------------------------------------------------------------------
+# ---- products, and a CPU's memory -----------------------------------------------------------------------------------
+
+@functools.cache
+def cpu_has(word):
+    """Is it in what Linux says of this CPU? Elsewhere nothing is."""
+    file = Path("/proc/cpuinfo")
+    return file.exists() and word in file.read_text()
+
+
+def cast(x):
+    """x in the precision of autocast, if that is on: once, and not for each product that reads it."""
+    device = x.device.type
+    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
+
 
 def linear(x, weight, bias=None):
     """F.linear of x (…, in) and weight (out, in) → (…, out). A CPU's product of a few rows by a large weight uses one core only, and one of some

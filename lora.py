@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kernels import linear
+from kernels import cast, linear
 from model import Linear, local_folder, read_weight, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -44,25 +44,44 @@ class LoraLinear(Linear):
         self.train(base.training)
 
     def forward(self, x):
-        both = (self.use_frozen, self.frozen_A, self.frozen_B, 1.0), (self.use_newest, self.lora_A, self.lora_B, self.scale)
-        acting = [adapter for acts, *adapter in both if acts and adapter[0] is not None]
-        dropping = self.dropout > 0 and self.training and torch.is_grad_enabled()
-        if not dropping and self.costs_less_as_one(x, sum(len(A) for A, _, _ in acting)):
+        acting = self.acting()
+        if not self.dropping() and self.costs_less_as_one(x, sum(len(A) for A, _, _ in acting)):
             weight = self.weight
             for A, B, scale in acting:
                 weight = torch.addmm(weight, B, A, alpha=scale)
             return F.linear(x, weight, self.bias)
-        y = linear(x, self.weight, self.bias)
-        for A, B, scale in acting:
-            z = x if torch.is_autocast_enabled(x.device.type) else x.to(A.dtype)
-            if dropping and A is self.lora_A:
+        rows = cast(x).flatten(0, -2)
+        updates = self.updates(rows)
+        if not updates or rows.dtype == torch.float32:
+            y = linear(rows, self.weight, self.bias)
+            for z, B in updates:
+                y.addmm_(z, B.T)
+        else:                                                   # W x last: added to it once it is rounded, a small update would be lost
+            y = F.linear(*updates[0])
+            for z, B in updates[1:]:
+                y.addmm_(z, B.T)
+            y = y.type_as(rows).addmm_(rows, cast(self.weight).T)
+            y = y if self.bias is None else y + self.bias
+        return y.unflatten(0, x.shape[:-1])
+
+    def acting(self):
+        """A, B and scale of each adapter that acts: the frozen ones as one, the newest."""
+        both = (self.use_frozen, self.frozen_A, self.frozen_B, 1.0), (self.use_newest, self.lora_A, self.lora_B, self.scale)
+        return [adapter for acts, *adapter in both if acts and adapter[0] is not None]
+
+    def updates(self, rows):
+        """For each of them z = scale A x, of rows of x, and B."""
+        pairs = []
+        for A, B, scale in self.acting():
+            z = rows if torch.is_autocast_enabled(rows.device.type) else rows.to(A.dtype)
+            if self.dropping() and A is self.lora_A:
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
             z = F.linear(z, A)
-            if y.ndim == 2 and z.dtype == y.dtype:              # rows of logits: they are in memory once, not twice
-                y.addmm_(z, B.type_as(y).T, alpha=scale)
-            else:
-                y += F.linear(z if scale == 1 else z * scale, B)
-        return y
+            pairs.append((z if scale == 1 else z * scale, B.type_as(z)))
+        return pairs
+
+    def dropping(self):
+        return self.dropout > 0 and self.training and torch.is_grad_enabled()
 
     def costs_less_as_one(self, x, rank):
         """Is a product of x by the sum W + Σ scale B A cheaper, backward too, than one by W and two by each adapter? So it is where the ranks
@@ -87,6 +106,37 @@ class LoraLinear(Linear):
             A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
         self.frozen_A = nn.Parameter(A.to(place(self)), requires_grad=False)
         self.frozen_B = nn.Parameter(B.to(place(self)), requires_grad=False)
+
+
+class BothLogits(torch.autograd.Function):
+    """Adds to the logits of a student and a teacher what the weights of lm_head make of both, in one product: a CPU takes as long to get a vocabulary's
+    weights ready as for 50 rows. `student` is the first half of `both` (2 n, V)."""
+
+    @staticmethod
+    def forward(ctx, student, x, teacher, weight, both):
+        ctx.save_for_backward(weight)
+        ctx.mark_dirty(student)
+        both.addmm_(torch.cat((x, teacher)), weight.T)
+        return student
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, gradient @ ctx.saved_tensors[0], None, None, None
+
+
+def both_logits(model, x, teacher, memory):
+    """lm_head of x (n, C), and of a teacher's (n, C), for which the newest adapter does not act → (n, V) each, in `memory` (2 n, V)."""
+    def start(rows, part):
+        updates = model.lm_head.updates(rows)
+        for n, (z, B) in enumerate(updates):
+            part.addmm_(z, B.T, beta=min(n, 1))
+        return part if updates else part.zero_()
+
+    x, teacher, weight = cast(x), cast(teacher), cast(model.lm_head.weight)
+    student, other = (part.detach() for part in memory.chunk(2))        # apart: what autograd knows of one has nothing to do with the other
+    with torch.no_grad(), adapters(model, newest=False):
+        start(teacher, other)
+    return BothLogits.apply(start(x, student), x, teacher, weight, memory), other
 
 
 def fold(model):

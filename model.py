@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
-from kernels import causal_attention, linear
+from kernels import cast, causal_attention, linear
 from sampler import Request, Sampler
 
 
@@ -124,12 +124,6 @@ class RMSNorm(nn.Module):
 class Linear(nn.Linear):
     def forward(self, x):
         return linear(x, self.weight, self.bias)
-
-
-def cast(x):
-    """x in the precision of autocast, if that is on: once, and not for each product that reads it."""
-    device = x.device.type
-    return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
 class Attention(nn.Module):
