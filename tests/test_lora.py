@@ -171,6 +171,45 @@ def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
     assert all(b.dtype == torch.float32 and ((a - b).norm() / a.norm()) < 0.02 for a, b in zip(*gradients))
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_digit(mixed):
+    torch.manual_seed(0)
+    layer = lora.LoraLinear(Linear(256, 512, bias=True)).bfloat16()
+    layer.lora_A, layer.lora_B = torch.nn.Parameter(torch.randn(4, 256) / 16), torch.nn.Parameter(torch.randn(512, 4) * 2 ** -12)
+    x = torch.randn(3, 100, 256, dtype=torch.bfloat16)
+    update = x.double() @ layer.lora_A.double().T @ layer.lora_B.double().T
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+        with_update = layer(x).double()
+        layer.use_newest = False
+        without = layer(x).double()
+    assert update.norm() < 2 ** -10 * without.norm()
+    assert abs((with_update - without).flatten() @ update.flatten() / update.norm() ** 2 - 1) < 0.2          # in the mean all of it is there
+
+
+@pytest.mark.parametrize("frozen, newest", [(True, True), (False, True), (True, False), (False, False)])
+def test_logits_of_student_and_teacher_in_one_product_are_those_of_two_gradients_too(frozen, newest):
+    torch.manual_seed(0)
+    model = Llama(Config(vocab_size=700, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)).requires_grad_(False)
+    head = lora.adapted(model, "lm_head")
+    for n in range(2 * frozen):
+        head.freeze(torch.randn(3, 32) / 6, torch.randn(700, 3) / 6, 0.5)
+    if newest:
+        head.lora_A, head.lora_B, head.scale = torch.nn.Parameter(torch.randn(4, 32) / 6), torch.nn.Parameter(torch.randn(700, 4) / 6), 2.0
+    learned = [torch.randn(64, 32, requires_grad=True), *(p for p in (head.lora_A, head.lora_B) if p is not None)]
+    teacher, g, memory = torch.randn(64, 32), torch.randn(64, 700).bfloat16(), torch.full((128, 700), float("nan"), dtype=torch.bfloat16)
+    for _ in range(2):                                                             # in the same memory
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            both = lora.both_logits(model, learned[0], teacher, memory)
+        gradients = torch.autograd.grad(both[0], learned, g)
+        expected = head.double()(learned[0].double())
+        exact = torch.autograd.grad(expected, learned, g.double())
+        with torch.no_grad(), lora.adapters(model, newest=False):
+            wanted = (expected, head(teacher.double()))
+        head.float()
+        for a, b in (*zip(both, wanted), *zip(gradients, exact)):
+            assert (a.double() - b).norm() < 0.01 * b.norm()
+
+
 @pytest.mark.parametrize("weight", [1, 0.25])
 def test_a_stacked_adapter_is_the_weighted_sum_of_several(weight, tmp_path):
     paths = [ours("default", "first", tmp_path, rank=3, alpha=6), ours("default", "second", tmp_path, rank=5, alpha=5), RECORDINGS / "peft-plain"]
