@@ -33,8 +33,8 @@ import checkpoints
 import parallel
 import plan as planning
 from decoder import can_compile, compiled
-from kernels import cast, give_back_freed_memory, packed_attention
-from lora import TARGETS, LoraLinear, adapters, add_adapter, both_logits, noise, save_adapter, seed_dropout, trainable
+from kernels import CPU, cast, give_back_freed_memory, packed_attention
+from lora import TARGETS, adapters, add_adapter, both_logits, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
 FUSED_AFTER = 100                                                     # updates on a GPU: compiling takes about as long as these
@@ -262,14 +262,6 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     weights = torch.tensor(sum((row[3] for row in rows), []), device=student.device)
     targets = torch.tensor(sum((row[2] for row in rows), []), device=student.device)
 
-    def logits(x, teacher, memory):
-        """The student's and the teacher's (n, V)."""
-        if memory is not None:
-            return both_logits(model, x, teacher, memory[:2 * len(x)])
-        with torch.no_grad(), adapters(model, newest=False):
-            taught = model.lm_head(teacher)
-        return model.lm_head(x), taught
-
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     limit = max(1, CHUNK[student.device.type] // (model.config.vocab_size * model.lm_head.weight.element_size()))
@@ -279,15 +271,15 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
     if large:
         give_back_freed_memory()
-    low = cast(student).dtype
-    memory = None if teacher is None or low == torch.float32 or not isinstance(model.lm_head, LoraLinear) else student.new_empty(2 * step, model.config.vocab_size, dtype=low)
+    precision = cast(student).dtype
+    memory = student.new_empty(2 * step * (teacher is not None and precision != torch.float32), model.config.vocab_size, dtype=precision)
     for start in range(0, len(student), step):
         part = model.lm_head.part = slice(start, start + step)
         x = head_input[part]
         if teacher is None:
             loss = (F.cross_entropy(model.lm_head(x).float(), targets[part], reduction="none") * weights[part]).sum() / count
         else:
-            loss = Divergence.apply(*logits(x / temperature, teacher[part] / temperature, memory), weights[part]) / count
+            loss = Divergence.apply(*both_logits(model, x / temperature, teacher[part] / temperature, memory), weights[part]) / count
         if learn:
             (loss * parallel.WORLD).backward()                        # FSDP takes the mean over the processes
         total += loss.detach()
@@ -420,7 +412,7 @@ def recent(log):
 
 def fast_bfloat16():
     """Has this CPU instructions for bfloat16 products?"""
-    return "avx512_bf16" in Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else False
+    return "avx512_bf16" in CPU
 
 
 def main():

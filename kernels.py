@@ -6,13 +6,15 @@ T tokens, S positions with keys and values, H query heads, G key/value heads, D 
 
 import contextlib
 import ctypes
-import functools
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
 torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: for each new length it would make a plan first
+
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""                # what Linux says of it; elsewhere nothing is known
+WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "GenuineIntel" not in CPU     # MKL, which uses it on Intel's only
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -31,7 +33,7 @@ def causal_attention(q, k, v, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
     which `mask` may say already."""
     T, S = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and (q.requires_grad if q.dtype == torch.float32 else not cpu_has("amx_bf16")):
+    if q.device.type == "cpu" and (q.requires_grad if q.dtype == torch.float32 else "amx_bf16" not in CPU):
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
@@ -105,13 +107,6 @@ def packed_attention(lengths, common=0):
 
 # ---- products, and a CPU's memory -----------------------------------------------------------------------------------
 
-@functools.cache
-def cpu_has(word):
-    """Is it in what Linux says of this CPU? Elsewhere nothing is."""
-    file = Path("/proc/cpuinfo")
-    return file.exists() and word in file.read_text()
-
-
 def cast(x):
     """x in the precision of autocast, if that is on: once, and not for each product that reads it."""
     device = x.device.type
@@ -119,11 +114,13 @@ def cast(x):
 
 
 def linear(x, weight, bias=None):
-    """F.linear of x (…, in) and weight (out, in) → (…, out). A CPU's product of a few rows by a large weight uses one core only, and one of some
-    more rows by a vocabulary no core well; by several slices of the weight it is faster."""
+    """F.linear of x (…, in) and weight (out, in) → (…, out). MKL's product of a few rows by a large weight uses one core only, and one of some
+    more rows by a vocabulary no core well; by several slices of the weight it is faster. Where MKL is without AVX-512, oneDNN is twice as fast."""
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
+    if WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21 and not torch.is_grad_enabled():
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
     if slices == 1 or len(weight) % slices:
         return F.linear(x, weight, bias)
@@ -132,10 +129,10 @@ def linear(x, weight, bias=None):
         y = x.new_empty(rows, slices, weight.shape[1])
         for part in range(0, slices, 8):                        # group by group, so that a vocabulary of logits is in memory once, not twice
             y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
-    elif rows > 2 or weight.numel() >= 2 ** 20 or torch.backends.cpu.get_cpu_capability() == "AVX512":            # faster or slower by a third to a half, as measured
-        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
-    else:
+    elif rows <= 2 and (WITHOUT_AVX512 or weight.numel() < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"):      # as measured, by a third to a half
         y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector
+    else:
+        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 

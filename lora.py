@@ -109,8 +109,8 @@ class LoraLinear(Linear):
 
 
 class BothLogits(torch.autograd.Function):
-    """Adds to the logits of a student and a teacher what the weights of lm_head make of both, in one product: a CPU takes as long to get a vocabulary's
-    weights ready as for 50 rows. `student` is the first half of `both` (2 n, V)."""
+    """To the logits of a student and a teacher that are in `both` (2 n, V), `student` its first half, adds what lm_head's weights make of x and teacher
+    (n, C), in one product: a CPU is as long about getting a vocabulary's weights ready as about 50 rows. Of the teacher there is no gradient."""
 
     @staticmethod
     def forward(ctx, student, x, teacher, weight, both):
@@ -125,18 +125,24 @@ class BothLogits(torch.autograd.Function):
 
 
 def both_logits(model, x, teacher, memory):
-    """lm_head of x (n, C), and of a teacher's (n, C), for which the newest adapter does not act → (n, V) each, in `memory` (2 n, V)."""
-    def start(rows, part):
-        updates = model.lm_head.updates(rows)
-        for n, (z, B) in enumerate(updates):
-            part.addmm_(z, B.T, beta=min(n, 1))
-        return part if updates else part.zero_()
+    """lm_head of x (n, C), and of a teacher's (n, C), for which the newest adapter does not act → (n, V) each. In lower precision than float32 they
+    are in `memory` (at least 2 n, V), which can be used again when the gradients are there."""
+    if cast(x).dtype == torch.float32:
+        with torch.no_grad(), adapters(model, newest=False):
+            other = model.lm_head(teacher)
+        return model.lm_head(x), other
 
-    x, teacher, weight = cast(x), cast(teacher), cast(model.lm_head.weight)
-    student, other = (part.detach() for part in memory.chunk(2))        # apart: what autograd knows of one has nothing to do with the other
+    def start(rows, logits):
+        updates = model.lm_head.updates(rows) if isinstance(model.lm_head, LoraLinear) else []
+        for n, (z, B) in enumerate(updates):
+            logits.addmm_(z, B.T, beta=min(n, 1))
+        return logits if updates else logits.zero_()
+
+    x, teacher, weight, both = cast(x), cast(teacher), cast(model.lm_head.weight), memory[:2 * len(x)]
+    student, other = (half.detach() for half in both.chunk(2))          # for autograd they have nothing to do with each other
     with torch.no_grad(), adapters(model, newest=False):
         start(teacher, other)
-    return BothLogits.apply(start(x, student), x, teacher, weight, memory), other
+    return BothLogits.apply(start(x, student), x, teacher, weight, both), other
 
 
 def fold(model):
