@@ -13,8 +13,9 @@ import torch.nn.functional as F
 
 torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: for each new length it would make a plan first
 
-CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""                # what Linux says of it; elsewhere nothing is known
-WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "GenuineIntel" not in CPU     # MKL, which uses it on Intel's only
+# What Linux says of this CPU, elsewhere nothing; and whether it has AVX-512, but MKL, which uses that on Intel's only, goes without.
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "GenuineIntel" not in CPU
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -33,7 +34,8 @@ def causal_attention(q, k, v, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
     which `mask` may say already."""
     T, S = q.shape[2], k.shape[2]
-    if q.device.type == "cpu" and (q.requires_grad if q.dtype == torch.float32 else "amx_bf16" not in CPU):
+    plain = q.requires_grad if q.dtype == torch.float32 else "amx_bf16" not in CPU
+    if plain and q.device.type == "cpu" and not torch.compiler.is_compiling():
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
