@@ -156,7 +156,9 @@ def row_limits(config, device, processes, row=None):
     if row:
         return row, row
     many = processes > 1
-    return (2 ** (14 if many else 13), 2 ** (14 if many else 12)) if device == "cuda" else (2 ** 21 // config.hidden_size, 2 ** (21 if many else 18) // config.hidden_size)
+    if device == "cuda":
+        return 2 ** (14 if many else 13), 2 ** (14 if many else 12)
+    return 2 ** (22 if fast_bfloat16() else 21) // config.hidden_size, 2 ** (21 if many else 18) // config.hidden_size
 
 
 def packed(examples, most):
@@ -187,9 +189,9 @@ def together(examples, most):
 
 
 def filler(row, common=0):
-    """One more example for a row, without weight, or none: so that its tokens, and those of its actions, are a multiple of 64. A CPU's bfloat16 products
-    are up to twice as fast then, and oneDNN makes and keeps kernels for few shapes, not for each row's."""
-    tokens, learned = (-n % 64 for n in (common + sum(len(x[0]) - common for x in row), sum(len(x[1]) for x in row)))
+    """One more example for a row, without weight, or none: so that its tokens are a multiple of 64, and those of its actions of 32. A CPU's bfloat16
+    products are up to twice as fast then, and oneDNN makes and keeps kernels for few shapes, not for each row's."""
+    tokens, learned = -(common + sum(len(x[0]) - common for x in row)) % 64, -sum(len(x[1]) for x in row) % 32
     tokens = tokens or 64 * (learned > 0)
     return [(row[0][0][:common] + [0] * tokens, [common] * learned, [0] * learned, [0.0] * learned)] * (tokens > 0)
 
@@ -265,10 +267,10 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
     count = count or weights.sum()                                    # an action's weights sum to 1
     head_input, total = student.detach().requires_grad_(learn), student.new_zeros((), dtype=torch.float32)
     limit = max(1, CHUNK[student.device.type] // (model.config.vocab_size * model.lm_head.weight.element_size()))
-    unit = 64 if limit >= 64 and len(student) % 64 == 0 else 1        # see filler
+    unit = 32 if limit >= 32 and len(student) % 32 == 0 else 1        # see filler
     chunks = -(-len(student) // (limit // unit * unit))
     step = -(-len(student) // (chunks * unit)) * unit
-    large = student.device.type == "cpu" and chunks > 1               # many logits: they can have what the pass needed on its way
+    large = student.device.type == "cpu" and len(student) * model.config.vocab_size > 2 ** 22        # logits: they can have what the pass needed on its way
     if large:
         give_back_freed_memory()
     precision = cast(student).dtype
