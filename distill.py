@@ -399,8 +399,7 @@ def train(model, chat, records, args, folder, validation=()):
 
 
 def fuse(model):
-    """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss. They also round less: W x + BA x, rounded to
-    bfloat16 in between, loses what BA x adds as long as that is little."""
+    """Lets torch.compile make fewer kernels of what is between the attentions, and of the loss."""
     if can_compile():
         Divergence.kernel = compiled(divergence)
         for block in model.layers:

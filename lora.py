@@ -56,7 +56,7 @@ class LoraLinear(Linear):
             y = linear(rows, self.weight, self.bias)
             for z, B in updates:
                 y.addmm_(z, B.T)
-        else:                                                   # W x last: added to it once it is rounded, a small update would be lost
+        else:                                                   # W x last: added to it when that is rounded, BA x would be lost as long as it is little
             y = F.linear(*updates[0])
             for z, B in updates[1:]:
                 y.addmm_(z, B.T)
