@@ -15,7 +15,7 @@ torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process:
 
 # What Linux says of this CPU, elsewhere nothing; and whether it has AVX-512, but MKL, which uses that on Intel's only, goes without.
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "GenuineIntel" not in CPU
+WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "AuthenticAMD" in CPU
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
@@ -34,7 +34,7 @@ def causal_attention(q, k, v, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
     which `mask` may say already."""
     T, S = q.shape[2], k.shape[2]
-    plain = q.requires_grad if q.dtype == torch.float32 else "amx_bf16" not in CPU
+    plain = q.requires_grad if q.dtype == torch.float32 else "avx512_bf16" in CPU and "amx_bf16" not in CPU
     if plain and q.device.type == "cpu" and not torch.compiler.is_compiling():
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
@@ -43,7 +43,8 @@ def causal_attention(q, k, v, mask=None):
 
 class CausalAttention(torch.autograd.Function):
     """The same by plain products, a few queries at a time, so that what they do not see is left out and the scores stay in the cache; computed
-    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16."""
+    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16. In bfloat16
+    it is more exact where scores are large, since these are rounded here, as in decode_attention."""
     QUERIES = 64
 
     @staticmethod
@@ -68,7 +69,7 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         q, k, v = ctx.saved_tensors
-        gradient, dq, (dk, dv) = gradient.unflatten(1, (k.shape[1], -1)), [], torch.zeros(2, *k.shape)
+        gradient, dq, (dk, dv) = gradient.unflatten(1, (k.shape[1], -1)), [], torch.zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
         for part, some, seen, weights in CausalAttention.parts(q, k):
             g = gradient[:, :, :, part].flatten(2, 3)
             dv[:, :, :seen] += weights.mT @ g

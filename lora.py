@@ -61,12 +61,12 @@ class LoraLinear(Linear):
             for z, B in updates[1:]:
                 y.addmm_(z, B.T)
             y = y.type_as(rows).addmm_(rows, cast(self.weight).T)
-            y = y if self.bias is None else y + self.bias
+            y = y if self.bias is None else y.add_(self.bias)
         return y.unflatten(0, x.shape[:-1])
 
     def acting(self):
-        """A, B and scale of each adapter that acts: the frozen ones as one, the newest."""
-        both = (self.use_frozen, self.frozen_A, self.frozen_B, 1.0), (self.use_newest, self.lora_A, self.lora_B, self.scale)
+        """A, B and scale of each adapter that acts: the newest, which may be the least, and the frozen ones as one."""
+        both = (self.use_newest, self.lora_A, self.lora_B, self.scale), (self.use_frozen, self.frozen_A, self.frozen_B, 1.0)
         return [adapter for acts, *adapter in both if acts and adapter[0] is not None]
 
     def updates(self, rows):
@@ -135,7 +135,7 @@ def both_logits(model, x, teacher, memory):
     def start(rows, logits):
         updates = model.lm_head.updates(rows) if isinstance(model.lm_head, LoraLinear) else []
         for n, (z, B) in enumerate(updates):
-            logits.addmm_(z, B.T, beta=min(n, 1))
+            logits.addmm_(z.type_as(logits), B.type_as(logits).T, beta=min(n, 1))
         return logits if updates else logits.zero_()
 
     x, teacher, weight, both = cast(x), cast(teacher), cast(model.lm_head.weight), memory[:2 * len(x)]

@@ -78,7 +78,7 @@ def plain_loss(model, teacher, chat, records, dropped):
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("dropped, fused, mixed", [(0.0, False, False), (1.0, False, False), (1.0, True, False), (1.0, False, True)])
+@pytest.mark.parametrize("dropped, fused, mixed", [(0.0, False, False), (1.0, False, False), (1.0, True, False), (1.0, False, True), (1.0, True, True)])
 def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, fused, mixed, monkeypatch):
     reference, autocast = copy.deepcopy(model).double(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed)
     if fused:                                                          # as on a GPU, up to the kernels
@@ -91,6 +91,7 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
         distill.fuse(model)
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
     monkeypatch.setitem(distill.CHUNK, "cpu", 4 * 7 * 1536)
+    monkeypatch.setitem(distill.CACHED, "cpu", 3 * 1536)
     rows = [distill.example(chat, r, dropped) for r in records]
     taught = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
     assert [(common > 0, len(row)) for common, row in taught] == [(True, 3)]       # in one row, what all begin with once

@@ -171,17 +171,23 @@ def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
     assert all(b.dtype == torch.float32 and ((a - b).norm() / a.norm()) < 0.02 for a, b in zip(*gradients))
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("mixed", [False, True])
-def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_digit(mixed):
+def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_digit(mixed, frozen):
     torch.manual_seed(0)
     layer = lora.LoraLinear(Linear(256, 512, bias=True)).bfloat16()
+    layer.bias.data = layer.bias.data.to(torch.float32 if mixed else torch.bfloat16)         # mixed as distill.py loads a model on a CPU
+    if frozen:
+        layer.freeze(torch.randn(8, 256) / 16, torch.randn(512, 8), 1.0)
     layer.lora_A, layer.lora_B = torch.nn.Parameter(torch.randn(4, 256) / 16), torch.nn.Parameter(torch.randn(512, 4) * 2 ** -12)
     x = torch.randn(3, 100, 256, dtype=torch.bfloat16)
     update = x.double() @ layer.lora_A.double().T @ layer.lora_B.double().T
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-        with_update = layer(x).double()
+        with_update = layer(x)
         layer.use_newest = False
-        without = layer(x).double()
+        without = layer(x)
+    assert with_update.dtype == without.dtype == torch.bfloat16
+    with_update, without = with_update.double(), without.double()
     assert update.norm() < 2 ** -10 * without.norm()
     assert abs((with_update - without).flatten() @ update.flatten() / update.norm() ** 2 - 1) < 0.2          # in the mean all of it is there
 
@@ -197,9 +203,10 @@ def test_logits_of_student_and_teacher_in_one_product_are_those_of_two_gradients
         head.lora_A, head.lora_B, head.scale = torch.nn.Parameter(torch.randn(4, 32) / 6), torch.nn.Parameter(torch.randn(700, 4) / 6), 2.0
     learned = [torch.randn(64, 32, requires_grad=True), *(p for p in (head.lora_A, head.lora_B) if p is not None)]
     teacher, g, memory = torch.randn(64, 32), torch.randn(64, 700).bfloat16(), torch.full((128, 700), float("nan"), dtype=torch.bfloat16)
-    for _ in range(2):                                                             # in the same memory
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            both = lora.both_logits(model, learned[0], teacher, memory)
+    for mixed in (True, True, False):                                              # in the same memory
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
+            model.lm_head.weight.data = model.lm_head.weight.data.to(torch.float32 if mixed else torch.bfloat16)
+            both = lora.both_logits(model, *(x if mixed else x.bfloat16() for x in (learned[0], teacher)), memory)
         gradients = torch.autograd.grad(both[0], learned, g)
         expected = head.double()(learned[0].double())
         exact = torch.autograd.grad(expected, learned, g.double())
