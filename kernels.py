@@ -34,7 +34,7 @@ def causal_attention(q, k, v, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
     which `mask` may say already."""
     T, S = q.shape[2], k.shape[2]
-    plain = q.requires_grad if q.dtype == torch.float32 else "avx512_bf16" in CPU and "amx_bf16" not in CPU
+    plain = q.requires_grad if q.dtype == torch.float32 else torch.is_autocast_enabled(q.device.type) and "avx512_bf16" in CPU and "amx_bf16" not in CPU
     if plain and q.device.type == "cpu" and not torch.compiler.is_compiling():
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
@@ -43,8 +43,8 @@ def causal_attention(q, k, v, mask=None):
 
 class CausalAttention(torch.autograd.Function):
     """The same by plain products, a few queries at a time, so that what they do not see is left out and the scores stay in the cache; computed
-    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16. In bfloat16
-    it is more exact where scores are large, since these are rounded here, as in decode_attention."""
+    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16. In that
+    it is more exact where scores are large, since these are rounded here, so this is for training only."""
     QUERIES = 64
 
     @staticmethod
