@@ -47,13 +47,15 @@ class Config:
     rope_scaling: dict | None = None          # Llama 3.1's {"rope_type": "llama3", "factor": …}
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False
-    attention_bias: bool = False
+    qkv_bias: bool = False                    # of the projections to queries, keys and values
+    attention_bias: bool = False              # of these three and o_proj
     mlp_bias: bool = False
     eos_token_id: list[int] = field(default_factory=list)
 
     def __post_init__(self):
         self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
         self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
+        self.qkv_bias |= self.attention_bias
 
     @classmethod
     def from_json(cls, file):
@@ -68,8 +70,10 @@ class Config:
         if generation.exists():
             c["eos_token_id"] = read_json(generation).get("eos_token_id") or c.get("eos_token_id")
         c = {name: value for name, value in c.items() if value is not None}
-        if c.get("model_type", "llama") != "llama":
-            raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded")
+        if c.get("model_type", "llama") not in ("llama", "qwen2"):
+            raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded (llama, qwen2)")
+        if c.get("use_sliding_window"):
+            raise ValueError(f"{file}: sliding-window attention is not supported")
         if c.get("hidden_act", "silu") != "silu":
             raise ValueError(f"{file}: hidden_act is {c['hidden_act']!r}; a Llama has silu")
         check(mismatch(c, FIELDS))
@@ -83,6 +87,7 @@ class Config:
             check(mismatch(scaling, LLAMA3, "rope_scaling"))
         eos = c.get("eos_token_id", [])
         c |= {"rope_theta": c.get("rope_theta", rope.get("rope_theta", 10000.0)), "rope_scaling": scaling if kind == "llama3" else None,
+              "qkv_bias": c.get("model_type") == "qwen2",
               "eos_token_id": eos if isinstance(eos, list) else [eos]}
         config = cls(**{name: value for name, value in c.items() if name in cls.__dataclass_fields__})
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
@@ -130,9 +135,9 @@ class Attention(nn.Module):
     def __init__(self, c):
         super().__init__()
         self.head_dim = c.head_dim
-        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.attention_bias)
-        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
-        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.attention_bias)
+        self.q_proj = Linear(c.hidden_size, c.num_attention_heads * c.head_dim, bias=c.qkv_bias)
+        self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
+        self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
 
     def project(self, x, cos, sin):
