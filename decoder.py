@@ -16,7 +16,7 @@ from collections import Counter
 import numpy as np
 import torch
 
-from kernels import decode_attention
+from kernels import decode_attention, unseen
 from sampler import drawn, likeliest, send
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
@@ -90,11 +90,11 @@ class Decoder:
         """What the table says, for the first N slots: attention up to the position `until`, of which `common` are the same in all slots."""
         table, before = self.table[:, :N], self.tokens[:N]
         column, token, lead = table[COLUMN].long(), table[TOKEN].long(), table[LEAD, :1].long()
-        hide = (torch.arange(until, device=column.device) > column[:, None])[:, None, None] * -1e30             # (N, 1, 1, until)
+        hide = {window: unseen(column, until, window)[:, None, None] for window in set(self.model.config.windows)}      # each (N, 1, 1, until)
         cos, sin = self.model.rope(column[:, None])
         x = self.model.embed_tokens(torch.where(token < 0, before.clamp(max=self.model.config.vocab_size - 1), token))[:, None]
         for block, cache in zip(self.model.layers, self.cache):
-            x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide, common)
+            x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide[block.window], common)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
         before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else likeliest(logits))
 
@@ -113,7 +113,7 @@ def compiled(function, **options):
 
 def decode(block, x, cos, sin, cache, column, lead, hide, common):
     """A block's work on x (N, 1, C), whose keys and values go to cache (2, slots, G, S, D)."""
-    def attend(q, k, v):                                        # q (N, H, 1, D); k, v (N, G, 1, D)
+    def attend(q, k, v, window):                                   # q (N, H, 1, D); k, v (N, G, 1, D)
         (N, G, _, D), until = k.shape, hide.shape[-1]
         cache[:, torch.arange(N, device=x.device), :, column] = torch.stack((k, v))[:, :, :, 0].transpose(0, 1)
         keys, values = cache[:, :N, :, common:until]

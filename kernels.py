@@ -30,15 +30,28 @@ def causal_mask(T, S, device):
     return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def causal_attention(q, k, v, mask=None):
+def causal_attention(q, k, v, window=None, mask=None):
     """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
-    which `mask` may say already."""
+    which `mask` may say already; with a sliding window, only the last `window` of these."""
     T, S = q.shape[2], k.shape[2]
+    if window and S > window:
+        return windowed_attention(q, k, v, window)
     plain = q.requires_grad if q.dtype == torch.float32 else torch.is_autocast_enabled(q.device.type) and "avx512_bf16" in CPU and "amx_bf16" not in CPU
     if plain and q.device.type == "cpu" and not torch.compiler.is_compiling():
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
+
+
+def windowed_attention(q, k, v, window, queries=512):
+    """causal_attention with a sliding window, a few queries at a time, each part on the keys that it sees."""
+    H, T, S, out = q.shape[1], q.shape[2], k.shape[2], []
+    for start in range(S - T, S, queries):
+        stop, first = min(start + queries, S), max(0, start - window + 1)
+        behind = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
+        keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))      # a GPU's kernel with a mask wants that
+        out.append(F.scaled_dot_product_attention(q[:, :, start - S + T:stop - S + T], keys, values, (behind >= 0) & (behind < window)))
+    return torch.cat(out, dim=2)
 
 
 class CausalAttention(torch.autograd.Function):
@@ -96,14 +109,21 @@ def decode_attention(q, k, v, hide, common=None):
     return y
 
 
+def unseen(columns, until, window=None):
+    """For queries at the columns (N,): what decode_attention adds to their scores of the positions up to `until`, (N, until): 0, or -1e30
+    where a query does not see a position, since that comes later or before its sliding window."""
+    behind = columns[:, None] - torch.arange(until, device=columns.device)
+    return ((behind < 0) | (behind >= window) if window else behind < 0) * -1e30
+
+
 def packed_attention(lengths, common=0):
     """Causal attention within each of several documents that stand one after the other in a row, without padding; before them stand `common`
     tokens with which all of them begin."""
-    def attend(layer, q, k, v):
+    def attend(layer, q, k, v, window=None):
         first, *own = zip(*(x.split([common, *lengths], dim=2) for x in (q, k, v)))
-        out = [causal_attention(*first)] if common else []
+        out = [causal_attention(*first, window)] if common else []
         for q, k, v in own:
-            out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v)))))
+            out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v))), window))
         return torch.cat(out, dim=2)
     return attend
 

@@ -1,4 +1,4 @@
-"""Llama in plain PyTorch: the weights of any Llama-architecture checkpoint in Hugging Face format, and how tokens run through them.
+"""Llama and its relatives Mistral, Qwen2 and Qwen3 in plain PyTorch: their checkpoints in Hugging Face format, and how tokens run through them.
 
     python model.py --model starter --prompt "Step 1:" --max-new-tokens 20
 
@@ -10,7 +10,6 @@ heads, G key/value heads, D dimensions a head, C = hidden size, V words in the v
 from records import Parser, mismatch, number, read_json, run_stage  # first: from here on Ctrl-C ends in one line
 
 import math
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -20,80 +19,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
+from config import QUANTIZED, SUPPORTED, Config
 from kernels import cast, causal_attention, linear
 from sampler import Request, Sampler
-
-
-NUMBER = (int, float)
-SIZES = {"vocab_size": int, "hidden_size": int, "intermediate_size": int, "num_hidden_layers": int, "num_attention_heads": int,
-         "num_key_value_heads?": int, "head_dim?": int, "max_position_embeddings?": int}
-FIELDS = SIZES | {"rms_norm_eps?": NUMBER, "rope_theta?": NUMBER, "tie_word_embeddings?": bool, "attention_bias?": bool, "mlp_bias?": bool,
-                  "eos_token_id?": (int, [int]), "rope_scaling?": {}, "rope_parameters?": {"rope_theta?": NUMBER}}     # of config.json
-LLAMA3 = dict.fromkeys(("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"), NUMBER)
-
-
-@dataclass
-class Config:
-    """The part of config.json that a Llama needs; the names are the file's."""
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_hidden_layers: int
-    num_attention_heads: int
-    num_key_value_heads: int = 0              # 0: as many as query heads (no grouping)
-    head_dim: int = 0                         # 0: hidden_size / num_attention_heads
-    rms_norm_eps: float = 1e-6
-    rope_theta: float = 10000.0
-    rope_scaling: dict | None = None          # Llama 3.1's {"rope_type": "llama3", "factor": …}
-    max_position_embeddings: int = 2048
-    tie_word_embeddings: bool = False
-    qkv_bias: bool = False                    # of the projections to queries, keys and values
-    attention_bias: bool = False              # of these three and o_proj
-    mlp_bias: bool = False
-    eos_token_id: list[int] = field(default_factory=list)
-
-    def __post_init__(self):
-        self.num_key_value_heads = self.num_key_value_heads or self.num_attention_heads
-        self.head_dim = self.head_dim or self.hidden_size // self.num_attention_heads
-        self.qkv_bias |= self.attention_bias
-
-    @classmethod
-    def from_json(cls, file):
-        """config.json as older hub files write it (`rope_theta`, `rope_scaling`) and as transformers 5 does (`rope_parameters`).
-
-        Raises ValueError, naming the file and the field, when the file describes no Llama."""
-        def check(wrong):
-            if wrong:
-                raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
-
-        c, generation = read_json(file), Path(file).with_name("generation_config.json")
-        if generation.exists():
-            c["eos_token_id"] = read_json(generation).get("eos_token_id") or c.get("eos_token_id")
-        c = {name: value for name, value in c.items() if value is not None}
-        if c.get("model_type", "llama") not in ("llama", "qwen2"):
-            raise ValueError(f"{file}: model_type is {c['model_type']!r}; only Llama-architecture models can be loaded (llama, qwen2)")
-        if c.get("use_sliding_window"):
-            raise ValueError(f"{file}: sliding-window attention is not supported")
-        if c.get("hidden_act", "silu") != "silu":
-            raise ValueError(f"{file}: hidden_act is {c['hidden_act']!r}; a Llama has silu")
-        check(mismatch(c, FIELDS))
-        check(next(((name, f"{c[name]}; it has to be from 1 to {2 ** 31}") for name in (field.rstrip("?") for field in SIZES) if not 1 <= c.get(name, 1) <= 2 ** 31), None))
-        rope = c.get("rope_parameters", {})
-        scaling = c.get("rope_scaling", rope)
-        kind = scaling.get("rope_type", scaling.get("type", "default"))
-        if kind not in ("default", "llama3"):
-            raise ValueError(f"{file}: rope_scaling of type {kind!r} is not supported; default and llama3 are")
-        if kind == "llama3":
-            check(mismatch(scaling, LLAMA3, "rope_scaling"))
-        eos = c.get("eos_token_id", [])
-        c |= {"rope_theta": c.get("rope_theta", rope.get("rope_theta", 10000.0)), "rope_scaling": scaling if kind == "llama3" else None,
-              "qkv_bias": c.get("model_type") == "qwen2",
-              "eos_token_id": eos if isinstance(eos, list) else [eos]}
-        config = cls(**{name: value for name, value in c.items() if name in cls.__dataclass_fields__})
-        if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
-            raise ValueError(f"{file}: {config.num_attention_heads} query heads of {config.head_dim} for {config.num_key_value_heads} key/value heads; "
-                             "there have to be as many for each, of an even size")
-        return config
 
 
 def rope_frequencies(config):
@@ -139,11 +67,12 @@ class Attention(nn.Module):
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
+        self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity() for _ in range(2))
 
     def project(self, x, cos, sin):
         """What attends to what: q (B, H, T, D); k, v (B, G, T, D)."""
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
     def forward(self, y):
         return self.o_proj(y.transpose(1, 2).flatten(-2))
@@ -161,8 +90,9 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, c):
+    def __init__(self, c, window):
         super().__init__()
+        self.window = window                                    # how many positions a token sees, or None: all before it
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -175,7 +105,7 @@ class Block(nn.Module):
         return self.run(*args)
 
     def run(self, x, cos, sin, attend, at=None):
-        y = attend(*self.before(x, cos, sin))
+        y = attend(*self.before(x, cos, sin), self.window)
         return self.after(x, y) if at is None else self.after(x.index_select(1, at), y.index_select(2, at))
 
     def before(self, x, cos, sin):                              # apart from attention, so that a compiler can have it
@@ -194,7 +124,7 @@ class Llama(nn.Module):
         self.config = config
         beginning = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)           # normal_, without memory, would import a compiler
         self.embed_tokens = nn.Embedding.from_pretrained(beginning, freeze=False)
-        self.layers = nn.ModuleList(Block(config) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -212,7 +142,7 @@ class Llama(nn.Module):
 
     def hidden(self, tokens, positions=None, attend=None, at=None):
         """tokens (B, T) → what lm_head reads (B, T, C), or only `at` some of the T, so that the last block has less to do. `positions` (B or 1, T)
-        default to 0 … T-1; `attend(layer, q, k, v)` defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
+        default to 0 … T-1; `attend(layer, q, k, v, window)` defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x, (cos, sin) = self.embed_tokens(tokens), self.rope(positions)
@@ -236,13 +166,18 @@ class Llama(nn.Module):
 
         Raises ValueError, naming the file and the tensor, when something is missing, broken or does not fit."""
         folder = local_folder(path)
-        config = Config.from_json(folder / "config.json")
+        config, shards = Config.from_json(folder / "config.json"), weight_files(folder)
+        if config.tie_word_embeddings and "lm_head.weight" in shards:           # the file decides, as in transformers 5
+            embedding, head = (read_weight(shards, name) for name in ("model.embed_tokens.weight", "lm_head.weight"))
+            config.tie_word_embeddings = torch.equal(embedding, head)
         with torch.device("meta"):
             model = cls(config).to(dtype)
             for layer in (m for m in model.modules() if isinstance(m, Linear)):
                 layer.weight = nn.Parameter(layer.weight.to(linear_dtype or dtype))
+        for name in shards.keys() - model.hf_state_dict().keys() - {"lm_head.weight"}:
+            if not name.endswith("rotary_emb.inv_freq"):        # which old files hold, though it follows from the config
+                raise ValueError(f"{shards[name]}: {name} has no place in the model that config.json describes; {SUPPORTED}")
         if device != "meta":                                    # "meta": the weights come later, each process its part (parallel.py)
-            shards = weight_files(folder)
             loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, weight.dtype)
                       for name, weight in model.hf_state_dict().items()}
             model.load_state_dict(loaded, strict=False, assign=True)
@@ -274,13 +209,12 @@ def read_weight(shards, name, shape=None, part=None):
     file = shards[name]
     try:
         with safe_open(file, "pt") as f:
-            found = f.get_slice(name).get_shape()
-            if shape and found != list(shape):
-                raise ValueError(f"{file}: {name} is {found}, config.json says {list(shape)}")
-            tensor = f.get_tensor(name) if part is None else f.get_slice(name)[part]
-            if not tensor.is_floating_point():
-                raise ValueError(f"{file}: {name} holds {tensor.dtype}; quantized checkpoints cannot be loaded")
-            return tensor
+            stored = f.get_slice(name)
+            if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                raise ValueError(f"{file}: {name} holds {stored.get_dtype()}: {QUANTIZED}")
+            if shape and stored.get_shape() != list(shape):
+                raise ValueError(f"{file}: {name} is {stored.get_shape()}, config.json says {list(shape)}")
+            return f.get_tensor(name) if part is None else stored[part]
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
 

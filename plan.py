@@ -10,6 +10,7 @@ no GPU.
 
 import argparse
 import weakref
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -77,7 +78,9 @@ def without_storage(gpus):
         kernels.causal_attention, distill.CHUNK, distill.CACHED = kept
 
 
-def fused_attention(q, k, v):
+def fused_attention(q, k, v, window=None, mask=None):
+    if window and k.shape[2] > window:
+        return kernels.windowed_attention(q, k, v, window)
     return FLASH(q, k, v, 0.0, True)[0]
 
 
@@ -114,11 +117,18 @@ def config_of(path):
 
 
 def by_layers(config, measure):
-    """measure(config) → a tuple of numbers. All blocks but the last are alike: what three and four need tells what any more need."""
+    """measure(config) → a tuple of numbers. All blocks but the last are alike, or of two kinds if some have a sliding window: what three
+    need, and what one more of each kind adds, tells what any more need."""
     if config.num_hidden_layers < 4:
         return measure(config)
-    three, four = (measure(replace(config, num_hidden_layers=n)) for n in (3, 4))
-    return [a + (b - a) * (config.num_hidden_layers - 3) for a, b in zip(three, four)]
+    counts = Counter(config.layer_types)
+    first = [min(counts)] * 3                                          # full attention, if there is any
+    alike = lambda types: measure(replace(config, num_hidden_layers=len(types), layer_types=types))
+    three = needed = alike(first)
+    for kind, n in counts.items():
+        more = n - first.count(kind)
+        needed = [a + (c - b) * more for a, b, c in zip(needed, three, alike([*first, kind]))]
+    return needed
 
 
 # ---------------------------------------------------------------------------------------------------- distill.py

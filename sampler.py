@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from kernels import causal_attention, causal_mask, decode_attention
+from kernels import causal_attention, causal_mask, decode_attention, unseen
 
 
 ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
@@ -255,21 +255,22 @@ class Sampler:
                 width, span, place = high - low, slice(low, high), row[:N] - low
             else:                                               # over a copy of few scattered ones
                 width, span, place = N, row[:N], torch.arange(N, device=row.device)
-            hide = torch.zeros(width, 1, 1, until, device=row.device)
-            hide[place, 0, 0] = (torch.arange(until, device=row.device) > column[:N, None]) * -1e30
+            hide = {window: torch.zeros(width, 1, 1, until, device=row.device) for window in set(self.model.config.windows)}
+            for window in hide:
+                hide[window][place, 0, 0] = unseen(column[:N], until, window)
 
-        def attend(layer, q, k, v):                             # q (1, H, tokens, D); k, v (1, G, tokens, D)
+        def attend(layer, q, k, v, window):                          # q (1, H, tokens, D); k, v (1, G, tokens, D)
             keys, values = self.cache[layer]
             keys[row, :, column], values[row, :, column] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             out = []
             if N:                                               # one batched product for all that decode …
                 queries = q.new_zeros(width, k.shape[1], q.shape[1] // k.shape[1], q.shape[-1])
                 queries[place] = q[0, :, :N].transpose(0, 1).unflatten(1, queries.shape[1:3])
-                y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until], hide,
+                y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until], hide[window],
                                      common=self.cache[layer, :, lead, :, :shared])
                 out.append(y[place].flatten(1, 2).transpose(0, 1)[None])
             for (slot, start, end, length), mask in zip(plan["prefills"], masks):              # … the others one by one
-                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], mask))
+                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], window, mask))
             return torch.cat(out, dim=2)
 
         return self.model.lm_head(self.model.hidden(tokens[None], column[None], attend, at=send(torch.from_numpy(plan["last"]), row.device))[0])
