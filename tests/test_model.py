@@ -19,9 +19,10 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
 import make as recorded     # noqa: E402
 
-LOGITS = load_file(ROOT / "tests" / "recordings" / "logits.safetensors")
-GREEDY = json.loads((ROOT / "tests" / "recordings" / "greedy.json").read_text())
-MODELS = list(recorded.MODELS)
+RECORDINGS = ROOT / "tests" / "recordings"
+LOGITS = load_file(RECORDINGS / "logits.safetensors") | load_file(RECORDINGS / "families.safetensors")
+GREEDY = json.loads((RECORDINGS / "greedy.json").read_text()) | json.loads((RECORDINGS / "families.json").read_text())
+MODELS = [*recorded.MODELS, *recorded.FAMILIES]
 
 
 def load(name, folder, **how):
@@ -80,6 +81,23 @@ def test_attention_by_plain_products_and_its_gradients_are_those_of_a_loop_in_fl
     expected = torch.stack([torch.stack(row) for row in rows]).view(2, 6, T, 16)
     pairs = [(y, expected), *zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double()))]
     assert all((a.double() - b).norm() <= tolerance * b.norm() for a, b in pairs)
+
+
+@pytest.mark.parametrize("T, S, window", [(9, 9, 9), (9, 9, 1), (40, 40, 7), (30, 70, 16), (1, 50, 20), (600, 700, 30)])
+def test_attention_in_a_sliding_window_and_its_gradients_are_those_of_a_loop_in_float64(T, S, window):
+    torch.manual_seed(0)
+    q, k, v, g = (torch.randn(2, heads, n, 8, requires_grad=True) for heads, n in ((4, T), (2, S), (2, S), (4, T)))
+    y = kernels.causal_attention(q, k, v, window)
+    q_, k_, v_ = ours = [x.detach().double().requires_grad_() for x in (q, k, v)]
+
+    def attended(b, h, t):
+        seen = slice(max(0, S - T + t + 1 - window), S - T + t + 1)
+        return (q_[b, h, t] @ k_[b, h // 2, seen].T / 8 ** 0.5).softmax(-1) @ v_[b, h // 2, seen]
+
+    expected = torch.stack([torch.stack([torch.stack([attended(b, h, t) for t in range(T)]) for h in range(4)]) for b in range(2)])
+    torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double())):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
 
 
 # ---- exact ---------------------------------------------------------------------------------------------------------
@@ -243,6 +261,28 @@ def test_tokens_do_not_depend_on_what_shares_the_batch(ahead, tiny):
     assert len({tuple(r.new_ids) for r in requests[1::3]}) > 2              # and different seeds differ
 
 
+@pytest.mark.parametrize("name", ["mistral", "qwen2", "qwen3-new"])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_conversations_longer_than_the_sliding_window_continue_as_the_forward_pass_says(ahead, name, tmp_path):
+    model, hints = load(name, tmp_path), recorded.tokens("hints", 60)
+    sampler = Sampler(model, batch=3, max_length=200, ahead=ahead)
+    prompts = [hints + recorded.tokens(f"question {i}", 3 + 9 * i) for i in range(4)]
+    for turn in range(2):                                                   # in the second one the prompt's beginning is there
+        texts = sampler.generate(prompts, max_new_tokens=25)
+        assert texts == [recompute(model, prompt, 25) for prompt in prompts]
+        prompts = [prompt + text + [7] for prompt, text in zip(prompts, texts)]
+
+
+def test_documents_in_a_row_each_have_their_own_sliding_window(tmp_path):
+    model, common = load("mistral", tmp_path), recorded.tokens("common", 30)
+    documents = [recorded.tokens(f"document {i}", n) for i, n in enumerate((50, 3, 29))]
+    positions = torch.tensor([[*range(30), *(p for d in documents for p in range(30, 30 + len(d)))]])
+    with torch.no_grad():
+        row = model.hidden(torch.tensor([sum(documents, common)]), positions, kernels.packed_attention([50, 3, 29], 30))[0]
+        alone = [model.hidden(torch.tensor([common + d]))[0] for d in documents]
+    torch.testing.assert_close(row, torch.cat([alone[0][:30], *(x[30:] for x in alone)]), rtol=1e-4, atol=1e-4)
+
+
 def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
     """When a request ends, the token after its last is under way already; the next turn must not take that for its own."""
     prompts = [recorded.tokens(f"ahead {i}", 9 + i) for i in range(4)]
@@ -305,8 +345,114 @@ def test_all_end_of_text_ids_are_read(tmp_path):
     assert Config.from_json(folder / "config.json").eos_token_id == [7, 9]
 
 
+# config.json as on the hub: Llama 2, Llama 3.1, SmolLM2, Mistral 0.1 and 0.3, Qwen2.5, Qwen3; sizes aside
+LLAMA = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02, "model_type": "llama",
+         "pretraining_tp": 1, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "max_window_layers": 1,
+        "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072, "use_sliding_window": False,
+        "transformers_version": "4.43.1", "torch_dtype": "bfloat16", "hidden_act": "silu", "use_mrope": False}
+ON_THE_HUB = {
+    "llama 2": LLAMA | {"_name_or_path": "meta-llama/Llama-2-7b-hf", "hidden_act": "silu"},
+    "llama 3.1": LLAMA | {"attention_bias": False, "attention_dropout": 0.0, "eos_token_id": [3, 4, 5], "mlp_bias": False, "rope_theta": 5e5,
+                          "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
+                                           "original_max_position_embeddings": 8192}},
+    "smollm2": LLAMA | {"is_llama_config": True, "pad_token_id": 2, "rope_interleaved": False, "tie_word_embeddings": True,
+                        "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
+    "tuned": LLAMA | {"unsloth_version": "2025.1", "unsloth_fixed": True, "_attn_implementation_autoset": True, "max_sequence_length": 2048,
+                      "id2label": {"0": "LABEL_0"}, "temperature": 0.6, "pruned_heads": {}, "add_cross_attention": False, "num_beams": 1},
+    "mistral 0.1": LLAMA | {"model_type": "mistral", "sliding_window": 4096, "num_key_value_heads": 2},
+    "mistral 0.3": LLAMA | {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 2, "head_dim": 24},
+    "qwen2.5": QWEN | {"num_key_value_heads": 2},
+    "qwen3": QWEN | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "head_dim": 16, "sliding_window": None,
+                     "num_key_value_heads": 2}}
+
+
+def write_config(folder, fields):
+    (folder / "config.json").write_text(json.dumps(recorded.SIZE | fields))
+    return folder / "config.json"
+
+
+@pytest.mark.parametrize("name", ON_THE_HUB)
+def test_the_fields_of_well_known_models_are_all_known(name, tmp_path):
+    config = Config.from_json(write_config(tmp_path, ON_THE_HUB[name]))
+    assert config.windows == [4096 if name == "mistral 0.1" else None] * 2
+    assert config.qkv_bias == (name == "qwen2.5") and not config.attention_bias and config.qk_norm == (name == "qwen3")
+
+
+@pytest.mark.parametrize("fields, named", [
+    ({"model_type": "mixtral"}, "'model_type': 'mixtral'"), ({"model_type": "qwen3_moe"}, "qwen3_moe"), ({"num_experts": 8}, "num_experts"),
+    ({"hidden_act": "gelu"}, "gelu"), ({"rope_interleaved": True}, "rope_interleaved"), ({"use_mrope": True}, "use_mrope"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"), ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
+    ({"logits_scaling": 8}, "logits_scaling"), ({"residual_multiplier": 0.2}, "residual_multiplier"), ({"clip_qkv": 8.0}, "clip_qkv"),
+    ({"attention_multiplier": 0.1}, "attention_multiplier"), ({"is_causal": False}, "is_causal"), ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+    ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "auto_map"), ({"dual_chunk_attention_config": {"chunk_size": 9}}, "dual_chunk"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"), ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope"),
+    ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
+    ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters.full_attention"),
+    ({"model_type": "qwen2", "layer_types": ["linear_attention", "full_attention"]}, "linear_attention")])
+def test_what_would_change_the_mathematics_is_refused_in_one_line_that_lists_what_is_supported(fields, named, tmp_path):
+    file = write_config(tmp_path, {"num_key_value_heads": 2} | fields)
+    with pytest.raises(ValueError, match="config.json, field .*; supported are dense llama, mistral, qwen2 and qwen3") as error:
+        Config.from_json(file)
+    assert named in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields, named", [
+    ({"sliding_window": 64}, "a llama has none"), ({"model_type": "mistral", "use_sliding_window": False}, "use_sliding_window"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"), ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "1 for 2 layers"),
+    ({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}, "contradicts"),
+    ({"model_type": "mistral", "layer_types": ["full_attention", "full_attention"]}, "contradicts")])
+def test_a_contradiction_about_the_sliding_window_is_refused(fields, named, tmp_path):
+    with pytest.raises(ValueError, match=named):
+        Config.from_json(write_config(tmp_path, {"num_key_value_heads": 2} | fields))
+
+
+def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path):
+    sizes = {"num_attention_heads": 32, "hidden_size": 64}
+    mistral, qwen3 = (Config.from_json(write_config(tmp_path, sizes | {"model_type": kind})) for kind in ("mistral", "qwen3"))
+    assert (mistral.num_key_value_heads, mistral.head_dim, mistral.windows) == (8, 2, [4096, 4096])
+    assert (qwen3.num_key_value_heads, qwen3.head_dim, qwen3.windows, qwen3.max_position_embeddings) == (32, 128, [None, None], 32768)
+    llama3 = {name: value for name, value in recorded.LLAMA3.items() if not name.startswith("original")}
+    scaled = Config.from_json(write_config(tmp_path, {"rope_scaling": llama3, "max_position_embeddings": 99}))
+    assert scaled.rope_scaling["original_max_position_embeddings"] == 99
+
+
+@pytest.mark.parametrize("how", ["fp8", "fp8 without a word in config.json", "bitsandbytes", "gptq", "mlx"])
+def test_a_quantized_checkpoint_is_refused_as_such(how, tmp_path):
+    folder = recorded.checkpoint("default", tmp_path)
+    tensors, name = load_file(folder / "model.safetensors"), "model.layers.0.self_attn.q_proj.weight"
+    if how == "gptq":
+        tensors[name.replace("weight", "qweight")] = tensors.pop(name).int()
+    elif how == "bitsandbytes":
+        tensors[name] = tensors[name].reshape(-1, 1)[::2].byte().contiguous()
+    else:
+        tensors |= {name: tensors[name].to(torch.float8_e4m3fn), name + "_scale": torch.ones(1)} if "config" not in how \
+            else {name: tensors[name].to(torch.float8_e4m3fn)}
+    save_file(tensors, folder / "model.safetensors")
+    if "without" not in how:
+        field = "quantization" if how == "mlx" else "quantization_config"
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {field: {"quant_method": how, "bits": 4}}))
+    with pytest.raises(ValueError, match="the checkpoint is quantized; weights have to be float32, float16 or bfloat16") as error:
+        Llama.from_pretrained(folder)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.o_proj.bias", "model.layers.2.mlp.up_proj.weight",
+                                  "model.layers.1.self_attn.q_proj.weight_scale", "score.weight"])
+def test_a_weight_that_would_not_be_used_is_refused(name, tmp_path):
+    folder = recorded.checkpoint("qwen2", tmp_path)
+    tensors = load_file(folder / "model.safetensors")
+    save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}, folder / "model.safetensors")
+    Llama.from_pretrained(folder)                                           # that one is of older files, and follows from the configuration
+    save_file(tensors | {name: torch.ones(8)}, folder / "model.safetensors")
+    with pytest.raises(ValueError, match=f"{name} has no place in the model"):
+        Llama.from_pretrained(folder)
+
+
 @pytest.mark.parametrize("damage, named", [
-    ("architecture", ["config.json", "mistral"]), ("rope", ["config.json", "yarn"]), ("no config", ["config.json"]),
+    ("architecture", ["config.json", "mixtral"]), ("rope", ["config.json", "yarn"]), ("no config", ["config.json"]),
     ("missing shard", ["model-00002-of-00002.safetensors", "model.layers.0"]), ("truncated", ["model-00001-of-00002.safetensors", "embed_tokens"]),
     ("shape", ["model-00001-of-00002.safetensors", "model.embed_tokens.weight", "[96, 48]", "[97, 48]"]),
     ("missing tensor", ["model.norm.weight"]), ("nothing", ["model.safetensors"]), ("index", ["model.safetensors.index.json"])])
@@ -315,7 +461,7 @@ def test_a_broken_checkpoint_is_one_line_naming_file_and_tensor(damage, named, t
     parts = list(shard(folder))
     config, index = json.loads((folder / "config.json").read_text()), folder / "model.safetensors.index.json"
     if damage == "architecture":
-        config["model_type"] = "mistral"
+        config["model_type"] = "mixtral"
     elif damage == "rope":
         config["rope_parameters"] = {"rope_type": "yarn", "rope_theta": 1e4}
     elif damage == "missing shard":

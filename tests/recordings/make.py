@@ -1,6 +1,7 @@
 """Records what transformers and peft compute, for tests that run without them.
 
     pip install torch transformers peft safetensors && python tests/recordings/make.py        (transformers 5.23, peft 0.21)
+    python tests/recordings/make.py families                                                  only Llama's relatives (transformers 5.24)
 
 The checkpoints themselves are not recorded: `checkpoint` makes them again from a formula, with numpy's frozen legacy generator.
 """
@@ -25,6 +26,23 @@ MODELS = {                                        # config.json as transformers 
                       "rope_parameters": LLAMA3 | {"rope_theta": 10000.0}},
     "llama3-old": SIZE | {"num_key_value_heads": 2, "rope_theta": 10000.0, "rope_scaling": LLAMA3, "max_position_embeddings": 512},
 }
+NEW = {"dtype": "float32", "max_position_embeddings": 512}
+OLD = {"torch_dtype": "float32", "max_position_embeddings": 512, "rope_theta": 50000.0}
+THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
+LAYERS_OF_BOTH_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "use_sliding_window": True}
+FAMILIES = {                                      # their windows are shorter than ROW and than what is generated
+    "mistral": SIZE | OLD | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 24, "head_dim": 20},
+    "mistral-new": SIZE | NEW | THETA | {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None, "tie_word_embeddings": True},
+    "qwen2": SIZE | OLD | {"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 16,
+                           "max_window_layers": 1, "tie_word_embeddings": True},
+    "qwen2-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {"model_type": "qwen2", "num_key_value_heads": 4, "head_dim": 16},
+    "qwen3": SIZE | OLD | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 20, "tie_word_embeddings": True,
+                           "use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1},
+    "qwen3-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8,
+                                                              "attention_bias": True},
+    # two contradictions: what stands in rope_parameters holds, and so does the head in the file
+    "contradictory": SIZE | NEW | THETA | {"rope_theta": 100.0, "tie_word_embeddings": True, "num_key_value_heads": 2},
+}
 LAYERS = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 1, "self_attn.o_proj": 2,
           "mlp.gate_proj": 3, "mlp.up_proj": 3, "mlp.down_proj": 4}
 
@@ -48,13 +66,18 @@ def weights(config):
     """A checkpoint's tensors, {name: float32 tensor}."""
     tensors = {"model.embed_tokens.weight": random("embed", config["vocab_size"], config["hidden_size"], scale=0.7)}
     for name, (out, inside) in shapes(config).items():
-        if name != "lm_head" or not config.get("tie_word_embeddings"):
+        if name != "lm_head" or not config.get("tie_word_embeddings") or config is FAMILIES["contradictory"]:
             tensors[f"{name}.weight"] = random(name, out, inside, scale=1.4 * inside ** -0.5)
         if ("self_attn" in name and config.get("attention_bias")) or ("mlp" in name and config.get("mlp_bias")):
+            tensors[f"{name}.bias"] = random(name + "bias", out, scale=0.3)
+        if config.get("model_type") == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"):
             tensors[f"{name}.bias"] = random(name + "bias", out, scale=0.3)
     norms = [f"model.layers.{i}.{norm}_layernorm" for i in range(config["num_hidden_layers"]) for norm in ("input", "post_attention")]
     for name in norms + ["model.norm"]:
         tensors[f"{name}.weight"] = 1 + random(name, config["hidden_size"], scale=0.2)
+    if config.get("model_type") == "qwen3":
+        for name in (f"model.layers.{i}.self_attn.{norm}_norm" for i in range(config["num_hidden_layers"]) for norm in "qk"):
+            tensors[f"{name}.weight"] = 1 + random(name, config["head_dim"], scale=0.2)
     return tensors
 
 
@@ -62,8 +85,10 @@ def checkpoint(name, folder):
     """Writes the model `name` in Hugging Face format; returns its directory."""
     folder = Path(folder) / name
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **MODELS[name]}))
-    save_file(weights(MODELS[name]), folder / "model.safetensors", metadata={"format": "pt"})
+    config = (MODELS | FAMILIES)[name]
+    kind = config.get("model_type", "llama")
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"], **config}))
+    save_file(weights(config), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -81,6 +106,28 @@ def adapter_tensors(config, rank, label):
             for name, (out, inside) in shapes(config).items()}
 
 
+@torch.no_grad()
+def outputs(names, folder):
+    """What models compute: the logits of some positions of ROW, in two precisions, and greedy texts."""
+    from transformers import AutoModelForCausalLM
+    logits, greedy = {}, {}
+    for name in names:
+        path = checkpoint(name, folder)
+        load = lambda dtype: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
+        model = load(torch.float32)
+        logits[name] = model(torch.tensor([ROW])).logits[0, ::8].clone()
+        logits[f"{name} bfloat16"] = load(torch.bfloat16)(torch.tensor([ROW])).logits[0, ::8].clone()
+        greedy[name] = [model.generate(torch.tensor([p]), max_new_tokens=200, do_sample=False, eos_token_id=None,
+                                       pad_token_id=0)[0, len(p):].tolist() for p in PROMPTS]
+    return logits, greedy
+
+
+def families(folder):
+    logits, greedy = outputs(FAMILIES, folder)
+    save_file(logits, HERE / "families.safetensors")
+    (HERE / "families.json").write_text(json.dumps(greedy) + "\n")
+
+
 def main():
     import tempfile
     from peft import LoraConfig, PeftModel, get_peft_model
@@ -89,16 +136,11 @@ def main():
     import lora
 
     folder = Path(tempfile.mkdtemp())
-    logits, greedy = {}, {}
+    families(folder)
+    if sys.argv[1:] == ["families"]:
+        return
+    logits, greedy = outputs(MODELS, folder)
     with torch.no_grad():
-        for name in MODELS:
-            path = checkpoint(name, folder)
-            load = lambda dtype: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, attn_implementation="eager").eval()
-            model = load(torch.float32)
-            logits[name] = model(torch.tensor([ROW])).logits[0, ::8].clone()
-            logits[f"{name} bfloat16"] = load(torch.bfloat16)(torch.tensor([ROW])).logits[0, ::8].clone()
-            greedy[name] = [model.generate(torch.tensor([p]), max_new_tokens=200, do_sample=False, eos_token_id=None,
-                                           pad_token_id=0)[0, len(p):].tolist() for p in PROMPTS]
         for name, base, settings in (("peft-plain", "default", dict(r=3, lora_alpha=6)),
                                      ("peft-patterns", "llama3", dict(r=3, lora_alpha=5, use_rslora=True, rank_pattern={"k_proj": 2},
                                                                       alpha_pattern={"layers.1.mlp.up_proj": 7}))):
