@@ -33,7 +33,7 @@ import checkpoints
 import parallel
 import plan as planning
 from decoder import can_compile, compiled
-from kernels import CPU, cast, give_back_freed_memory, packed_attention
+from kernels import cast, fast_bfloat16, give_back_freed_memory, packed_attention
 from lora import TARGETS, adapters, add_adapter, both_logits, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
@@ -410,11 +410,6 @@ def fuse(model):
 def recent(log):
     """Mean loss of the last updates."""
     return sum(x["loss"] for x in log[-50:]) / len(log[-50:])
-
-
-def fast_bfloat16():
-    """Has this CPU instructions for bfloat16 products?"""
-    return "avx512_bf16" in CPU
 
 
 def main():

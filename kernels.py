@@ -18,6 +18,11 @@ CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "
 WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "AuthenticAMD" in CPU
 
 
+def fast_bfloat16():
+    """Has this CPU instructions for bfloat16 products?"""
+    return "avx512_bf16" in CPU
+
+
 # ---- attention -----------------------------------------------------------------------------------------------------
 
 def causal_mask(T, S, device):

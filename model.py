@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
 from config import QUANTIZED, SUPPORTED, Config
-from kernels import cast, causal_attention, linear
+from kernels import cast, causal_attention, fast_bfloat16, linear
 from sampler import Request, Sampler
 
 
@@ -219,6 +219,14 @@ def read_weight(shards, name, shape=None, part=None):
         raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
 
 
+def fastest_dtype(path, device):
+    """What to sample in: bfloat16 on a GPU, and on a CPU that multiplies it natively if the checkpoint is stored in it; float32 otherwise."""
+    if device == "cuda":
+        return torch.bfloat16
+    stored = read_weight(weight_files(local_folder(path)), "model.embed_tokens.weight", part=slice(1)).dtype
+    return torch.bfloat16 if stored == torch.bfloat16 and fast_bfloat16() else torch.float32
+
+
 def weight_files(folder):
     """{tensor name: its safetensors file} of a checkpoint of one or several files."""
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
@@ -243,7 +251,8 @@ def main():
     parser.add_argument("--temperature", type=number(float, 0), default=0.0)
     parser.add_argument("--top-p", type=number(float, 0, 1), default=1.0)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"],
+                        help="[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
 
@@ -254,7 +263,8 @@ def main():
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     except Exception as e:                                      # the library raises nothing more special
         raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({e})") from None
-    model = Llama.from_pretrained(folder, getattr(torch, args.dtype), args.device)
+    dtype = getattr(torch, args.dtype) if args.dtype else fastest_dtype(folder, args.device)
+    model = Llama.from_pretrained(folder, dtype, args.device)
     for adapter in args.adapter:
         load_adapter(model, adapter)
     prompt = tokenizer.encode(args.prompt).ids

@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from kernels import keep_freed_memory
 from lora import fold, load_adapter
-from model import Llama, local_folder, read_weight, weight_files
+from model import Llama, fastest_dtype, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
 
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
@@ -53,10 +53,12 @@ def stop():
         os._exit(0)
 
 
-def load(path, adapters=(), whole=True, linear_dtype=None):
+def load(path, adapters=(), whole=True, linear_dtype=None, dtype=None):
     """The model in the directory or hub id `path`, with its adapters stacked in order. Not `whole`: under torchrun the weights stay
-    away until `share_out` or `split` gives every process its part. linear_dtype: of linear layers' weights, for one process on a CPU."""
-    device, dtype = device_and_dtype()
+    away until `share_out` or `split` gives every process its part. linear_dtype: of linear layers' weights, for one process on a CPU.
+    dtype: of all weights [bfloat16 on a GPU, float32 on a CPU]."""
+    device, default = device_and_dtype()
+    dtype = dtype or default
     if device.type == "cpu":
         keep_freed_memory()
     alone = device.type == "cpu" and not MANY
@@ -83,7 +85,8 @@ def replica(tp):
 
 def sampler(args):
     """Of the options that agent.add_arguments defines: the model, ready to sample, and what makes its requests."""
-    model = load(args.model, args.adapter, whole=args.tp == 1)
+    dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device_and_dtype()[0].type)
+    model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)
     if args.tp > 1:
         split(model, args.model)
         fold(model)

@@ -1,0 +1,81 @@
+"""Sampling in bfloat16: which checkpoints it is for, and how near it stays to float32."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import agent
+import lora
+import model
+import parallel
+from model import Sampler
+from records import Output
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "recordings"))
+import make as recorded     # noqa: E402
+
+
+def options(*given):
+    parser = argparse.ArgumentParser()
+    agent.add_arguments(parser)
+    return parser.parse_args(list(map(str, given)))
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """{dtype: a checkpoint of the same weights, stored in it}, and two adapters."""
+    folder = recorded.checkpoint("grouped", tmp_path_factory.mktemp("bfloat16"))
+    weights = {name: weight.bfloat16() for name, weight in load_file(folder / "model.safetensors").items()}
+    save_file(weights, folder / "model.safetensors")
+    float32 = recorded.checkpoint("grouped", tmp_path_factory.mktemp("float32"))
+    save_file({name: weight.float() for name, weight in weights.items()}, float32 / "model.safetensors")
+    torch.manual_seed(0)
+    trained = parallel.load(float32)
+    for path in (adapters := [tmp_path_factory.mktemp("adapter") / str(n) for n in range(2)]):
+        for p in lora.add_adapter(trained, rank=4, alpha=8):
+            p.data.normal_(std=0.1)
+        lora.save_adapter(trained, path)
+    return {torch.bfloat16: folder, torch.float32: float32}, adapters
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_by_default_a_cpu_samples_in_bfloat16_what_is_stored_in_it_where_it_multiplies_that_natively(native, stored, monkeypatch):
+    monkeypatch.setattr(model, "fast_bfloat16", lambda: native)
+    default = lambda path, *given: next(parallel.sampler(options("--model", path, *given))[0].model.parameters()).dtype
+    folders, _ = stored
+    assert default(folders[torch.bfloat16]) == (torch.bfloat16 if native else torch.float32)
+    assert default(folders[torch.float32]) == default(ROOT / "starter") == torch.float32
+    assert default(folders[torch.float32], "--dtype", "bfloat16") == torch.bfloat16
+    assert default(folders[torch.bfloat16], "--dtype", "float32") == torch.float32
+
+
+def test_an_output_made_before_there_was_a_choice_resumes_and_one_made_in_another_dtype_does_not(tmp_path):
+    before = {name: value for name, value in vars(options("--model", "m")).items() if name != "dtype"}
+    for out, arguments in (("old", before), ("new", vars(options("--model", "m", "--dtype", "float32")))):
+        output = Output(tmp_path / out, arguments)
+        output.write({"id": "task~0"})
+        output.file.close()
+    assert Output(tmp_path / "old", vars(options("--model", "m"))).done == {"task~0"}
+    with pytest.raises(ValueError, match=r"other arguments \(dtype\)"):
+        Output(tmp_path / "new", vars(options("--model", "m", "--dtype", "bfloat16")))
+
+
+def test_bfloat16_with_float32_adapters_is_as_near_to_float32_as_without_them_and_greedy_tokens_differ_in_near_ties_only(stored):
+    folders, adapters = stored
+    errors = {}
+    for stacked in ([], adapters):
+        exact, sampled = (parallel.load(folders[dtype], stacked, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+        prompts = [recorded.tokens("hints", 60) + recorded.tokens(f"question {n}", 5 + n) for n in range(6)]
+        for prompt, text in zip(prompts, Sampler(sampled, batch=4, max_length=110).generate(prompts, max_new_tokens=40)):
+            ids = torch.tensor([prompt + text])
+            with torch.no_grad():
+                logits, ours = (m(ids)[0, len(prompt) - 1:-1].float() for m in (exact, sampled))
+            chosen = logits.gather(1, ids[0, len(prompt):, None])[:, 0]
+            assert (logits.max(-1).values - chosen).max() < 0.05 * logits.abs().max()
+            errors.setdefault(len(stacked), []).append(((ours - logits).norm() / logits.norm()).item())
+    assert max(errors[0]) < 0.02 and sum(errors[2]) < 1.25 * sum(errors[0])
