@@ -318,7 +318,7 @@ CASES = [                                                               # script
         (peft(alpha_pattern=[1]), "config.json, field 'alpha_pattern': not an object"), (peft(alpha_pattern={"(": 3}), "config.json, field 'alpha_pattern': "),
         (peft({"model.layers.0.self_attn.q_proj.lora_A": (3,), "model.layers.0.self_attn.q_proj.lora_B": (3,)}), "model.safetensors: .* they should be"),
         (peft({"model.layers.0.self_attn.q_proj.lora_A": (0, 32), "model.layers.0.self_attn.q_proj.lora_B": (32, 0)}), "model.safetensors: .* they should be"),
-        (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}), "model.safetensors: model.norm: this model has no such linear layer"))),
+        (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}, target_modules=["norm"]), "model.safetensors: model.norm: this model has no such linear layer"))),
     *((L, command, damage, says) for command, damage, says in (
         (STACK, nothing, "adapter0/adapter_config.json: cannot be read"), (STACK, peft(lora_alpha="x"), "field 'lora_alpha'"), (STACK.replace("{f}/adapter ", "{f}/tools.py "), peft(), "tools.py"),
         ("stack", nothing, "the following arguments are required"), (MERGE.replace("merged", "model"), peft(), "model: is read, so it cannot be written to"),
