@@ -287,8 +287,9 @@ def check_config(config, file):
     """Raises ValueError, naming the file and the field, if an adapter_config.json asks for more than low-rank updates."""
     if config.get("peft_type") != "LORA":
         raise ValueError(f"{file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
-    patterns = {f"{kind}?": (None, dict.fromkeys(config.get(kind) or {}, number)) for kind, number in
-                (("rank_pattern", int), ("alpha_pattern", (int, float))) if isinstance(config.get(kind), dict)}
+    numbers = {"rank_pattern": int, "alpha_pattern": (int, float)}
+    patterns = {f"{field}?": (None, dict.fromkeys(config[field], kind))
+                for field, kind in numbers.items() if isinstance(config.get(field), dict)}
     if wrong := mismatch(config, COMPUTED | patterns):
         raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
     for field in ("rank_pattern", "alpha_pattern", "layers_pattern", "target_modules", "exclude_modules"):
