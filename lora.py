@@ -23,9 +23,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from kernels import cast, linear
-from model import Linear, local_folder, read_weight, weight_files
+from model import Config, Linear, local_folder, read_weight, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
+VLLM_RANK = 512                                                     # the largest max_lora_rank
+INDEX = "model.safetensors.index.json"
+WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
 
 class LoraLinear(Linear):
@@ -248,8 +251,8 @@ def save_adapter(model, path, base_model="", write=True):
         write_adapter(path, tensors, rank, alpha, dropout, base_model)
 
 
-def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
-    """tensors: {layer name: (A, B)}. Raises ValueError if they cannot be written."""
+def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model="", repeated=None):
+    """tensors: {layer name: (A, B)}; repeated: what `repeated_weights` gives. Raises ValueError if they cannot be written."""
     path = Path(path)
     path.mkdir(parents=True, exist_ok=True)
     config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "base_model_name_or_path": str(base_model), "r": rank,
@@ -257,6 +260,9 @@ def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model=""):
               "target_modules": sorted({name.split(".")[-1] for name in tensors}), "bias": "none", "inference_mode": True}
     flat = {f"base_model.model.{hf_name(name)}.lora_{half}.weight": tensor.contiguous().clone()
             for name, pair in tensors.items() for half, tensor in zip("AB", pair)}
+    for name, weight in (repeated or {}).items():
+        layer = name.removesuffix(".weight")
+        flat[f"base_model.model.{layer}.{'base_layer.' if layer.removeprefix('model.') in tensors else ''}weight"] = weight
     write_whole({path / "adapter_config.json": json.dumps(config, indent=2) + "\n",
                  path / "adapter_model.safetensors": lambda part: save_file(flat, part, metadata={"format": "pt"})})
 
@@ -265,52 +271,145 @@ def hf_name(name):
     return name if name == "lm_head" else f"model.{name}"
 
 
+# Fields of adapter_config.json. Any other field has to be at its neutral value, whether we know it or not.
+COMPUTED = {"r?": int, "lora_alpha?": (int, float), "use_rslora?": (None, bool), "rank_pattern?": (None, {}),
+            "alpha_pattern?": (None, {}), "target_modules?": (None, str, [str]), "exclude_modules?": (None, str, [str]),
+            "layers_to_transform?": (None, int, [int]), "layers_pattern?": (None, str, [str])}
+IGNORED = {"peft_type", "peft_version", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode",
+           "lora_dropout", "runtime_config", "megatron_core", "qalora_group_size", "merge_weights",  # nothing acts on these alone
+           "init_lora_weights", "loftq_config", "eva_config", "corda_config", "lora_ga_config"}      # only the first decides
+NEUTRAL = (None, False, "", [], {})
+PLAIN_INITS = ("gaussian", "orthogonal", "eva", "mica")             # these, true and false leave the base weights alone
+CONVERTED = ("pissa", "corda", "olora", "lora_ga")                  # PEFT can make plain adapters of these
+
+
+def check_config(config, file):
+    """Raises ValueError, naming the file and the field, if an adapter_config.json asks for more than low-rank updates."""
+    if config.get("peft_type") != "LORA":
+        raise ValueError(f"{file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
+    numbers = {"rank_pattern": int, "alpha_pattern": (int, float)}
+    patterns = {f"{field}?": (None, dict.fromkeys(config[field], kind))
+                for field, kind in numbers.items() if isinstance(config.get(field), dict)}
+    if wrong := mismatch(config, COMPUTED | patterns):
+        raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+    for field in ("rank_pattern", "alpha_pattern", "layers_pattern", "target_modules", "exclude_modules"):
+        value = config.get(field) or []
+        for pattern in [value] if isinstance(value, str) else value if field.endswith("pattern") else []:
+            try:
+                re.compile(pattern)
+            except re.error as e:
+                raise ValueError(f"{file}, field {field!r}: {e}") from None
+    init = config.get("init_lora_weights", True)
+    if not (init in NEUTRAL or init is True or str(init).lower() in PLAIN_INITS):
+        way_out = "let PEFT convert it to a plain LoRA: save_pretrained(…, path_initial_model_for_weight_conversion=…)"
+        raise ValueError(f"{file}: init_lora_weights is {init!r}, which " + (
+            f"changes the base weights; {way_out}" if str(init).lower().startswith(CONVERTED) else
+            f"is not supported, since it may change the base weights; true, false, {', '.join(PLAIN_INITS)} are"))
+    for field, value in config.items():
+        if field not in IGNORED and f"{field}?" not in COMPUTED and value not in NEUTRAL and (field, value) != ("bias", "none"):
+            plain = "'none'" if field == "bias" else "null or false"
+            raise ValueError(f"{file}: {field} is {value!r}, which is not supported; only {plain} is")
+
+
+def setting(patterns, default, module):
+    """PEFT's rule for rank_pattern and alpha_pattern: the first regular expression that matches the end of the module's name."""
+    return next((value for pattern, value in (patterns or {}).items() if re.match(rf"(.*\.)?({pattern})$", module)), default)
+
+
+def targeted(config, module):
+    """Does PEFT adapt this module? It ignores tensors of the others."""
+    def among(names):
+        if isinstance(names, str):
+            return bool(re.fullmatch(names, module))
+        return any(f".{module}".endswith(f".{name}") for name in names)
+
+    targets, excluded, layers = (config.get(field) for field in ("target_modules", "exclude_modules", "layers_to_transform"))
+    if excluded and among(excluded):
+        return False
+    if targets in (None, "all-linear"):
+        return targets is None or module != "lm_head"
+    if layers in (None, []) or isinstance(targets, str) or module in targets:
+        return among(targets)
+    patterns = config.get("layers_pattern") or r"[^.]*"
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    match = next(filter(None, (re.match(rf"(?:.*?\.)?{pattern}\.(\d+)\.", module) for pattern in patterns)), None)
+    return bool(among(targets) and match and int(match[1]) in (layers if isinstance(layers, list) else [layers]))
+
+
+def read_tensors(path):
+    """The tensors in an adapter's directory."""
+    try:
+        return load_file(Path(path) / "adapter_model.safetensors")
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path}: cannot be read as an adapter ({e}); "
+                         "it needs adapter_config.json and adapter_model.safetensors") from None
+
+
+UPDATE = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
+REPEATED = re.compile(r"base_model\.model\.(?:(.+)\.base_layer|(model\.embed_tokens|lm_head))\.weight")
+
+
 def read_adapter(path):
-    """PEFT's files in the directory `path` → config, {layer name: (A, B, scale)}."""
+    """PEFT's files in the directory `path` → config, {layer name: (A (r, in), B (out, r), scale)}.
+
+    Raises ValueError, naming the file and the field or tensor, if they hold anything but low-rank updates of linear layers."""
     path = Path(path)
     config_file, file = path / "adapter_config.json", path / "adapter_model.safetensors"
-    config = read_json(config_file)
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path}: cannot be read as an adapter ({e}); it needs adapter_config.json and adapter_model.safetensors") from None
-    if config.get("peft_type") != "LORA":
-        raise ValueError(f"{config_file}: peft_type is {config.get('peft_type')!r}; only LORA adapters can be loaded")
-    patterns = config.get("alpha_pattern") or {}
-    numbers = (int, float)
-    if wrong := mismatch(config, {"lora_alpha?": numbers}) or mismatch(patterns, dict.fromkeys(patterns, numbers) if isinstance(patterns, dict) else {}, "alpha_pattern"):
-        raise ValueError(f"{config_file}, field {wrong[0]!r}: {wrong[1]}")
-    for field, plain in {"bias": "none", "use_dora": False, "modules_to_save": None, "fan_in_fan_out": False}.items():
-        if config.get(field, plain) not in (plain, None, []):
-            raise ValueError(f"{config_file}: {field} is {config[field]!r}, which is not supported; {plain!r} is")
-
-    def scale(name, rank):
-        try:
-            alpha = next((a for pattern, a in patterns.items() if re.match(rf"(.*\.)?({pattern})$", name)), config.get("lora_alpha", 8))
-        except re.error as e:
-            raise ValueError(f"{config_file}, field 'alpha_pattern': {e}") from None
-        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-
+    config, tensors = read_json(config_file), read_tensors(path)
+    check_config(config, config_file)
     adapter = {}
-    for key, A in tensors.items():
-        match = re.fullmatch(r"base_model\.model\.(?:model\.)?(.+)\.lora_A\.weight", key)
-        if match:
-            B = tensors.get(key.replace("lora_A", "lora_B"))
-            if B is None:
-                raise ValueError(f"{file}: no tensor {key.replace('lora_A', 'lora_B')}")
-            if A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1]:
-                raise ValueError(f"{file}: {key}: A is {list(A.shape)} and B {list(B.shape)}; they should be [rank, in] and [out, rank]")
-            adapter[match[1]] = A, B, scale(hf_name(match[1]), len(A))
     for key in tensors:
-        if not re.fullmatch(r"base_model\.model\.(.+)\.(lora_[AB]|base_layer)\.weight", key):                # PEFT may repeat a base weight
+        if not UPDATE.fullmatch(key) and not REPEATED.fullmatch(key):
             raise ValueError(f"{file}: {key}: not supported; only low-rank updates of linear layers are")
+    for module in dict.fromkeys(match[1] for key in tensors if (match := UPDATE.fullmatch(key))):
+        keys = [f"base_model.model.{module}.lora_{half}.weight" for half in "AB"]
+        for key in keys:
+            if key not in tensors:
+                raise ValueError(f"{file}: no tensor {key}")
+        A, B = (tensors[key] for key in keys)
+        if A.ndim != 2 or B.ndim != 2 or not 0 < len(A) == B.shape[1]:
+            raise ValueError(f"{file}: {keys[0]}: A is {list(A.shape)} and B {list(B.shape)}; they should be [rank, in] and [out, rank]")
+        rank = setting(config.get("rank_pattern"), config.get("r", 8), module)
+        alpha = setting(config.get("alpha_pattern"), config.get("lora_alpha", 8), module)
+        if not targeted(config, module):
+            raise ValueError(f"{file}: {keys[0]}: not one of the modules that adapter_config.json names, "
+                             "so PEFT would leave it out; mend target_modules or remove the tensor")
+        if len(A) != rank:
+            raise ValueError(f"{file}: {keys[0]} is {list(A.shape)}; adapter_config.json gives this layer rank {rank}")
+        if not math.isfinite(alpha):
+            raise ValueError(f"{config_file}, field 'lora_alpha': {alpha} is not a finite number")
+        adapter[module.removeprefix("model.")] = A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not adapter:
         raise ValueError(f"{file}: no tensor named like base_model.model.….lora_A.weight")
     return config, adapter
 
 
-def load_adapter(model, path):
-    """One more frozen adapter on top of those that are there. Raises ValueError, naming the file and the tensor, when it is another model's."""
+def repeated_weights(path):
+    """{name in the checkpoint: weight}: the base weights that PEFT may repeat in an adapter's file, such as lm_head's."""
+    matches = ((REPEATED.fullmatch(key), weight) for key, weight in read_tensors(path).items())
+    return {f"{match[1] or match[2]}.weight": weight for match, weight in matches if match}
+
+
+def check_repeated(path, weight_of):
+    """Raises ValueError if a base weight in the adapter's file is not the model's, weight_of(name)."""
+    for name, weight in repeated_weights(path).items():
+        if not equal(weight, weight_of(name)):
+            raise ValueError(f"{Path(path) / 'adapter_model.safetensors'}: {name} is not the model's, and only low-rank updates "
+                             "are supported; it was trained as well, or the adapter is another model's")
+
+
+def equal(a, b):
+    """Are two weights the same, in the lower of their precisions?"""
+    if a.shape != b.shape or not a.is_floating_point():
+        return False
+    coarse = max(a.dtype, b.dtype, key=lambda dtype: torch.finfo(dtype).eps)
+    return torch.equal(a.to(b.device, coarse), b.to(coarse))
+
+
+def load_adapter(model, path, checkpoint=None):
+    """One more frozen adapter on top of those that are there. A model without weights needs its `checkpoint` too, a directory or hub id.
+
+    Raises ValueError, naming the file and the tensor, when it is another model's."""
     _, adapter = read_adapter(path)
     file = Path(path) / "adapter_model.safetensors"
     for name, (A, B, scale) in adapter.items():
@@ -323,8 +422,22 @@ def load_adapter(model, path):
         if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features):
             raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit this model's "
                              f"{[base.out_features, base.in_features]} weight; the adapter is another model's")
+
+    def weight_of(name):
+        try:
+            weight = model.get_parameter(name.removeprefix("model."))
+        except AttributeError:
+            raise ValueError(f"{file}: {name}: this model has no such weight; the adapter is another model's") from None
+        return checkpoint_weight(weight_files(local_folder(checkpoint)), name) if weight.is_meta else weight
+
+    check_repeated(path, weight_of)
     for name, (A, B, scale) in adapter.items():
         adapted(model, name).freeze(A, B, scale)
+
+
+def checkpoint_weight(shards, name):
+    """A checkpoint's tensor; a tied lm_head is not in its files, but the embedding is."""
+    return read_weight(shards, "model.embed_tokens.weight" if name == "lm_head.weight" and name not in shards else name)
 
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
@@ -337,42 +450,60 @@ def stack(paths, out, weight=1.0):
     scales = {scale for _, adapter in adapters for _, _, scale in adapter.values()}
     shared = scales.pop() if len(scales) == 1 else None
     ranks = [max(len(A) for A, _, _ in adapter.values()) for _, adapter in adapters]
-    tensors = {}
+    tensors, repeated = {}, {}
+    for path in paths:                                              # base weights go along, so that they are checked on loading
+        check_repeated(path, lambda name: repeated.get(name, repeated_weights(path)[name]))
+        repeated = repeated_weights(path) | repeated
     for name in names:
         shape = next(adapter[name][1].shape[0] for _, adapter in adapters if name in adapter), \
             next(adapter[name][0].shape[1] for _, adapter in adapters if name in adapter)
         parts = []
-        for (path, (_, adapter), rank) in zip(paths, adapters, ranks):
+        for path, (_, adapter), rank in zip(paths, adapters, ranks):
             A, B, scale = adapter.get(name, (torch.zeros(0, shape[1]), torch.zeros(shape[0], 0), 1.0))
             if (B.shape[0], A.shape[1]) != shape:
                 raise ValueError(f"{Path(path) / 'adapter_model.safetensors'}: {hf_name(name)} is {B.shape[0]} × {A.shape[1]}, "
                                  f"in {paths[0]} it is {shape[0]} × {shape[1]}: these adapters are of different models")
             A, B = A.float(), B.float() * (1 if shared else scale)
-            parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))    # PEFT knows one rank
+            parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))    # one rank for all layers
         tensors[name] = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)
     rank = sum(ranks)
-    write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=adapters[0][0].get("base_model_name_or_path", ""))
+    base_model = adapters[0][0].get("base_model_name_or_path", "")
+    write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=base_model, repeated=repeated)
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
+    if rank > VLLM_RANK:
+        print(f"rank {rank} is more than vLLM serves (max_lora_rank is at most {VLLM_RANK}); "
+              "use `lora.py merge` and serve the merged model")
 
 
 def merge(model_path, paths, out):
     """A checkpoint with the adapters added to its weights. The sum is computed in float32 and rounded once, to the checkpoint's own
-    precision; what that rounding takes from the update is reported."""
+    precision; what that rounding takes from the update is reported. Everything else in the checkpoint's folder is copied.
+
+    Raises ValueError if the checkpoint is quantized, or if an adapter is another model's."""
     folder, out = local_folder(model_path), Path(out)
     apart(out, [folder, *paths])
     adapters = [read_adapter(path)[1] for path in paths]
-    config, shards = read_json(folder / "config.json"), weight_files(folder)
-    untied = config.get("tie_word_embeddings") and any("lm_head" in adapter for adapter in adapters)
-    if untied:
-        shards["lm_head.weight"] = shards["model.embed_tokens.weight"]              # the output layer changes, the embedding must not
-        config["tie_word_embeddings"] = False
+    tied, config, shards = Config.from_json(folder / "config.json").tie_word_embeddings, read_json(folder / "config.json"), weight_files(folder)
+    if config.get("quantization_config") or config.get("compression_config"):
+        raise ValueError(f"{folder / 'config.json'}: this checkpoint is quantized, so nothing can be added to its weights; merge into the original")
+    for path in paths:
+        check_repeated(path, lambda name: checkpoint_weight(shards, name))
     update = {f"{hf_name(name)}.weight": [] for adapter in adapters for name in adapter}
     for path, adapter in zip(paths, adapters):
         for name, (A, B, scale) in adapter.items():
             update[f"{hf_name(name)}.weight"].append((path, A, B, scale))
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    sources = {name: name for name in shards}                       # {tensor to be written: the one it is read from}
+    if tied and (head in update or head in shards and not equal(read_weight(shards, head), read_weight(shards, embedding))):
+        config["tie_word_embeddings"] = False                       # the output layer differs from the embedding from now on
+        if head not in shards:
+            sources[head], shards[head] = embedding, shards[embedding]
     missing = [name for name in update if name not in shards]
     if missing:
         raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; it is another model's adapter")
+    others = {file.name for file in out.glob("*.safetensors*")} - {file.name for file in shards.values()} - {INDEX}
+    if others or (out / INDEX).exists() > (folder / INDEX).exists():
+        raise ValueError(f"{out}: there are other weights already ({min(others, default=INDEX)}); give another --out")
     out.mkdir(parents=True, exist_ok=True)
     asked, lost, precision = 0.0, 0.0, None
 
@@ -382,7 +513,9 @@ def merge(model_path, paths, out):
         for file in sorted(set(shards.values())):
             tensors = {}
             for name in (name for name, place in shards.items() if place == file):
-                weight = tensors[name] = read_weight(shards, "model.embed_tokens.weight" if untied and name == "lm_head.weight" else name)
+                weight = tensors[name] = read_weight(shards, sources[name])
+                if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+                    raise ValueError(f"{file}: {name} holds {weight.dtype}; nothing can be added to a quantized checkpoint's weights")
                 if name in update:
                     delta = torch.zeros(weight.shape)
                     for path, A, B, scale in update[name]:
@@ -395,9 +528,12 @@ def merge(model_path, paths, out):
                     asked += delta.double().pow(2).sum().item()
                     lost += (tensors[name].float() - exact).double().pow(2).sum().item()
             yield out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"})
-        for file in (*folder.glob("*.json"), *folder.glob("*.jinja")):
-            content = {"config.json": config, "model.safetensors.index.json": {"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}}.get(file.name)
-            yield out / file.name, json.dumps(content, indent=2) + "\n" if content else lambda part: shutil.copy(file, part)
+        if (folder / INDEX).exists():
+            yield out / INDEX, json.dumps({"metadata": {}, "weight_map": {n: f.name for n, f in shards.items()}}, indent=2) + "\n"
+        yield out / "config.json", json.dumps(config, indent=2) + "\n"
+        for file in sorted(folder.iterdir()):
+            if file.is_file() and not file.name.startswith((".", "adapter_", "config.json")) and not file.name.endswith(WEIGHTS):
+                yield out / file.name, lambda part: shutil.copy(file, part)
 
     write_whole(files())
     print(f"{out}: {len(update)} weights changed; rounding to {str(precision).removeprefix('torch.')} lost "

@@ -64,7 +64,7 @@ def load(path, adapters=(), whole=True, linear_dtype=None, dtype=None):
     alone = device.type == "cpu" and not MANY
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device, linear_dtype if alone else None)
     for adapter in adapters:
-        load_adapter(model, adapter)
+        load_adapter(model, adapter, path)
     fold(model)
     return model.eval()
 

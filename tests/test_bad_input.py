@@ -315,14 +315,24 @@ CASES = [                                                               # script
     # more adapters
     *((C, COLLECT + " --adapter {f}/adapter0", damage, f"adapter_{says}") for damage, says in (
         (peft(lora_alpha="x"), "config.json, field 'lora_alpha': not a"), (peft(lora_alpha=None), "config.json, field 'lora_alpha': not a"),
-        (peft(alpha_pattern=[1]), "config.json, field 'alpha_pattern': not an object"), (peft(alpha_pattern={"(": 3}), "config.json, field 'alpha_pattern': "),
+        (peft(alpha_pattern=[1]), "config.json, field 'alpha_pattern': not null or an object"), (peft(alpha_pattern={"(": 3}), "config.json, field 'alpha_pattern': "),
+        (peft(alpha_pattern={"q_proj": "x"}), "config.json, field 'alpha_pattern.q_proj': not a"),
+        (peft(rank_pattern={"q_proj": 1.5}), "config.json, field 'rank_pattern.q_proj': not a whole number"),
+        (peft(target_modules="("), "config.json, field 'target_modules': missing"),
+        (peft(init_lora_weights="pissa"), "config.json: init_lora_weights is 'pissa', which changes the base weights"),
+        (peft(lora_alpha=float("inf")), "config.json, field 'lora_alpha': inf is not a finite number"),
+        (peft({"model.layers.0.self_attn.q_proj.lora_B": (32, 2)}), "model.safetensors: no tensor .*q_proj.lora_A"),
         (peft({"model.layers.0.self_attn.q_proj.lora_A": (3,), "model.layers.0.self_attn.q_proj.lora_B": (3,)}), "model.safetensors: .* they should be"),
         (peft({"model.layers.0.self_attn.q_proj.lora_A": (0, 32), "model.layers.0.self_attn.q_proj.lora_B": (32, 0)}), "model.safetensors: .* they should be"),
-        (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}), "model.safetensors: model.norm: this model has no such linear layer"))),
+        (peft({"model.norm.lora_A": (2, 32), "model.norm.lora_B": (32, 2)}, target_modules=["norm"]), "model.safetensors: model.norm: this model has no such linear layer"))),
     *((L, command, damage, says) for command, damage, says in (
         (STACK, nothing, "adapter0/adapter_config.json: cannot be read"), (STACK, peft(lora_alpha="x"), "field 'lora_alpha'"), (STACK.replace("{f}/adapter ", "{f}/tools.py "), peft(), "tools.py"),
         ("stack", nothing, "the following arguments are required"), (MERGE.replace("merged", "model"), peft(), "model: is read, so it cannot be written to"),
         ("stack {f}/adapter0 --out {f}/adapter0", peft(), "adapter0: is read, so it cannot be written to"),
+        (MERGE, lambda f: (peft()(f), config(quantization_config={"quant_method": "fp8"})(f)), "config.json: .*quantized"),
+        (MERGE, lambda f: (peft()(f), weights(lambda weight: weight.to(torch.float8_e4m3fn))(f)), "model.safetensors: .*quantized"),
+        (MERGE, lambda f: (peft()(f), (f / "merged").mkdir(), text("merged/model.safetensors.index.json", "{}")(f)),
+         "merged: there are other weights already"),
         (MERGE, lambda f: (peft()(f), remove("model/config.json")(f)), "config.json: cannot be read"), (MERGE, lambda f: (peft()(f), text("model/config.json", "[]")(f)), "config.json: not an object"),
         (MERGE, lambda f: (peft()(f), cut("model/model.safetensors", 3000)(f)), "model.safetensors: cannot be read"), (MERGE, adapter(7), "it is another model's adapter")) if "tools.py" not in says),
     *((M, MODEL + more, damage, says) for more, damage, says in (

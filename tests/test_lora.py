@@ -78,6 +78,92 @@ def test_one_product_by_the_sum_or_one_by_each_factor_give_the_same(rows, rank, 
         assert not layer.float().costs_less_as_one(x, 2 * rank)
 
 
+FIELDS = json.loads((RECORDINGS / "peft-plain" / "adapter_config.json").read_text())          # all that peft's LoraConfig has
+HARMLESS = {"auto_mapping": {"parent_library": "a"}, "base_model_name_or_path": "x", "revision": "x", "inference_mode": False,
+            "peft_version": "99", "task_type": "CAUSAL_LM", "lora_dropout": 0.5, "megatron_core": "x", "qalora_group_size": 3,
+            "eva_config": {"rho": 2.0}, "corda_config": {"corda_method": "ipm"}, "lora_ga_config": {"scale": "unit"},
+            "loftq_config": {"loftq_bits": 4}, "exclude_modules": ["embed_tokens"], "layers_to_transform": [0, 1],
+            "layers_pattern": "layers", "rank_pattern": {"k_proj": 3}, "alpha_pattern": {"k_proj": 6}}
+COMPUTED = {"r", "lora_alpha", "use_rslora", "target_modules"}
+REFUSED = sorted(FIELDS.keys() - HARMLESS.keys() - COMPUTED - {"peft_type", "init_lora_weights"})
+
+
+def changed(folder, name="default", **fields):
+    """An adapter for the model of that name, with other fields in its configuration."""
+    path = ours(name, "changed", folder)
+    file = path / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return path
+
+
+def test_fields_that_change_nothing_change_nothing(tmp_path):
+    _, plain = lora.read_adapter(ours("default", "changed", tmp_path))
+    _, other = lora.read_adapter(changed(tmp_path, **HARMLESS))
+    assert plain.keys() == other.keys()
+    assert all(torch.equal(a, b) and torch.equal(c, d) and s == t for (a, c, s), (b, d, t) in zip(plain.values(), other.values()))
+
+
+@pytest.mark.parametrize("field", [*REFUSED, "a_field_of_tomorrow"])
+def test_every_other_field_of_pefts_configuration_is_refused_by_name_unless_it_is_at_its_default(field, tmp_path):
+    lora.read_adapter(changed(tmp_path, **{field: FIELDS.get(field)}))
+    for value in (True, 3, "all", [[0, 2]], {"x": 1}):
+        with pytest.raises(ValueError, match=f"adapter_config.json: {field} is .* not supported"):
+            lora.read_adapter(changed(tmp_path, **{field: value}))
+
+
+@pytest.mark.parametrize("init", [True, False, None, "gaussian", "orthogonal", "eva", "mica"])
+def test_initialisations_that_leave_the_base_weights_alone_load(init, tmp_path):
+    assert len(lora.read_adapter(changed(tmp_path, init_lora_weights=init))[1]) == 15
+
+
+@pytest.mark.parametrize("init, way_out", [*((init, True) for init in ("pissa", "pissa_niter_4", "olora", "OLoRA", "corda", "lora_ga")),
+                                           ("loftq", False), ("something_new", False)])
+def test_initialisations_that_change_the_base_weights_are_refused_with_the_way_out(init, way_out, tmp_path):
+    with pytest.raises(ValueError, match=f"adapter_config.json: init_lora_weights is '{init}'") as error:
+        lora.read_adapter(changed(tmp_path, init_lora_weights=init))
+    assert ("path_initial_model_for_weight_conversion" in str(error.value)) == way_out and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fields", [{"target_modules": ["q_proj"]}, {"target_modules": r".*\.layers\..*"}, {"layers_to_transform": 1},
+                                    {"exclude_modules": ["lm_head"]}, {"exclude_modules": ".*up_proj"}])
+def test_tensors_that_peft_would_leave_out_are_refused(fields, tmp_path):
+    with pytest.raises(ValueError, match="so PEFT would leave it out"):
+        lora.read_adapter(changed(tmp_path, **fields))
+
+
+@pytest.mark.parametrize("fields", [{"r": 4}, {"rank_pattern": {"layers.1.self_attn.k_proj": 2}}])
+def test_a_rank_that_the_tensors_contradict_is_refused(fields, tmp_path):
+    with pytest.raises(ValueError, match="adapter_config.json gives this layer rank"):
+        lora.read_adapter(changed(tmp_path, **fields))
+
+
+def repeat(path, name, weight):
+    """Adds a base weight to an adapter's file, as PEFT does for lm_head."""
+    file = path / "adapter_model.safetensors"
+    save_file({**load_file(file), f"base_model.model.{name}.weight": weight}, file)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("tensor, name", [("lm_head.base_layer", "lm_head"), ("model.embed_tokens", "model.embed_tokens")])
+def test_a_base_weight_in_the_file_has_to_be_the_models(tensor, name, dtype, tmp_path):
+    folder, path, out = recorded.checkpoint("default", tmp_path), ours("default", "ours", tmp_path), tmp_path / "out"
+    weight = load_file(folder / "model.safetensors")[f"{name}.weight"]
+    repeat(path, tensor, weight)                                                   # also when one of the two has been rounded
+    repeated = [path, *([ours("default", "second", tmp_path)] if dtype == torch.float32 else [])]
+    lora.load_adapter(load("default", tmp_path, dtype=dtype), path)
+    lora.merge(folder, [path], out)
+    lora.stack(repeated, tmp_path / "stacked")
+    lora.load_adapter(load("default", tmp_path, dtype=dtype), tmp_path / "stacked")
+    lora.load_adapter(Llama.from_pretrained(folder, device="meta"), path, folder)
+    repeat(path, tensor, weight.index_add(0, torch.tensor([5]), torch.ones(1, weight.shape[1])))
+    lora.stack([path], tmp_path / "stacked")
+    for refused in (lambda: lora.load_adapter(load("default", tmp_path, dtype=dtype), path), lambda: lora.merge(folder, [path], out),
+                    lambda: lora.load_adapter(load("default", tmp_path, dtype=dtype), tmp_path / "stacked"),
+                    lambda: lora.load_adapter(Llama.from_pretrained(folder, device="meta"), path, folder)):
+        with pytest.raises(ValueError, match=f"adapter_model.safetensors: {name}.weight is not the model's"):
+            refused()
+
+
 # ---- stacks --------------------------------------------------------------------------------------------------------
 
 def test_a_new_adapter_changes_nothing_and_only_it_learns(tmp_path):
@@ -259,6 +345,48 @@ def test_merged_weights_compute_what_the_adapters_do_and_the_loss_of_rounding_is
         asked += delta.pow(2).sum()
         rounding += (merged[f"{name}.weight"].double() - base_weights[f"{name}.weight"].double() - delta).pow(2).sum()
     assert lost == pytest.approx(100 * (rounding / asked).sqrt().item(), rel=0.01) and lost > 1
+
+
+def test_a_stack_of_more_ranks_than_vllm_serves_says_so(tmp_path, capsys):
+    paths = []
+    for rank in (256, 257):
+        paths.append(tmp_path / str(rank))
+        lora.write_adapter(paths[-1], {"lm_head": (torch.zeros(rank, 48), torch.zeros(96, rank))}, rank, rank)
+        lora.stack(paths, tmp_path / "stacked")
+        said = capsys.readouterr().out.splitlines()[1:]
+        assert [("vLLM" in line, "merge" in line) for line in said] == [(True, True)] * (rank > 256)
+
+
+def test_merge_keeps_what_else_is_in_the_folder_but_no_other_weights(tmp_path):
+    folder = recorded.checkpoint("default", tmp_path)
+    kept = {"tokenizer.model", "merges.txt", "vocab.json", "LICENSE", "LICENSE.txt", "README.md", "generation_config.json",
+            "chat_template.jinja", "tokenizer_config.json"}
+    left = {"pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.00.pth", "model.gguf", ".gitattributes",
+            "adapter_config.json"}                                                  # transformers would add the adapter once more
+    for name in kept | left:
+        (folder / name).write_text(json.dumps({"name": name}))
+    lora.merge(folder, [ours("default", "first", tmp_path)], tmp_path / "merged")
+    assert {file.name for file in (tmp_path / "merged").iterdir()} == kept | {"config.json", "model.safetensors"}
+    assert all(json.loads((tmp_path / "merged" / name).read_text()) == {"name": name} for name in kept)
+
+
+@pytest.mark.parametrize("head", ["embedding", "its own"])
+@pytest.mark.parametrize("adapted", [True, False])
+def test_merge_keeps_a_head_in_the_file_of_a_tied_model(head, adapted, tmp_path):
+    folder, path = recorded.checkpoint("llama3", tmp_path), ours("llama3", "first", tmp_path)
+    weights = load_file(folder / "model.safetensors")
+    W = weights["model.embed_tokens.weight"] * (1 if head == "embedding" else 2)
+    save_file(weights | {"lm_head.weight": W.clone()}, folder / "model.safetensors")
+    _, adapter = lora.read_adapter(path)
+    if adapted:
+        W = W + adapter["lm_head"][2] * adapter["lm_head"][1] @ adapter["lm_head"][0]
+    else:
+        lora.write_adapter(path, {name: (A, B) for name, (A, B, _) in adapter.items() if name != "lm_head"}, 3, 6)
+    lora.merge(folder, [path], tmp_path / "merged")
+    merged = load_file(tmp_path / "merged" / "model.safetensors")
+    close(merged["lm_head.weight"], W, 1e-6)
+    assert torch.equal(merged["model.embed_tokens.weight"], weights["model.embed_tokens.weight"])
+    close(Llama.from_pretrained(tmp_path / "merged").lm_head.weight, W, 1e-6)
 
 
 # ---- bad input -----------------------------------------------------------------------------------------------------
