@@ -47,8 +47,9 @@ _CUT = "\ue002"                                     # where an open response end
 class Chat:
     """A model's tokenizer and chat template: messages → token ids.
 
-    Text that comes from outside (questions, hints, observations) is encoded apart from the template's own, as plain text:
-    neither a control token nor one of our tags in it has any power."""
+    Text that comes from outside (questions, observations) is encoded apart from the template's own, as plain text: neither a
+    control token nor one of our tags in it has any power. Hints are the coach's own words: they keep our tags, so that a worked
+    example can show whole steps, but a control token in them stays plain text too."""
 
     def __init__(self, path):
         """`path`: a directory with tokenizer.json and tokenizer_config.json. Raises ValueError, naming the file."""
@@ -93,16 +94,28 @@ class Chat:
         self.markers = re.compile("|".join(map(re.escape, plain)) or "(?!)")
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
+        self.encode_hint = functools.lru_cache(4096)(self._encode_hint)
+        self.tags = {t: i for i, t in self.special.items() if _TAG.match(t.strip()) and t.strip().count("<") == 1}     # those that are one token
 
     def _encode_template(self, text):
         self.tokenizer.encode_special_tokens = False
         return self._encode(text)
 
     def _encode_text(self, text):
-        self.tokenizer.encode_special_tokens = True
-        text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", disarmed(text))
+        text = disarmed(text)
         if self.tokenizer.normalizer and _TAG.search(normal := self.tokenizer.normalizer.normalize_str(text)):
             text = disarmed(normal)                                       # full-width or capital letters that it takes for plain ones
+        return self._encode_plain(text)
+
+    def _encode_hint(self, text):
+        """Our tags get the tokens that they have in the agent's own steps."""
+        parts = re.split(f"({'|'.join(map(re.escape, sorted(self.tags, key=len, reverse=True))) or '(?!)'})", text)
+        return [i for part in parts for i in ([self.tags[part]] if part in self.tags else self._encode_plain(part))]
+
+    def _encode_plain(self, text):
+        """No control token in the text has any power, whether it is one token or several."""
+        self.tokenizer.encode_special_tokens = True
+        text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", text)
         ids = self._encode(text)
         forged = {i for i in self.special.keys() & set(ids) if i != self.tokenizer.token_to_id(self.names.get("unk_token", ""))}
         if forged:                                                        # put together by the tokenizer's own merges
@@ -167,7 +180,8 @@ class Chat:
             sampled[n, name] = len(slots)
             return slot(steps[n]["token_ids"][name])
 
-        messages = conversation(question, hints, steps, ask, slot, said)
+        hinted = lambda text: slot(self.encode_hint(text))
+        messages = conversation(question, hints, steps, ask, slot, hinted, said)
         if ask:
             return self.encode(messages, slots, f"<{dict((name, tag) for name, tag, _ in RESPONSES)[ask]}>\n")[0], {}
         ids, spans = self.encode(messages, slots)
@@ -182,16 +196,17 @@ class Chat:
         return self.decode(ids), list(ids), (len(prompt), len(ids))
 
 
-def conversation(question, hints, steps, ask, outside, said):
+def conversation(question, hints, steps, ask, outside, hinted, said):
     """The messages of a trajectory, [{"role", "content"}], up to the response asked for. `outside(text)` stands for a text that came
-    from outside, `said(n, name)` for step n's monologue or code with its closing tag; other arguments as in `Chat.prompt`."""
+    from outside, `hinted(text)` for the coach's words, `said(n, name)` for step n's monologue or code with its closing tag; other
+    arguments as in `Chat.prompt`."""
     messages, content = [], PROTOCOL + "\n\n"
     if hints:
-        content += f"<hints>\n{outside(chr(10).join(hints))}\n</hints>\n"
+        content += f"<hints>\n{hinted(chr(10).join(hints))}\n</hints>\n"
     content += f"<task_description>\n{outside(question)}\n</task_description>\n"
     for n, step in enumerate(steps):
         if step.get("hint"):
-            content += f"<hint>\n{outside(step['hint']['text'])}\n</hint>\n"
+            content += f"<hint>\n{hinted(step['hint']['text'])}\n</hint>\n"
         for name, tag, request in RESPONSES:
             messages.append({"role": "user", "content": f"{content}Step {n + 1}{request}"})
             if ask == name and n == len(steps) - 1:

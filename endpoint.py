@@ -57,7 +57,8 @@ class Messages:
 
     def prompt(self, question, hints, steps, ask=None):
         tags = {name: tag for name, tag, _ in agent.RESPONSES}
-        messages = agent.conversation(question, hints, steps, ask, agent.disarmed, lambda n, name: f"{agent.disarmed(steps[n][name])}\n</{tags[name]}>")
+        said = lambda n, name: f"{agent.disarmed(steps[n][name])}\n</{tags[name]}>"
+        messages = agent.conversation(question, hints, steps, ask, agent.disarmed, str, said)
         if ask and self.prefill:
             messages.append({"role": "assistant", "content": f"<{tags[ask]}>\n"})
         return messages, {}
