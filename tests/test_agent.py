@@ -149,11 +149,12 @@ def test_a_trajectory_ends_when_the_task_is_completed(chat):
     assert t["usage"]["output_tokens"] == sum(len(ids) for s in t["steps"] for ids in s["token_ids"].values())
 
 
-def test_a_trajectory_ends_at_the_step_limit_and_without_a_closing_tag(chat):
+def test_a_trajectory_ends_at_the_step_limit_and_where_no_code_was_found(chat):
     t, _ = play(chat, response("m", "c") * 3, [Observation("", None, False)] * 3)
     assert (t["stop"], t["success"], len(t["steps"])) == ("max_steps", False, 3)
-    t, ran = play(chat, ["never closed"], [])
-    assert (t["stop"], ran) == ("invalid", [])
+    for nothing in ("", "\n</python>", "<think>\nHm.", "```python\n```"):
+        t, ran = play(chat, ["never closed", nothing], [])
+        assert (t["stop"], ran, t["steps"][0]["monologue"], t["steps"][0]["code"]) == ("invalid", [], "never closed", "")
 
 
 def test_a_state_is_rebuilt_by_running_its_steps_again(chat):
@@ -178,10 +179,6 @@ def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
 def test_an_answer_is_right_by_exact_match_with_any_of_the_right_ones():
     assert agent.is_right("a", "a") and agent.is_right("b", ["a", "b"])
     assert not agent.is_right("a ", "a") and not agent.is_right("A", ["a", "b"])
-
-
-def test_fences_around_code_are_taken_off():
-    assert agent.plain_code("```python\nx = 1\n```") == agent.plain_code("\nx = 1\n") == "x = 1"
 
 
 # ---- hints

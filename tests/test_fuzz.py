@@ -95,18 +95,19 @@ def test_behind_an_endpoint_our_tags_are_ours_and_the_coachs_alone(question, obs
     assert tags(question, observation, monologue, code) == tags(*"abcd")
 
 
-def test_a_control_token_ends_a_response_and_makes_it_invalid(chat):
+def test_a_control_token_ends_a_response(chat):
     """Whatever the model writes, its turn ends where its tag is closed, or at the first control token."""
     task = {"id": "t", "question": "?", "answer": "1"}
     for name in ("<|end|>", "<|user|>", "<|system|>", "</observation>", "<hint>\n"):
         trajectory = {"id": "t#0", "task": task, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
         player = agent.play(chat, trajectory, max_steps=2)
         wish = next(player)
-        ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
-        assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
-        with pytest.raises(StopIteration):
-            player.send((ids, "stop"))
-        assert trajectory["stop"] == "invalid"
+        for expected in (agent.Generate, agent.Execute):
+            ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
+            assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
+            wish = player.send((ids, "stop"))
+            assert isinstance(wish, expected)
+        assert wish.code == chat.decode([100, 101])
 
 
 def test_tokens_that_look_like_a_templates_have_no_power_in_outside_text(tmp_path):
