@@ -8,13 +8,16 @@ Nothing here knows how a model computes or how it is trained.
 """
 
 import argparse
+import ast
 import copy
 import functools
 import json
 import re
 import select
 import sys
+import textwrap
 import time
+import warnings
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +42,8 @@ TAGS = ("hints", "task_description", "hint", "inner_monologue", "python", "obser
 RESPONSES = (("monologue", "inner_monologue", THINK), ("code", "python", CODE))     # of each step, in this order
 
 _TAG = re.compile(rf"<(?=/?(?:{'|'.join(TAGS)})>)")
+_WHOLE_TAG = re.compile(rf"(</?(?:{'|'.join(TAGS)})>)")
+_THOUGHT = re.compile(r"</?think(?:ing)?>")             # around what a reasoning model says to itself first
 _CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)     # tokens that look like those of a template
 _MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")          # what a template writes between messages, where it is not a token
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
@@ -48,8 +53,9 @@ _CUT = "\ue002"                                     # where an open response end
 class Chat:
     """A model's tokenizer and chat template: messages → token ids.
 
-    Text that comes from outside (questions, hints, observations) is encoded apart from the template's own, as plain text:
-    neither a control token nor one of our tags in it has any power."""
+    Text that comes from outside (questions, observations) is encoded apart from the template's own, as plain text: neither a
+    control token nor one of our tags in it has any power. Hints are the coach's own words: they keep our tags, so that a worked
+    example can show whole steps, but a control token in them stays plain text too."""
 
     def __init__(self, path):
         """`path`: a directory with tokenizer.json and tokenizer_config.json. Raises ValueError, naming the file."""
@@ -94,16 +100,29 @@ class Chat:
         self.markers = re.compile("|".join(map(re.escape, plain)) or "(?!)")
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
+        self.encode_hint = functools.lru_cache(4096)(self._encode_hint)
+        self.tags = {t: i for i, t in self.special.items() if _WHOLE_TAG.fullmatch(t.strip())}        # those that are one token
+        self.ends = {i for i, t in self.special.items() if not _THOUGHT.fullmatch(t)}                 # any of them ends a response
 
     def _encode_template(self, text):
         self.tokenizer.encode_special_tokens = False
         return self._encode(text)
 
     def _encode_text(self, text):
-        self.tokenizer.encode_special_tokens = True
-        text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", disarmed(text))
+        text = disarmed(text)
         if self.tokenizer.normalizer and _TAG.search(normal := self.tokenizer.normalizer.normalize_str(text)):
             text = disarmed(normal)                                       # full-width or capital letters that it takes for plain ones
+        return self._encode_plain(text)
+
+    def _encode_hint(self, text):
+        """Our tags get the tokens that they have in the agent's own steps."""
+        parts = re.split(f"({'|'.join(map(re.escape, sorted(self.tags, key=len, reverse=True))) or '(?!)'})", text)
+        return [i for part in parts for i in ([self.tags[part]] if part in self.tags else self._encode_plain(part))]
+
+    def _encode_plain(self, text):
+        """No control token in the text has any power, whether it is one token or several."""
+        self.tokenizer.encode_special_tokens = True
+        text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", text)
         ids = self._encode(text)
         forged = {i for i in self.special.keys() & set(ids) if i != self.tokenizer.token_to_id(self.names.get("unk_token", ""))}
         if forged:                                                        # put together by the tokenizer's own merges
@@ -122,11 +141,12 @@ class Chat:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def closes(self, tag):
-        """A function of the ids sampled so far: has the tag been closed, or the turn been ended, by any control token?"""
-        closing, one = f"</{tag}>", self.tokenizer.token_to_id(f"</{tag}>")
-        if one is not None:
-            return lambda ids: ids[-1] == one or ids[-1] in self.special
-        return lambda ids: ids[-1] in self.special or closing in self.decode(ids[-2 * len(closing):])
+        """A function of the ids sampled so far: is the response over? A control token ends it, the tag's closing, or the beginning of
+        an observation, which only we write."""
+        if f"</{tag}>" in self.tags:
+            return lambda ids: ids[-1] in self.ends
+        over = re.compile(f"</{tag}>|<observation>")
+        return lambda ids: ids[-1] in self.ends or over.search(self.decode(ids[-40:])) is not None
 
     def encode(self, messages, slots, open_with=None):
         """messages: [{"role", "content"}], with slot marks for `slots` (text, or a list of ids) → ids and each slot's (start, end).
@@ -139,15 +159,17 @@ class Chat:
             text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
         except Exception as e:                                            # a template may do anything
             raise ValueError(f"{self.path}: the chat template: {' '.join(str(e).split()) or type(e).__name__}") from None
-        ids, spans = [], {}
+        ids, spans, ended = [], {}, None
         for i, part in enumerate(_SLOT.split(text)):
             if i % 2:
                 slot = slots[int(part)]
                 start = len(ids)
                 ids += self.encode_text(slot) if isinstance(slot, str) else slot
                 spans[int(part)] = (start, len(ids))
+                ended = self.special.get(slot[-1]) if slot else None
             elif part:
-                ids += self.encode_template(part)
+                own = ended and part.lstrip().startswith(ended)           # a sampled end of turn is the template's own: it stands there once
+                ids += self.encode_template(part.lstrip())[1:] if own else self.encode_template(part)
         if len(spans) < sum(len(_SLOT.findall(m["content"])) for m in messages):
             raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, or changes it")
         return ids, spans
@@ -168,7 +190,8 @@ class Chat:
             sampled[n, name] = len(slots)
             return slot(steps[n]["token_ids"][name])
 
-        messages = conversation(question, hints, steps, ask, slot, said)
+        hinted = lambda text: slot(self.encode_hint(text))
+        messages = conversation(question, hints, steps, ask, slot, hinted, said)
         if ask:
             return self.encode(messages, slots, f"<{dict((name, tag) for name, tag, _ in RESPONSES)[ask]}>\n")[0], {}
         ids, spans = self.encode(messages, slots)
@@ -178,22 +201,26 @@ class Chat:
         """A single question → ids."""
         return self.encode([{"role": "user", "content": "\ue0000\ue001"}], [text], "")[0]
 
-    def heard(self, prompt, ids, tag):
-        """A response → its text, its token ids, how many tokens were read and written for it."""
-        return self.decode(ids), list(ids), (len(prompt), len(ids))
+    def heard(self, prompt, ids):
+        """A response → its text without the control token that ended it, its token ids, how many tokens were read and written for it."""
+        ended = bool(ids) and ids[-1] in self.ends and ids[-1] not in self.tags.values()
+        return self.decode(ids[:-1] if ended else ids), list(ids), (len(prompt), len(ids))
 
 
-def conversation(question, hints, steps, ask, outside, said):
+def conversation(question, hints, steps, ask, outside, hinted, said):
     """The messages of a trajectory, [{"role", "content"}], up to the response asked for. `outside(text)` stands for a text that came
-    from outside, `said(n, name)` for step n's monologue or code with its closing tag; other arguments as in `Chat.prompt`."""
+    from outside, `hinted(text)` for the coach's words, `said(n, name)` for step n's monologue or code with its closing tag; other
+    arguments as in `Chat.prompt`."""
     messages, content = [], PROTOCOL + "\n\n"
     if hints:
-        content += f"<hints>\n{outside(chr(10).join(hints))}\n</hints>\n"
+        content += f"<hints>\n{hinted(chr(10).join(hints))}\n</hints>\n"
     content += f"<task_description>\n{outside(question)}\n</task_description>\n"
     for n, step in enumerate(steps):
         if step.get("hint"):
-            content += f"<hint>\n{outside(step['hint']['text'])}\n</hint>\n"
+            content += f"<hint>\n{hinted(step['hint']['text'])}\n</hint>\n"
         for name, tag, request in RESPONSES:
+            if name == "code" and step.get("token_ids", {}).get(name) == []:      # the monologue ran straight on into it
+                continue
             messages.append({"role": "user", "content": f"{content}Step {n + 1}{request}"})
             if ask == name and n == len(steps) - 1:
                 return messages
@@ -251,17 +278,24 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
         for i, (name, tag, _) in enumerate(RESPONSES):
             prompt, _ = chat.prompt(trajectory["task"]["question"], [h["text"] for h in trajectory["hints"]], [*before, step], ask=name)
             said, end = yield Generate(prompt, tag, seed=f"{trajectory['seed']}/{n}/{i}")
-            text, ids, (read, written) = chat.heard(prompt, said, tag)
+            text, ids, (read, written) = chat.heard(prompt, said)
             usage["input_tokens"] += read
             usage["output_tokens"] += written
-            text, closed, _ = text.partition(f"</{tag}>")
             if ids is not None:                                       # a model behind an endpoint does not tell
                 step["token_ids"][name] = ids
-            step[name] = plain_code(text) if name == "code" else text.strip()
-            if not closed:
+            if name == "code":
+                step["code"] = code_in(text)
+            else:
+                step["monologue"], step["code"] = monologue_in(text)
+            cut = end == "length" and f"</{tag}>" not in text
+            if cut or name == "code" and not step["code"]:
                 step["observation"] = ""
-                trajectory["stop"] = "length" if end == "length" else "invalid"
+                trajectory["stop"] = "length" if cut else "invalid"
                 return
+            if name == "monologue" and step["code"]:                  # it ran straight on: the code is not asked for
+                if ids is not None:
+                    step["token_ids"]["code"] = []
+                break
         observation = yield Execute(step["code"])
         step["observation"] = observation.text
         if observation.completed is not None:
@@ -274,12 +308,67 @@ def play(chat, trajectory, max_steps, max_tokens=512, only_next=False):
     trajectory["stop"] = "max_steps"
 
 
-def plain_code(text):
-    """The code of a response, without the fence that some models put around it."""
-    text = text.strip("\n")
-    if text.strip().startswith("```"):
-        text = re.sub(r"^\s*```(?:python)?\n?|\n?```\s*$", "", text)
-    return text
+def monologue_in(text):
+    """A response to the request for a monologue → the monologue, and the code that it ran straight on into: "" if its tag was closed first,
+    whatever code it holds."""
+    text = (_after_thoughts(text) or _THOUGHT.sub("", text)).partition("<observation>")[0]
+    text, closed, _ = text.partition("</inner_monologue>")
+    text = re.split(r"(?:<inner_monologue>\s*)+", text, maxsplit=1)[-1]
+    before, opened, rest = text.partition("<python>")
+    code = code_in(opened + rest) if opened and not closed else ""
+    return (before if code else text).strip(), code
+
+
+def code_in(text):
+    """The first code in a response to the request for code, "" if there is none.
+
+    Models forget or repeat the tags, fence the code, indent it, talk around it, think before it, and play on with observations of their own."""
+    body = re.sub(r"\A(?:\s*<python>)+", "", text).partition("</python>")[0]
+    if "<python>" not in body and _is_code(body):                     # as it should be; what looks like a tag or a fence is in a string
+        return _dedented(body)
+    parts = ["", *_WHOLE_TAG.split(_after_thoughts(text)), ""]
+    pieces = list(zip(parts[::2], parts[1::2], parts[2::2]))          # (the tag before it, text, the tag after it)
+    tagged = [piece for before, piece, after in pieces if before == "<python>" or after in ("</python>", "<observation>")]
+    bare = [piece for before, piece, after in pieces if not before[1:2].isalpha() and after[1:2] != "/"]
+    return next(filter(None, map(_unfenced, [*tagged, *bare, pieces[0][1]])), "")
+
+
+def _after_thoughts(text):
+    """What a reasoning model says when it has thought."""
+    *thoughts, rest = re.split("</think(?:ing)?>", text)
+    return re.split("<think(?:ing)?>", rest if rest.strip() else "".join(thoughts))[0].strip("\n")
+
+
+def _unfenced(text):
+    """The code in Markdown fences, if there are any."""
+    before, *blocks = [text] if _is_code(text) else re.split("`{3,}", text)
+    blocks = sorted(map(_block, blocks[::2]), key=lambda block: block[0])
+    codes = [before, *(code for _, code in blocks)]
+    if blocks and (blocks[0][0] != 1 or _is_code(blocks[0][1]) or not _is_code(before)):
+        codes.append(codes.pop(0))                                    # else a fence was closed that had not been opened
+    return next(filter(None, map(_dedented, codes)), "")
+
+
+def _block(text):
+    """What stands in a fence → its language (0 is Python, 1 not said, 2 another), its code."""
+    line, newline, rest = text.partition("\n")
+    word, _, attributes = line.strip().partition(" ")
+    if re.fullmatch(r"i?py(thon)?[\d.]*", word, re.I):
+        return 0, rest if newline else attributes
+    return (2 if word else 1, rest) if newline and re.fullmatch(r"[\w.+#-]*", line.strip()) else (1, text)
+
+
+def _is_code(text):
+    with warnings.catch_warnings(action="ignore"):
+        try:
+            return bool(ast.parse(_dedented(text)).body)
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
+            return False
+
+
+def _dedented(text):
+    text = re.sub(r"\A(?:[^\S\n]*\n)+", "", text).rstrip()
+    return textwrap.dedent(text).strip() if text[:1].isspace() else text
 
 
 def is_right(answer, expected):

@@ -79,18 +79,16 @@ def usable(record):
     """Was every learned action sampled to its end?"""
     learned, last = record.get("targets", range(len(record["steps"]))), len(record["steps"]) - 1
     return bool(learned) and not (last in learned and record["stop"] in ("length", "invalid")) \
-        and all(record["steps"][n]["token_ids"].get(part) for n in learned for part in ("monologue", "code"))
+        and all(ids.get("monologue") and "code" in ids for ids in (record["steps"][n]["token_ids"] for n in learned))
 
 
 def spelled(chat, step, words):
-    """Do a step's token ids spell its monologue and code, with this tokenizer and a vocabulary of that many words?"""
-    for name, ids in step["token_ids"].items():
-        if not all(0 <= i < words for i in ids):
-            return False
-        text = chat.decode(ids)
-        if name in ("monologue", "code") and step[name].strip() not in text:
-            return False
-    return True
+    """Do a step's token ids spell its monologue and code, but for white space, with this tokenizer and a vocabulary of that many words?"""
+    ids = [i for part in step["token_ids"].values() for i in part]     # code may stand in the monologue's
+    if not all(0 <= i < words for i in ids):
+        return False
+    text = "".join(chat.decode(ids).split())
+    return all("".join(step[name].split()) in text for name in ("monologue", "code") if name in step["token_ids"])
 
 
 def kept(records, args):

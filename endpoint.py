@@ -57,7 +57,8 @@ class Messages:
 
     def prompt(self, question, hints, steps, ask=None):
         tags = {name: tag for name, tag, _ in agent.RESPONSES}
-        messages = agent.conversation(question, hints, steps, ask, agent.disarmed, lambda n, name: f"{agent.disarmed(steps[n][name])}\n</{tags[name]}>")
+        said = lambda n, name: f"{agent.disarmed(steps[n][name])}\n</{tags[name]}>"
+        messages = agent.conversation(question, hints, steps, ask, agent.disarmed, str, said)
         if ask and self.prefill:
             messages.append({"role": "assistant", "content": f"<{tags[ask]}>\n"})
         return messages, {}
@@ -68,10 +69,9 @@ class Messages:
     def closes(self, tag):
         return f"</{tag}>"
 
-    def heard(self, prompt, said, tag):
-        """→ the text inside the tag with its closing, no token ids, tokens read and written."""
-        before, opened, text = said.text.partition(f"<{tag}>")        # some say something before they begin
-        return text if opened else before, None, (said.input_tokens, said.output_tokens)
+    def heard(self, prompt, said):
+        """→ its text, no token ids, tokens read and written."""
+        return said.text, None, (said.input_tokens, said.output_tokens)
 
 
 class TooLong(Exception):
@@ -126,7 +126,7 @@ class Endpoint:
         choice, usage = answer["choices"][0], answer.get("usage") or {}
         text = (choice["message"]["content"] or "").encode(errors="replace").decode()                # JSON can hold half a character
         ended = "length" if choice.get("finish_reason") == "length" else "stop"
-        if ended == "stop" and request.stop and request.stop not in text:     # the server stops before the closing tag and keeps it
+        if choice.get("stop_reason") == request.stop and request.stop not in text:            # vLLM tells what it stopped before
             text += request.stop
         request.new_ids, request.ended = Said(text, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0), ended
         return request

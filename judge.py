@@ -45,7 +45,7 @@ def question(trajectory, mistake, n):
 
 def verdict(text):
     """True, False, or None if there is none."""
-    found = re.findall(r"(?:^|<verdict>)\s*(yes|no)\s*</verdict>", text, re.I)
+    found = re.findall(r"(?:^|<verdict>)\s*(yes|no)\s*(?:</verdict>|\Z)", text, re.I)
     return found[-1].lower() == "yes" if found else None
 
 
@@ -85,7 +85,7 @@ def first_steps(trajectories, mistakes, args):
         while open_:
             for done in engine.step():
                 t, m, n, attempt, key = done.key
-                text = chat.heard(done.prompt, done.new_ids, "verdict")[0]
+                text = chat.heard(done.prompt, done.new_ids)[0]
                 answer = verdict(text)
                 if answer is not None or attempt + 1 == TRIES:
                     known[key], attempt = answer, -1

@@ -12,11 +12,12 @@ import json
 import re
 import secrets
 import sys
+import textwrap
 import zlib
 from pathlib import Path
 
 import records
-from agent import Execute, Generate, plain_code
+from agent import Execute, Generate, code_in
 from tools.sandbox import World
 
 PROMPTS = {
@@ -70,18 +71,19 @@ def attempt(chat, trajectory):
     task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
     prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
     said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))
-    text, ids, (read, written) = chat.heard(prompt, said, tag)
+    text, ids, (read, written) = chat.heard(prompt, said)
     trajectory["usage"]["input_tokens"] += read
     trajectory["usage"]["output_tokens"] += written
-    before, opened, inside = text.rpartition(f"<{tag}>")               # without it: the response was begun with the tag, or has none
+    before, _, inside = text.rpartition(f"<{tag}>")                    # without it: the response was begun with the tag, or has none
     inside, closed, _ = inside.partition(f"</{tag}>")
-    step = {"monologue": before, "code": plain_code(inside) if tag == "python" else "", "observation": "", "hint": None, "token_ids": {} if ids is None else {"code": ids}}
+    code = code_in(text) if tag == "python" else ""
+    step = {"monologue": before, "code": code, "observation": "", "hint": None, "token_ids": {} if ids is None else {"code": ids}}
     trajectory["steps"].append(step)
-    ended = closed or (tag == "answer" and end == "stop")              # a number without its tag is a number
-    trajectory["stop"] = "complete" if ended else "length" if end == "length" else "invalid"
+    cut = end == "length" and not closed
+    trajectory["stop"] = "length" if cut else "complete" if code or tag == "answer" else "invalid"
     if tag == "answer":
         trajectory["answer"] = number(inside)
-    elif closed:
+    elif code and not cut:
         passed = secrets.token_hex(8)                                  # the code cannot say so by itself
         observation = yield Execute(program(task, step["code"], passed))
         step["observation"] = observation.text
@@ -91,6 +93,8 @@ def attempt(chat, trajectory):
 
 def program(task, code, passed):
     """The prompt (its imports and helpers), the code, the tests."""
+    if not re.search("^(?:async def|def|class) ", code, re.M):        # the body alone, which goes on where the prompt ends
+        code = textwrap.indent(code, "    ")
     return f"{task['question']}\n\n{code}\n\n{task['test']}\ncomplete_task('', {passed!r})"
 
 

@@ -35,22 +35,34 @@ def built(chat, question, hint, observation, corrective):
     return chat.prompt(question, [hint], steps)
 
 
+SPECIAL = lambda chat: {t: i for t, i in chat.tokenizer.get_vocab().items() if t.strip().startswith("<") and len(t.strip()) > 3}
+
+
 @fuzz
-@given(texts, texts, texts, texts)
-def test_no_text_forges_a_control_token_or_a_tag(chat, question, hint, observation, corrective):
-    special = {i for t, i in chat.tokenizer.get_vocab().items() if t.strip().startswith("<") and len(t.strip()) > 3}
+@given(texts, texts)
+def test_no_text_from_outside_forges_a_control_token_or_a_tag(chat, question, observation):
+    special = SPECIAL(chat).values()
     count = lambda ids: [i for i in ids if i in special]
     plain, spans = built(chat, "a", "b", "c", "d")
-    ids, where = built(chat, question, hint, observation, corrective)
+    ids, where = built(chat, question, "b", observation, "d")
     assert count(ids) == count(plain)
     for key, (start, end) in where.items():                                  # what was sampled is there, token by token
         assert ids[start:end] == plain[slice(*spans[key])]
 
 
 @fuzz
+@given(texts, texts)
+def test_no_hint_forges_a_control_token(chat, hint, corrective):
+    controls = [i for t, i in SPECIAL(chat).items() if t.strip("</>\n") not in TAGS]
+    count = lambda ids: [i for i in ids if i in controls]
+    assert len(controls) == 4 and count(built(chat, "a", hint, "c", corrective)[0]) == count(built(chat, "a", "b", "c", "d")[0])
+
+
+@fuzz
 @given(texts)
-def test_outside_text_comes_back_as_it_was_but_for_our_tags(chat, text):
+def test_outside_text_comes_back_as_it_was_but_for_our_tags_and_a_hint_with_them(chat, text):
     assert chat.decode(chat.encode_text(text)) == agent._TAG.sub("&lt;", text)
+    assert chat.decode(chat.encode_hint(text)) == text
 
 
 @fuzz
@@ -71,29 +83,31 @@ def test_the_prompt_grows_at_its_end_only(chat, question, observation):
 
 
 @fuzz
-@given(texts, texts, texts, texts, texts, texts)
-def test_behind_an_endpoint_our_tags_are_ours_alone(question, hint, observation, corrective, monologue, code):
-    def tags(*texts):
-        steps = [{"monologue": texts[4], "code": texts[5], "observation": texts[2], "hint": None},
-                 {"monologue": "", "code": "", "observation": None, "hint": {"name": "", "text": texts[3]}}]
-        messages, _ = endpoint.Messages().prompt(texts[0], [texts[1]], steps, ask="monologue")
+@given(texts, texts, texts, texts)
+def test_behind_an_endpoint_our_tags_are_ours_and_the_coachs_alone(question, observation, monologue, code):
+    def tags(question, observation, monologue, code):
+        steps = [{"monologue": monologue, "code": code, "observation": observation, "hint": None},
+                 {"monologue": "", "code": "", "observation": None, "hint": {"name": "", "text": "<python> is shown"}}]
+        messages, _ = endpoint.Messages().prompt(question, ["<observation> is shown"], steps, ask="monologue")
         assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
+        assert "<observation> is shown" in messages[0]["content"] and "<python> is shown" in messages[-1]["content"]
         return [agent._TAG.findall(m["content"]) for m in messages]
-    assert tags(question, hint, observation, corrective, monologue, code) == tags(*"abcdef")
+    assert tags(question, observation, monologue, code) == tags(*"abcd")
 
 
-def test_a_control_token_ends_a_response_and_makes_it_invalid(chat):
+def test_a_control_token_ends_a_response(chat):
     """Whatever the model writes, its turn ends where its tag is closed, or at the first control token."""
     task = {"id": "t", "question": "?", "answer": "1"}
     for name in ("<|end|>", "<|user|>", "<|system|>", "</observation>", "<hint>\n"):
         trajectory = {"id": "t#0", "task": task, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
         player = agent.play(chat, trajectory, max_steps=2)
         wish = next(player)
-        ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
-        assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
-        with pytest.raises(StopIteration):
-            player.send((ids, "stop"))
-        assert trajectory["stop"] == "invalid"
+        for expected in (agent.Generate, agent.Execute):
+            ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
+            assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
+            wish = player.send((ids, "stop"))
+            assert isinstance(wish, expected)
+        assert wish.code == chat.decode([100, 101])
 
 
 def test_tokens_that_look_like_a_templates_have_no_power_in_outside_text(tmp_path):

@@ -1,0 +1,215 @@
+"""What real models write: the code found in it, what is recorded, and what the next prompt and the training example hold of it."""
+import ast
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import agent
+import distill
+import endpoint
+from tools.sandbox import Observation
+
+ROOT = Path(__file__).resolve().parent.parent
+TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
+FENCE = "```"
+
+RESPONSES = [                                                              # a response to the request for code, the code to run
+    ("print(1)\n</python>", "print(1)"),
+    ("print(1)", "print(1)"),
+    ("Here is the code:\n```py\nprint(1)\n```\nThis prints one.", "print(1)"),
+    ("Sure: ```python\nprint(1)\n```", "print(1)"),
+    ("<python>\n```Python\nprint(1)\n```", "print(1)"),
+    ("<python>\n```python3\nprint(1)\n```\n</python>", "print(1)"),
+    ("```python\nprint(1)\n```\nI hope that helps.", "print(1)"),
+    ("```\nprint(1)\n```\n</python>", "print(1)"),
+    ("```tool_code\nprint(1)\n```", "print(1)"),
+    ("```python title=\"a.py\"\nprint(1)\n```", "print(1)"),
+    ("```python print(1)```", "print(1)"),
+    ("```print(1)```", "print(1)"),
+    ("```python\nprint(1)\n", "print(1)"),                                 # the fence is not closed
+    ("print(1)\n```", "print(1)"),                                         # … or was not opened
+    ("print(1)\n```\nThis prints one.\n</python>", "print(1)"),
+    ("print(1)\n```\nOutput:\n```\n1\n```", "print(1)"),
+    ("First:\n```bash\npip install x\n```\nThen:\n```python\nprint(1)\n```", "print(1)"),
+    ("  ```python\n  for i in x:\n      print(i)\n  ```", "for i in x:\n    print(i)"),
+    ("<think>\nThe user wants a print.\n</think>\nprint(1)", "print(1)"),
+    ("<think>\nOr <python>\nprint(2)\n</python>?\n</think>\n<python>\nprint(1)\n</python>", "print(1)"),
+    ("The price is needed.\n</think>\n\n<python>\nprint(1)\n</python>", "print(1)"),
+    ("print(1)\n</think>", "print(1)"),
+    ("<python>\n    print(1)\n    print(2)\n</python>", "print(1)\nprint(2)"),
+    ("    if x:\n        print(1)\n", "if x:\n    print(1)"),
+    ("<python> print(1) </python>", "print(1)"),
+    ("<python>\n<python>\nprint(1)\n</python>\n</python>", "print(1)"),
+    ("I print it. <python>\nprint(1)\n</python> Done.", "print(1)"),
+    ("</inner_monologue>\n<python>\nprint(1)\n</python>", "print(1)"),
+    ("I print it.\n</inner_monologue>\nprint(1)", "print(1)"),
+    ("</python>\n<python>\nprint(1)\n</python>", "print(1)"),
+    ("print(1)\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.", "print(1)"),
+    ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
+    ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),       # it plays on alone
+    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nx\n", "print(1)"),
+    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),       # strings stay
+    ("!pip install pandas\nprint(1)\n</python>", "!pip install pandas\nprint(1)"),
+    ("print(1\n</python>", "print(1"),                                     # the sandbox says what is wrong with it
+    ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""), ("<python></python>", "")]
+
+MONOLOGUES = [                                                             # a response to the request for a monologue: it, code it ran on into
+    ("I look.\n</inner_monologue>", "I look.", ""),
+    ("I look.", "I look.", ""),
+    ("<inner_monologue>\nI look.\n</inner_monologue>", "I look.", ""),
+    ("Sure!\n<inner_monologue>\nI look.", "I look.", ""),
+    ("<think>\nHm.\n</think>\nI look.\n</inner_monologue>", "I look.", ""),
+    ("I look.\n</think>\n", "I look.", ""),
+    ("I look.\n<python>\nprint(1)\n</python>", "I look.", "print(1)"),
+    ("I look.\n<python>\n```python\nprint(1)\n```", "I look.", "print(1)"),
+    ("<python>\nprint(1)", "", "print(1)"),
+    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
+    ("I look.\n<python>\n</python>", "I look.\n<python>\n</python>", ""),
+    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>", "I try <python>\nprint(1)\n</python> next.", "")]       # the code turn decides
+
+
+@pytest.mark.parametrize("response, code", RESPONSES)
+def test_the_code_of_a_response(response, code):
+    assert agent.code_in(response) == code
+
+
+@pytest.mark.parametrize("response, monologue, code", MONOLOGUES)
+def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, monologue, code):
+    assert agent.monologue_in(response) == (monologue, code)
+
+
+PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>", "<think>", "</think>", "```", "```py", "```bash",
+          "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00", "\ud800", "日本", "\t", "(" * 300]
+
+
+@settings(max_examples=500, deadline=None, derandomize=True, database=None)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=16).map("".join))
+def test_any_response_has_code_or_none(response):
+    for code in (agent.code_in(response), *agent.monologue_in(response)[1:]):
+        assert code == code.strip("\n") and isinstance(code, str)
+        if agent._WHOLE_TAG.search(code) or agent._THOUGHT.search(code) or FENCE in code:
+            ast.parse(code)                                                # in a string, then
+
+
+@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (", "data_filter(db, 'a<b')"]), st.sampled_from(["", "py", "Python", "python3"]),
+       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "\nI hope that helps."]))
+def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, closed, after):
+    text = f"{FENCE}{language}\n{code}\n{FENCE}" if fenced else code
+    text = f"<python>\n{text}" if opened else text
+    text = f"{text}\n</python>" if closed else text
+    before = before if opened or fenced or "think" in before else ""       # prose needs something that parts it from the code
+    after = after if closed or fenced else ""
+    assert agent.code_in(before + text + after) == code
+
+
+# ---- the prompt after such turns, in sampling and in training
+
+LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
+                "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
+QWEN_LIKE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|eot|>\n' }}{% endfor %}"
+             "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
+
+
+@pytest.fixture(scope="module", params=["starter", QWEN_LIKE, LLAMA_2_LIKE])
+def chat(request, tmp_path_factory):
+    """The starter's, whose tags are tokens, and two whose tags are text, as real models' are."""
+    if request.param == "starter":
+        return agent.Chat(ROOT / "starter")
+    folder = tmp_path_factory.mktemp("model")
+    tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
+    names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
+    tokenizer["added_tokens"] = [t | {"content": names[t["content"]]} for t in tokenizer["added_tokens"] if t["id"] in (0, 1, 3)]
+    tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
+    return agent.Chat(folder)
+
+
+def play(chat, responses, max_steps):
+    """Plays these responses, each sampled until it is over → the trajectory, the prompts, what was sampled, the code that ran."""
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    player, result, prompts, sampled, ran = agent.play(chat, trajectory, max_steps), None, [], [], []
+    responses = iter(responses)
+    while True:
+        try:
+            wish = player.send(result)
+        except StopIteration:
+            return trajectory, prompts, sampled, ran
+        if isinstance(wish, agent.Generate):
+            ids, over = chat.encode_template(next(responses)), chat.closes(wish.tag)
+            ids = ids[:next((n for n in range(1, len(ids) + 1) if over(ids[:n])), len(ids))]
+            prompts.append(wish.prompt)
+            sampled.append(ids)
+            result = ids, "stop"
+        else:
+            ran.append(wish.code)
+            result = Observation("1")
+
+
+def turns(end):
+    """Two steps of turns that end without their closing tags."""
+    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}", f"Again.\n</inner_monologue>{end}", f"    print(2){end}"]
+
+
+def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
+    end = chat.names["eos_token"]
+    t, prompts, sampled, ran = play(chat, turns(end), 2)
+    assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
+    assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
+    whole, spans = chat.prompt(TASK["question"], [], t["steps"])
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):           # it grows at its end, by what was sampled
+        assert longer[:len(prompt) + len(ids)] == prompt + ids
+    assert [whole[start:stop] for start, stop in spans.values()] == sampled
+    closed, _ = chat.prompt(TASK["question"], [], play(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
+                                                              for n, r in enumerate(turns(end))], 2)[0]["steps"])
+    eot = chat.tokenizer.token_to_id(end)
+    assert whole.count(eot) == closed.count(eot)                           # a turn that the model ended is not ended again
+    assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    ids, at, targets, weights = distill.example(chat, t)
+    assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
+
+
+def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
+    if chat.tags:
+        pytest.skip("where a tag is a token, it ends the turn")
+    end = chat.names["eos_token"]
+    t, prompts, sampled, ran = play(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+                                           "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
+    assert ran == ["print(1)", "print(2)", "print(3)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
+    assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
+    assert chat.decode(sampled[-1]).endswith("<observation>")              # the observation is ours to write
+    whole, spans = chat.prompt(TASK["question"], [], t["steps"])
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
+        assert longer[:len(prompt) + len(ids)] == prompt + ids
+    assert list(spans) == [(0, "monologue"), (1, "monologue"), (1, "code"), (2, "monologue")]
+    assert chat.decode(whole).count(agent.CODE) == 1 and distill.usable(t)
+    assert all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    assert distill.example(chat, t)[2] == sum(sampled, [])
+
+
+def test_thinking_does_not_end_a_turn(chat):
+    if chat.tags:
+        pytest.skip("the starter has no such token")
+    t, _, sampled, ran = play(chat, ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"], 1)
+    assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look." and sampled[0][0] == chat.tokenizer.token_to_id("<think>")
+
+
+@pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
+                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]), (["I look.", "<think>\nHm."], [])])
+def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    messages, codes = endpoint.Messages(), []
+    player, result, responses = agent.play(messages, trajectory, 1), None, iter(responses)
+    try:
+        while True:
+            wish = player.send(result)
+            if isinstance(wish, agent.Execute):
+                codes.append(wish.code)
+            result = (endpoint.Said(next(responses)), "stop") if isinstance(wish, agent.Generate) else Observation("1")
+    except StopIteration:
+        pass
+    assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid") and trajectory["steps"][0]["token_ids"] == {}
