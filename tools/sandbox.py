@@ -251,8 +251,10 @@ def serve(arguments):
 
 
 def load(tools, data):
-    """The public functions of the tool module at path `tools`."""
+    """The public functions of the tool module at path `tools`. Code may also import them, as models like to do: the
+    module goes by the names `tools`, its own (`library` if the file is library.py) and `tools.library`."""
     if tools is None:
+        sys.modules["tools"] = types.ModuleType("tools")
         return {}
     sys.path[0] = os.path.dirname(tools)                 # helpers next to it can be imported, as by a script
     spec = importlib.util.spec_from_file_location("world", tools)
@@ -262,6 +264,10 @@ def load(tools, data):
     spec.loader.exec_module(module)
     if hasattr(module, "_open"):
         module._open(data)
+    own = Path(tools).stem
+    for name in {"tools", own, f"tools.{own}"} - sys.stdlib_module_names:
+        sys.modules[name] = module
+    vars(module).setdefault(own, module)                 # import tools.library; tools.library.books_by(…)
     return {name: value for name, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == "world" and not name.startswith("_")}
 
@@ -453,9 +459,11 @@ def interpret(requests, replies, output, functions, limit):
         select.select([requests], [], [])                # the step is over, even if the code catches what is raised
         raise Completed
 
+    complete_task.__qualname__ = "complete_task"         # what a TypeError calls it
     random.seed(0)                                       # the same in every run, as a fixed hash seed is
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     vars(main).update(functions, complete_task=complete_task)
+    sys.modules["tools"].complete_task = complete_task   # from tools import complete_task
     for step, line in enumerate(open(requests), 1):
         nonce, code = json.loads(line)
         os.dup2(output, 1)
