@@ -10,7 +10,8 @@ import pytest
 from tools.sandbox import Limits, World
 
 NOTHING = "(nothing was printed: print(x) shows a value, x alone on the last line does not)\n"
-GIVEN = "Note: complete_task and the tools are given and need no definition. From the next step on, {} is the given one again.\n"
+GIVEN = ("Note: complete_task and the tools are given and need no definition. "
+         "From the next step on, {} is the given one again.\n")
 GOES_ON = "The task goes on. Only complete_task(report, answer) ends it.\n"
 LIBRARY = '''
 books = {}
@@ -120,8 +121,10 @@ def test_a_step_that_prints_too_much_keeps_its_variables_and_both_ends_of_what_i
 
 # ---- no shell, no network ----
 
-@pytest.mark.parametrize("code", ["!pip install pandas", "x = 1\n!ls", "%pip install pandas\nimport pandas", "pip install x",
-                                  "python -m pip install x", "  !ls", "%%bash\nls"])
+@pytest.mark.parametrize("code", [
+    "!pip install pandas", "x = 1\n!ls", "%pip install pandas\nimport pandas", "pip install x",
+    "python -m pip install x", "  !ls", "%%bash\nls",
+])
 def test_a_line_for_the_shell_is_one_line(box, code):
     line, = [line for line in code.split("\n") if "pip i" in line or line.strip()[0] in "!%"]
     assert box.run(code).text == f"SyntaxError: {line.strip()}: there is no shell and no network here, only Python\n"
@@ -152,7 +155,8 @@ Traceback (most recent call last):
     print(1 / 0)
 ZeroDivisionError: division by zero
 """),
-    "this step's line and the one that failed": ("def a():\n    b()\ndef b():\n    c()\ndef c():\n    books['x']\na()", """\
+    "this step's line and the one that failed": (
+        "def a():\n    b()\ndef b():\n    c()\ndef c():\n    books['x']\na()", """\
   File "<python>", line 7, in <module>
     a()
   File "<python>", line 6, in c
@@ -171,11 +175,11 @@ Traceback (most recent call last):
     books_by()
 TypeError: books_by() missing 1 required positional argument: 'author'; it is called as books_by(author)
 """),
-    "the task completed wrongly": ("complete_task('42')", """\
+    "the task completed wrongly": ("complete_task('42', 'x', 3)", """\
 Traceback (most recent call last):
   File "<python>", line 1, in <module>
-    complete_task('42')
-TypeError: complete_task() missing 1 required positional argument: 'answer'; it is called as complete_task(report, answer)
+    complete_task('42', 'x', 3)
+TypeError: complete_task() takes 2 positional arguments but 3 were given; it is called as complete_task(report, answer)
 """),
     "a syntax error": ("x = 1\nfor i in range(3)\n    print(i)", """\
   File "<python>", line 2
@@ -218,7 +222,8 @@ def test_an_error_is_the_agents_own_line_and_the_message(box, name):
 
 
 @pytest.mark.parametrize("code", [
-    "import tools\ntools.lend", "import library\nlibrary.x", "from library import x", "from json import x", "import json.x",
+    "import tools\ntools.lend", "import library\nlibrary.x", "from library import x", "from json import x",
+    "import json.x",
     "import json; json.loads('{')", "import re; re.compile('(')", "from statistics import mean; mean('abc')",
     "import warnings\ndef f(): warnings.warn('old', stacklevel=1)\nf()\nimport ast; ast.literal_eval('1 + x')",
     "class A:\n    def __del__(self): 1 / 0\nA()\nprint('x')", "import decimal; decimal.Decimal('x')",

@@ -50,8 +50,8 @@ def explain_import(error, given):
         what = f"{error.name} has no {name[1]}" if name else f"{error.name} cannot be imported"
         what += f"; the tools are {', '.join(given)}" if error.name == "tools" else ""
         return f"ImportError: {what}\n"
-    packages = [name for name in PACKAGES if importlib.util.find_spec(name)]
-    return (f"ModuleNotFoundError: there is no {error.name} here, only {' and '.join(['the standard library', *packages])}; "
+    there = " and ".join(["the standard library", *filter(importlib.util.find_spec, PACKAGES)])
+    return (f"ModuleNotFoundError: there is no {error.name} here, only {there}; "
             "complete_task and the tools are defined already and need no import\n")
 
 
