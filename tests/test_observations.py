@@ -4,15 +4,35 @@
 """
 import importlib.util
 import re
+from pathlib import Path
 
 import pytest
 
+from tools import toolqa
 from tools.sandbox import Limits, World
 
 NOTHING = "(nothing was printed: print(x) shows a value, x alone on the last line does not)\n"
 GIVEN = ("Note: complete_task and the tools are given and need no definition. "
-         "From the next step on, {} is the given one again.\n")
+         "The next step has the given {} again.\n")
 GOES_ON = "The task goes on. Only complete_task(report, answer) ends it.\n"
+# What a model writes in a world of toolqa's, and what it then sees.
+CASES = [
+    ("from tools import load_db\nprint(len(load_db('coffee')))", "2\n"),
+    ("import tools\nt = tools.load_db('coffee')\nprint(len(t))", "2\n"),
+    ("import toolqa\nprint(len(toolqa.load_db('coffee')))", "2\n"),
+    ("x = 6 * 7\nx", NOTHING),
+    ("exit()", GOES_ON),
+    ("!pip install pandas", "SyntaxError: !pip install pandas: there is no shell and no network here, only Python\n"),
+    ("def complete_task(report, answer):\n    print(answer)\ncomplete_task('x', '1')",
+     "1\n" + GIVEN.format("complete_task")),
+    ("t = load_db('coffee')\nrows = data_filter(t, 'Prize>3')\nprint(rows)", """\
+Traceback (most recent call last):
+  File "<python>", line 2, in <module>
+    rows = data_filter(t, 'Prize>3')
+ValueError: there is no column of coffee "Prize"; did you mean "Price"? There are: Date, Price
+"""),
+    ("print(data_filter(load_db('coffee'), \"Date='2020-01-02'\")[0]['Price'])", "3.5\n"),
+]
 LIBRARY = '''
 books = {}
 
@@ -43,6 +63,22 @@ def world(tmp_path_factory):
 def box(world):
     with world.start() as box:
         yield box
+
+
+@pytest.fixture(scope="module")
+def coffee(tmp_path_factory):
+    place = tmp_path_factory.mktemp("coffee")
+    rows = [{"Date": "2020-01-02", "Price": 3.5}, {"Date": "2020-01-03", "Price": 4}]
+    toolqa._write_world(place / "world.sqlite", {"coffee": rows}, {}, [])
+    with World(Path(toolqa.__file__), place) as world:
+        yield world
+
+
+@pytest.mark.parametrize("code, text", CASES)
+def test_what_a_model_writes_and_what_it_sees(coffee, code, text):
+    with coffee.start() as box:
+        assert box.run(code) == (text, None, False)
+        assert box.run("complete_task('', len(load_db('coffee')))").completed == ("", "2")
 
 
 # ---- the tools can be imported, though they need not be ----

@@ -16,7 +16,7 @@ PACKAGES = "numpy", "pandas", "scipy"                    # named where they are 
 SHELL = re.compile(r"\s*([!%]|(python3? -m )?pip3? )")   # a line that a notebook or a shell would take
 NOTHING_PRINTED = "(nothing was printed: print(x) shows a value, x alone on the last line does not)\n"
 REDEFINED = ("Note: complete_task and the tools are given and need no definition. "
-             "From the next step on, {} is the given one again.\n")
+             "The next step has the given {} again.\n")
 
 
 def explain(error: BaseException, given: dict) -> str:

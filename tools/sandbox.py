@@ -11,7 +11,8 @@ Four kinds of processes, each started by the one before it:
     stage        World and Sandbox below. Sends code, receives observations.
     server       one per world, a clean interpreter: imports the tool module once, then only forks.
     warden       one per trajectory: starts the interpreter, clocks it, reads what it prints, kills and replaces it.
-    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps.
+    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps; what it says
+                 of an error is in tools/explain.py.
 
 Who can forge what: the code may do anything within its own interpreter, so it can claim to have completed its own task
 with any answer, or to have printed anything; it could simply have done so. But its interpreter holds nothing except the
@@ -508,7 +509,8 @@ def interpret(requests, replies, output, functions, limit):
 def quiet(given):
     """What Python writes on its own account, it writes without paths of ours, or not at all."""
     sys.unraisablehook = lambda _: None                  # an exception in a __del__, mostly the library's
-    threading.excepthook = lambda thread: sys.stderr.write(explain(thread.exc_value, given))
+    threading.excepthook = lambda thread: (
+        issubclass(thread.exc_type, (Completed, SystemExit)) or sys.stderr.write(explain(thread.exc_value, given)))
     warnings.filterwarnings("ignore", "coroutine .* was never awaited")      # after asyncio.run has failed
     whole = warnings.formatwarning
     warnings.formatwarning = lambda message, category, filename, *rest: (
