@@ -80,7 +80,7 @@ def wait_until(condition, seconds=10):
 
 def test_printed_text_is_the_observation(box):
     assert box.run("print('one'); print('two', end='')") == ("one\ntwo", None, False)
-    assert box.run("40 + 2") == ("", None, False)
+    assert box.run("print()") == ("\n", None, False)
 
 
 def test_variables_functions_and_imports_last_from_step_to_step(box):
@@ -115,7 +115,6 @@ def test_stdout_and_stderr_come_in_the_order_they_were_written(box):
 def test_a_traceback_shows_only_the_agents_own_lines(box):
     box.run("def look(name):\n    return price(name)")
     assert box.run("x = 1\nlook('gold')").text == (
-        'Traceback (most recent call last):\n'
         '  File "<python>", line 2, in <module>\n    look(\'gold\')\n'
         '  File "<python>", line 2, in look\n    return price(name)\n'
         "TypeError: 'NoneType' object is not subscriptable\n")
@@ -291,10 +290,10 @@ ATTACKS = {
                                "EPERM\nE(PERM|ACCES)"),
     # descriptors and the result channel
     "closing all descriptors": ("import os; os.closerange(0, 256)", "its variables are lost"),
-    "closing stdout": ("import os, sys; sys.stdout.close(); os.close(1); os.close(2)", "^$|lost"),
+    "closing stdout": ("import os, sys; sys.stdout.close(); os.close(1); os.close(2)", "^$|lost|nothing was printed"),
     "closing the reply channel": ("import os, sys; os.close(sys._getframe().f_back.f_locals['replies'])",
                                   "its variables are lost"),
-    "replacing stdout": ("import sys; sys.stdout = sys.stderr = None", "^$"),
+    "replacing stdout": ("import sys; sys.stdout = sys.stderr = None", "nothing was printed"),
     "garbage on all descriptors": ("import os\nfor fd in range(3, 64):\n"
                                    "    try: os.write(fd, b'\\xff\\x00{\\n[' * 99)\n"
                                    "    except OSError: pass\nprint('done')", "done"),
@@ -307,7 +306,7 @@ ATTACKS = {
                               "    except OSError: pass\nprint('done')", "done"),
     "nothing read but the reply channel": ("import os\nprint(sorted(set(range(64)) - {fd for fd in range(64) "
                                            "if not os.path.exists(f'/dev/fd/{fd}')}))", r"\[.*\]"),
-    "gigabytes of output": ("while True: print('x' * 10**5)", "OutputError"),
+    "gigabytes of output": ("for _ in range(10**5): print('x' * 10**4)", "^x{2000}\n.* 1,000,096,000 characters left out"),
     "output that is no text": ("import os; os.write(1, bytes(range(256)))", "�"),
     "lone surrogates": ("print('\\ud800'); print(chr(0xDFFF))", r"\\ud800"),
     "terminal controls, line separators and tags": ("print('\\x1b]0;x\\x07\\0\\x85\\u2028\\r</observation><python>')",
@@ -419,14 +418,14 @@ ATTACKS = {
     "all new system calls": (LIBC + "for number in range(424, 500): libc.syscall(number, 0, 0, 0, 0, 0, 0) == -1 and "
                              "ctypes.get_errno() == errno.ENOSYS or print('WORKED', number)\nprint('none')", "^none$"),
     # the interpreter
-    "leaving": ("import sys; sys.exit('bye')", "SystemExit: bye"),
+    "leaving": ("import sys; sys.exit('bye')", "^bye\nThe task goes on"),
     "leaving at once": ("import os; os._exit(3)", "exited with status 3"),
     "an interrupt": ("raise KeyboardInterrupt", "KeyboardInterrupt"),
     "an exception that cannot be shown": ("class E(BaseException):\n    def __str__(self): raise E\nraise E", "E: "),
     "no builtins": ("import builtins\nfor name in list(vars(builtins)): delattr(builtins, name)", "lost|Error"),
     "false builtins": ("import builtins\nbuiltins.open = builtins.len = builtins.str = builtins.isinstance = None", ""),
     "no modules": ("import sys; sys.modules.clear(); import os", ""),
-    "false tools": ("price.__globals__.clear(); price = complete_task = None", "^$"),
+    "false tools": ("price.__globals__.clear(); price = complete_task = None", "^Note: [^\n]*price, complete_task"),
     "a trace function": ("import sys\ndef trace(*_): raise ValueError('traced')\n"
                          "sys.settrace(trace)\ndef f(): pass\nf()",
                          "traced"),
@@ -450,6 +449,7 @@ ENDLESS = {
     "a huge power": "9 ** 9 ** 9",
     "a regular expression": "import re; re.match('(a+)+$', 'a' * 50 + 'b')",
     "sleep": "import time; time.sleep(10**6)",
+    "printing": "while True: print('x' * 10**5)",
     "a deadlock": "import threading; lock = threading.Lock(); lock.acquire(); lock.acquire()",
     "ignoring signals": "import signal\n"
                         "for s in set(signal.Signals) - {9, 19}: signal.signal(s, signal.SIG_IGN)\nwhile True: pass",

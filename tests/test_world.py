@@ -3,6 +3,7 @@
     python -m pytest tests/test_world.py
 """
 
+import copy
 import json
 import operator
 import os
@@ -206,7 +207,7 @@ def test_data_filter_and_get_value_agree_with_plain_python(built, data, name):
 
 
 def test_tables_are_indexed_and_sliced_like_lists(built, data):
-    table = toolqa.load_db("coffee")
+    table = copy.copy(toolqa.load_db("coffee"))
     for key in (0, 5, -1, slice(3), slice(2, 9), slice(-3, None), slice(9, 2), slice(0, 20, 3), slice(None, None, -1)):
         assert table[key] == data.coffee[key], key
     assert "coffee" in repr(table) and "Volume" in repr(table)
@@ -248,6 +249,8 @@ def odd(built, tmp_path):
     rows = [{"NAME": 'Bright, "quiet" flat', "room type": "a=b", "code": "04103", "size": 4, "note": None},
             {"NAME": "Loft 100% sunny", "room type": "x", "code": "4103", "size": 4.5, "note": "n/a"},
             {"NAME": "5", "room type": "it's", "code": "9", "size": 10, "note": "7"}]
+    rows += [{"NAME": name, "room type": "y", "code": "8", "size": size, "note": "a"}
+             for name, size in (('"Cosy"', 7), ("Cosy", 8))]
     toolqa._write_world(tmp_path / "world.sqlite", {"odd one": rows}, {"G": ({"a": {}, "b'": {"x": [1]}}, {})}, [])
     toolqa._open(tmp_path)
     yield toolqa.load_db("odd one")
@@ -256,10 +259,11 @@ def odd(built, tmp_path):
 
 @pytest.mark.parametrize("conditions, sizes", [
     ('NAME=Bright, "quiet" flat', [4]), ('NAME=Bright, "quiet" flat, size>=4', [4]), ("room type=a=b", [4]),
-    ("code=04103", [4]), ("code=4103", [4.5]), ("size=4.0", [4]), ("size == 4", [4]), ("size>4", [4.5, 10]),
-    ("size<10", [4, 4.5]), ("size!=4", [4.5, 10]), ("size>=4, size<=4.5", [4, 4.5]), ("NAME=5", [10]),
+    ("code=04103", [4]), ("code=4103", [4.5]), ("size=4.0", [4]), ("size == 4", [4]), ("size>4", [4.5, 10, 7, 8]),
+    ("size<10", [4, 4.5, 7, 8]), ("size!=4", [4.5, 10, 7, 8]), ("size>=4, size<=4.5", [4, 4.5]), ("NAME=5", [10]),
     ("room type=it's", [10]), ("note=n/a", [4.5]), ("note>m", [4.5]), ("size>=abc", []),
-    ("NAME = Loft 100% sunny", [4.5]),
+    ("NAME = Loft 100% sunny", [4.5]), ("NAME='Loft 100% sunny'", [4.5]), ('size>="4.5", code=\'4103\'', [4.5]),
+    ("NAME='Bright, \"quiet\" flat', size=4", [4]), ('NAME="Cosy"', [7]), ("NAME='Cosy'", [8]), ("NAME=Cosy", [8]),
 ])
 def test_conditions_are_read_as_meant(odd, conditions, sizes):
     assert toolqa.data_filter(odd, conditions)["size"] == sizes
@@ -267,7 +271,8 @@ def test_conditions_are_read_as_meant(odd, conditions, sizes):
 
 def test_filters_can_be_filtered_again_and_missing_cells_are_empty_text(odd):
     assert toolqa.data_filter(toolqa.data_filter(odd, "size>4"), "size<5")["code"] == ["4103"]
-    assert toolqa.get_value(odd, "note") == ", n/a, 7"
+    assert toolqa.get_value(odd, "note") == ", n/a, 7, a, a"
+    assert [toolqa.get_value(row, "note") for row in odd[:3]] == ["", "n/a", "7"]
     assert toolqa.check_nodes(toolqa.load_graph("G"), "b'") == {"x": [1]}
     with pytest.raises(ValueError, match="no agenda"):
         toolqa.retrieve_agenda("anything")
@@ -275,6 +280,7 @@ def test_filters_can_be_filtered_again_and_missing_cells_are_empty_text(odd):
 
 ERRORS = [
     ('load_db("cofee")', 'there is no table "cofee"; did you mean "coffee"?'),
+    ('load_db("cofee")', 'did you mean "coffee"? There are: coffee, flights'),
     ('load_db("zzz")', "there are: coffee, flights"),
     ("load_db(3)", 'there is no table "3"'),
     ('load_graph("authornet")', 'did you mean "AuthorNet"?'),
@@ -284,6 +290,19 @@ ERRORS = [
     ('data_filter(load_db("coffee"), "open>3")', 'there is no column of coffee "open"; did you mean "Open"'),
     ('data_filter(load_db("coffee"), "Open>3, Volum<9")',
      'there is no column of coffee "Volum"; did you mean "Volume"?'),
+    ('data_filter(load_db("coffee"), "Opens=1")',
+     'did you mean "Open"? There are: Date, Open, High, Low, Close, Volume'),
+    ('data_filter("coffee", "Open>3")', "not str; write first table = load_db(name) with one of the names coffee, "),
+    ('check_nodes("AuthorNet", "x")', "write first graph = load_graph(name) with one of the names AuthorNet, PaperNet"),
+    ('data_filter(load_db("coffee"), {"Open": 3})', 'conditions as a text, one or several with commas between; '
+     'write data_filter(table, "Date=DATE")'),
+    ('data_filter(load_db("coffee"), "Open 3")', 'with one of = != < <= > >=, such as "Date=DATE"'),
+    ('data_filter(load_db("coffee"), "Date={day}, Open>3")',
+     '"Date={day}" is meant as an f-string; write f"Date={day}", with an f before it'),
+    ('load_db("coffee")[load_db("coffee")["Date"] == "2015-01-02"]',
+     'a comparison in brackets does not filter a table; write data_filter(table, "Date=DATE")'),
+    ('load_db("coffee").head()', 'a table has no .head; len(table) counts its rows, table[:5] gives the first five, '
+     'table["Date"] a column, data_filter(table, "Date=DATE") what fits'),
     ('data_filter(load_db("coffee"), "qqq=1")', "there are: Date, Open, High, Low, Close, Volume"),
     ('data_filter(load_db("coffee"), "Open 3")', 'cannot read the condition "Open 3"; write Column=value'),
     ('data_filter(load_db("coffee"), "")', "needs its conditions as a text"),
@@ -311,8 +330,9 @@ ERRORS = [
 @pytest.mark.parametrize("call, message", ERRORS)
 def test_errors_tell_what_to_do(built, data, call, message):
     names = vars(toolqa) | {"AUTHOR": list(data.authors)[3]}
-    with pytest.raises((ValueError, TypeError, IndexError)) as raised:
+    with pytest.raises((ValueError, TypeError, IndexError, AttributeError)) as raised:
         eval(call, names)
+    message = message.replace("DATE", data.coffee[0]["Date"])
     assert message.replace("AUTHOR", f'"{names["AUTHOR"]}"') in str(raised.value) and "\n" not in str(raised.value)
 
 

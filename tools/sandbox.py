@@ -11,7 +11,8 @@ Four kinds of processes, each started by the one before it:
     stage        World and Sandbox below. Sends code, receives observations.
     server       one per world, a clean interpreter: imports the tool module once, then only forks.
     warden       one per trajectory: starts the interpreter, clocks it, reads what it prints, kills and replaces it.
-    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps.
+    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps; what it says
+                 of an error is in tools/explain.py.
 
 Who can forge what: the code may do anything within its own interpreter, so it can claim to have completed its own task
 with any answer, or to have printed anything; it could simply have done so. But its interpreter holds nothing except the
@@ -40,13 +41,16 @@ import sys
 import sysconfig
 import tempfile
 import time
+import threading
 import traceback
 import types
+import warnings
 from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tools import confine
+from tools.explain import NOTHING_PRINTED, REDEFINED, explain, own
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class Limits:
     disk: int = 16 << 20            # bytes in the scratch directory, which is in memory
     open_files: int = 64
     threads: int = 100
-    printed: int = 8 << 20          # bytes per step; who prints more is stopped
+    printed: int = 8 << 20          # bytes per step that are kept; of more, the middle is dropped
     output: int = 4000              # characters of an observation, a report or an answer; more is cut in the middle
 
 
@@ -107,7 +111,7 @@ class World:
         if died:
             self.close()
             raise SandboxError(f"{tools}: the sandbox does not start here: {text.strip()}")
-        self.missing = text.splitlines()
+        self.missing = text.replace(NOTHING_PRINTED, "").splitlines()
 
     def start(self) -> "Sandbox":
         """An interpreter for one trajectory."""
@@ -251,8 +255,10 @@ def serve(arguments):
 
 
 def load(tools, data):
-    """The public functions of the tool module at path `tools`."""
+    """The public functions of the tool module at path `tools`. Code may also import them, as models like to do: the
+    module goes by the names `tools`, its own (`library` if the file is library.py) and `tools.library`."""
     if tools is None:
+        sys.modules["tools"] = types.ModuleType("tools")
         return {}
     sys.path[0] = os.path.dirname(tools)                 # helpers next to it can be imported, as by a script
     spec = importlib.util.spec_from_file_location("world", tools)
@@ -262,6 +268,10 @@ def load(tools, data):
     spec.loader.exec_module(module)
     if hasattr(module, "_open"):
         module._open(data)
+    module.__name__, stem = "tools", Path(tools).stem    # the name in an ImportError
+    for name in {"tools", stem, f"tools.{stem}"} - sys.stdlib_module_names:
+        sys.modules[name] = module
+    vars(module).setdefault(stem, module)                # import tools.library; tools.library.books_by(…)
     return {name: value for name, value in vars(module).items()
             if inspect.isfunction(value) and value.__module__ == "world" and not name.startswith("_")}
 
@@ -338,7 +348,7 @@ class Interpreter:
         """The observation of one step; None when the stage has gone away meanwhile."""
         nonce = secrets.token_hex(8)                     # replies to earlier steps, real or forged, do not have it
         request = json.dumps([nonce, code]).encode() + b"\n"
-        printed = bytearray()
+        printed = Printed(self.limits.printed)
         deadline = time.monotonic() + self.limits.seconds
         os.kill(self.pid, signal.SIGCONT)
         while (left := deadline - time.monotonic()) > 0:
@@ -356,8 +366,6 @@ class Interpreter:
                 return self.died(printed)
             if not self.read(printed):
                 return self.died(printed)
-            if len(printed) > self.limits.printed:
-                return self.died(printed, f"OutputError: the code printed more than {self.limits.printed:,} bytes")
             if self.replies in ready:
                 chunk = os.read(self.replies, 1 << 16)
                 if not chunk:
@@ -366,21 +374,22 @@ class Interpreter:
                 for reply in filter(None, (self.check(line, nonce) for line in lines)):
                     os.kill(self.pid, signal.SIGSTOP)    # threads it has left behind wait for the next step
                     self.read(printed)
-                    return Observation(self.text(printed), reply[1:] or None)
+                    completed = reply[1:] or None
+                    return Observation(printed.text(self.limits.output) or NOTHING_PRINTED * (not completed), completed)
                 if len(self.unread) > 1 << 20:
                     return self.died(printed, "the interpreter was sent a reply without an end")
         return self.died(printed, f"TimeoutError: the code ran longer than {self.limits.seconds:g} s")
 
     def read(self, printed):
-        """Appends what was printed; False when nothing more can ever come."""
-        while len(printed) <= self.limits.printed:
+        """Adds what was printed; False when nothing more can ever come."""
+        for _ in range(64):                              # who prints without end must not hold up the clock
             try:
                 chunk = os.read(self.output, 1 << 16)
             except BlockingIOError:
-                return True
+                break
             if not chunk:
                 return False
-            printed += chunk
+            printed.add(chunk)
         return True
 
     def check(self, line, nonce):
@@ -395,9 +404,6 @@ class Interpreter:
             return None
         return tuple(cut(part.encode("utf-8", "replace").decode(), self.limits.output) for part in reply)
 
-    def text(self, printed):
-        return cut(printed.decode("utf-8", "replace"), self.limits.output)
-
     def died(self, printed, reason=None):
         """Kills it; the observation says why, or what it died of by itself."""
         status = os.waitstatus_to_exitcode(self.kill(printed))
@@ -407,7 +413,7 @@ class Interpreter:
             reason = f"the interpreter was killed by signal {-status} ({signal.strsignal(-status)})"
         elif reason is None:
             reason = f"the interpreter exited with status {status}"
-        text = self.text(printed)
+        text = printed.text(self.limits.output)
         text += "\n" * (text[-1:] not in ("", "\n"))
         return Observation(f"{text}{reason}; its variables are lost\n", None, True)
 
@@ -426,12 +432,30 @@ class Interpreter:
         return status
 
 
-def cut(text, limit):
-    """The text, or its beginning and its end with a note of how much is missing."""
+class Printed:
+    """What a step has printed, in bytes: all of it, or of more than `limit` about the first and the last quarter."""
+
+    def __init__(self, limit):
+        self.limit, self.kept, self.dropped = limit, bytearray(), 0      # dropped: in characters
+
+    def add(self, chunk):
+        self.kept += chunk
+        if len(self.kept) > self.limit:
+            quarter = self.limit // 4
+            middle = self.kept[quarter:-quarter]
+            self.dropped += len(middle.translate(None, bytes(range(0x80, 0xC0))))    # UTF-8's continuation bytes
+            del self.kept[quarter:-quarter]
+
+    def text(self, limit):
+        return cut(self.kept.decode("utf-8", "replace"), limit, self.dropped)
+
+
+def cut(text, limit, dropped=0):
+    """The text, or its beginning and its end with a note of how much is missing; `dropped` characters already are."""
     if len(text) <= limit:
         return text
     half = limit // 2
-    return f"{text[:half]}\n[… {len(text) - 2 * half:,} characters left out …]\n{text[-half:]}"
+    return f"{text[:half]}\n[… {len(text) - 2 * half + dropped:,} characters left out …]\n{text[-half:]}"
 
 
 # ---- the interpreter ----
@@ -453,11 +477,15 @@ def interpret(requests, replies, output, functions, limit):
         select.select([requests], [], [])                # the step is over, even if the code catches what is raised
         raise Completed
 
+    complete_task.__qualname__ = "complete_task"         # what a TypeError calls it
     random.seed(0)                                       # the same in every run, as a fixed hash seed is
     main = sys.modules["__main__"] = types.ModuleType("__main__")
-    vars(main).update(functions, complete_task=complete_task)
+    given = functions | {"complete_task": complete_task}
+    sys.modules["tools"].complete_task = complete_task   # from tools import complete_task
+    quiet(given)
     for step, line in enumerate(open(requests), 1):
         nonce, code = json.loads(line)
+        vars(main).update(given)                         # also what an earlier step has redefined
         os.dup2(output, 1)
         os.dup2(output, 2)
         console = sys.stdout = sys.stderr = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
@@ -469,22 +497,24 @@ def interpret(requests, replies, output, functions, limit):
             pass
         except BaseException as error:
             try:
-                console.write(cut(explain(error), limit))
+                console.write(cut(explain(error, given), limit))
             except BaseException:                        # say its text does not fit into memory
                 console.write(f"{type(error).__name__}, with a text that cannot be shown\n")
+        if redefined := [name for name in given if vars(main).get(name) is not given[name]]:
+            console.write(REDEFINED.format(", ".join(redefined)))
         console.flush()
         reply()
 
 
-def explain(error):
-    """A short traceback: the agent's own lines and the message."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith("<python ")]
-    lines = [f'  File "<python>", line {frame.lineno}, in {frame.name}\n    {frame.line}\n' for frame in frames]
-    lines = list(dict.fromkeys(lines))[-5:]              # a recursion is shown once
-    message = "".join(traceback.format_exception_only(error))
-    if isinstance(error, SyntaxError):
-        message = message.replace(f'"{error.filename}"', '"<python>"')
-    return "Traceback (most recent call last):\n" * bool(lines) + "".join(lines) + message
+def quiet(given):
+    """What Python writes on its own account, it writes without paths of ours, or not at all."""
+    sys.unraisablehook = lambda _: None                  # an exception in a __del__, mostly the library's
+    threading.excepthook = lambda thread: (
+        issubclass(thread.exc_type, (Completed, SystemExit)) or sys.stderr.write(explain(thread.exc_value, given)))
+    warnings.filterwarnings("ignore", "coroutine .* was never awaited")      # after asyncio.run has failed
+    whole = warnings.formatwarning
+    warnings.formatwarning = lambda message, category, filename, *rest: (
+        whole(message, category, filename, *rest) if own(filename) else f"{category.__name__}: {message}\n")
 
 
 # ---- what a hostile program would try first ----

@@ -50,8 +50,12 @@ class Table:
     def __getitem__(self, key):
         if isinstance(key, str):
             return [row[0] for row in self._select(_column(self, key), "ORDER BY rowid")]
+        if isinstance(key, bool):
+            raise TypeError("a comparison in brackets does not filter a table; "
+                            f'write data_filter(table, "{_example(self)}")')
         if not isinstance(key, (int, slice)):
-            raise TypeError(f'a table takes one column\'s name, a row\'s number or a slice in its brackets, not {type(key).__name__}')
+            raise TypeError("a table takes one column's name, a row's number or a slice in its brackets, "
+                            f"not {type(key).__name__}")
         size = len(self)
         if isinstance(key, int) and not -size <= key < size:
             raise IndexError(f"there is no row {key}: the table has {size} rows")
@@ -61,6 +65,12 @@ class Table:
         rows = self._select("*", f"ORDER BY rowid LIMIT {max(stop - start, 0)} OFFSET {start}")
         rows = [Row(zip(self.columns, row)) for row in rows]
         return rows if isinstance(key, slice) else rows[0]
+
+    def __getattr__(self, name):
+        if name.startswith("_"):                        # what copy and pickle ask for
+            raise AttributeError(name)
+        raise AttributeError(f'a table has no .{name}; len(table) counts its rows, table[:5] gives the first five, '
+                             f'table["{self.columns[0]}"] a column, data_filter(table, "{_example(self)}") what fits')
 
     def __repr__(self):
         return f"<table {self.name}: {len(self)} rows, columns {', '.join(self.columns)}>"
@@ -105,17 +115,19 @@ def data_filter(table, conditions):
 def get_value(table, column):
     """Reads a column of a table as text.
 
-    table: what load_db or data_filter returned.
+    table: what load_db or data_filter returned, or one of its rows.
     column: the column's name.
     Returns one text: the values of all rows, with ", " between. It is an error if the table has no rows.
     Example: print(get_value(rows, "Price"))
     """
+    if isinstance(table, Row):
+        return _text(table[column])
     _expect("get_value", Table, table)
     _column(table, column)
     values = table[column]
     if not values:
         raise ValueError(f"no row of {table.name} has {_nearest(table)}")
-    return ", ".join("" if value is None else str(value) for value in values)
+    return ", ".join(map(_text, values))
 
 
 def load_graph(name):
@@ -232,18 +244,29 @@ def _column(table, column):
     return _quote(column)
 
 
+def _text(cell):
+    return "" if cell is None else str(cell)
+
+
 def _expect(function, kind, value):
     if not isinstance(value, kind):
         source = "load_db or data_filter" if kind is Table else "load_graph"
-        raise TypeError(f"{function} needs what {source} returned as its first argument, not {type(value).__name__}")
+        first, prefix = ("table = load_db", "db/") if kind is Table else ("graph = load_graph", "nodes/")
+        raise TypeError(f"{function} needs what {source} returned as its first argument, not {type(value).__name__}; "
+                        f'write first {first}(name) with one of the names {", ".join(_names(prefix))}')
+
+
+def _example(table):
+    """A condition that fits the table's first row."""
+    row = _db().execute(f"SELECT {_quote(table.columns[0])} FROM {_quote('db/' + table.name)} LIMIT 1").fetchone()
+    return f"{table.columns[0]}={_text(row[0]) if row else 'value'}"
 
 
 def _known(kind, name, names):
     """Raises the error that tells what there is instead."""
     if name not in names:
-        near = _close(name, names)
-        there = f"did you mean {near}?" if near else f"there are: {', '.join(names[:20])}"
-        raise ValueError(f'there is no {kind} "{name}"; {there}')
+        near, there = _close(name, names), f"there are: {', '.join(names[:40])}"
+        raise ValueError(f'there is no {kind} "{name}"; ' + (f"did you mean {near}? T{there[1:]}" if near else there))
 
 
 def _close(name, names):
@@ -282,21 +305,32 @@ def _attributes(function, graph, node):
 def _conditions(table, text):
     """Yields (column, comparison, value). A value may hold commas: a condition ends where the next column begins."""
     if not isinstance(text, str) or not text.strip():
-        raise ValueError('data_filter needs its conditions as a text such as "Column=value, Other>=3"')
+        raise ValueError("data_filter needs its conditions as a text, one or several with commas between; "
+                         f'write data_filter(table, "{_example(table)}")')
     comparison = r"\s*(==|>=|<=|!=|=|<|>)\s*"
     columns = "|".join(re.escape(column) for column in sorted(table.columns, key=len, reverse=True))
     starts = list(re.finditer(rf"(?:^|,)\s*({columns}){comparison}", text))
     if not starts or text[: starts[0].start()].strip():
         piece = text.split(",")[0]
         if not re.search(comparison, piece):
-            raise ValueError(f'cannot read the condition "{piece}"; write Column=value, with one of = != < <= > >=')
+            raise ValueError(f'cannot read the condition "{piece}"; write Column=value, with one of = != < <= > >=, '
+                             f'such as "{_example(table)}"')
         _known(f"column of {table.name}", re.split(comparison, piece)[0].strip(), table.columns)
     for start, end in zip(starts, [*(s.start() for s in starts[1:]), len(text)]):
         value = text[start.end() : end].strip().rstrip(",")
         unknown = re.search(rf",\s*(\w+){comparison}", value)
         if unknown:
             _known(f"column of {table.name}", unknown[1], table.columns)
-        yield start[1], start[2].replace("==", "="), value
+        if re.fullmatch(r"\{\w+\}", value):
+            raise ValueError(f'"{start[1]}={value}" is meant as an f-string; '
+                             f'write f"{start[1]}={value}", with an f before it')
+        yield start[1], start[2].replace("==", "="), _unquoted(table, start[1], value)
+
+
+def _unquoted(table, column, value):
+    """The value without quotes around it, if no cell has it with them."""
+    quoted = len(value) > 2 and value[0] in "\"'" and value[-1] == value[0]
+    return value[1:-1] if quoted and not len(Table(table.name, table.columns, [(column, "=", value)])) else value
 
 
 def _where(conditions):
