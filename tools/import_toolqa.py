@@ -312,7 +312,7 @@ def import_agenda(db, file):
     db.executemany("INSERT INTO agenda VALUES (?)", ((str(row[at] or "").strip(),) for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1)))
 
 
-def import_corpora(folder, out):
+def import_corpora(folder, out, groups=GROUPS):
     """world.sqlite in `out`. Group by group, each in one transaction: started again, it goes on with the next."""
     out.mkdir(parents=True, exist_ok=True)
     file, part = out / "world.sqlite", out / "world.sqlite.part"
@@ -323,7 +323,7 @@ def import_corpora(folder, out):
     try:
         db.execute("PRAGMA cache_size = -200000")                      # 200 MB
         db.execute("CREATE TABLE IF NOT EXISTS imported (part PRIMARY KEY)")
-        for group in GROUPS:
+        for group in groups:
             if db.execute("SELECT 1 FROM imported WHERE part = ?", (group,)).fetchone():
                 continue
             db.execute("BEGIN")
