@@ -1,4 +1,4 @@
-"""ToolQA's corpora and questions, made up: one file a group, which ends with its `TEMPLATES`, `write_corpus` and `draw_tasks`."""
+"""ToolQA's corpora and questions, made up. A file a group, each with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ class Template:
     unseen: tuple[int, int, int]                       # the same in train-unseen, val-unseen and test-unseen
     wordings: tuple[str, ...]
     arguments: object                                  # how the group draws what a wording's braces stand for
-    answer: Callable                                   # the raw rows in question → the answer, or None if it is ambiguous or empty
+    answer: Callable                                   # the raw rows → the answer; None if it is ambiguous or empty
 
     @property
     def size(self):
@@ -23,7 +23,7 @@ class Template:
 
 
 def rounded(value, digits):
-    """The value with so many decimals; None where the last of them depends on how one computes (12.25), or for "-0.0"."""
+    """The value with so many decimals; None where the last one depends on how one computes (12.25), or for "-0.0"."""
     if value is None or abs(value * 10 ** digits % 1 - 0.5) < 1e-6:
         return None
     text = f"{value:.{digits}f}"

@@ -1,7 +1,7 @@
 """The coffee group: the price on each trading day from 2000 to 2022, and questions on a day or a period.
 
-In the corpus a price is a multiple of 5 cents, as at the exchange. Two forces give its path the shape of the real one: it returns to about 125
-dollars over the years, and for months on end the days lean one way while the nights lean the other.
+A price is a multiple of 5 cents, as at the exchange. Over the years it returns to about 125, as the real one does, and for
+months on end the days lean one way while the nights lean the other.
 """
 
 import csv
@@ -11,14 +11,14 @@ import math
 from tools.rehearsal import Template, mean, only_largest, rounded, with_unit
 
 FIRST, LAST = datetime.date(2000, 1, 3), datetime.date(2022, 9, 16)
-COLUMNS = ("Date", "Open", "High", "Low", "Close", "Volume", "Currency")
+PRICES = ("Open", "High", "Low", "Close")
 
 
 def write_corpus(folder, rng, scale):
     """folder/coffee_price.csv, 5,700 rows. The scale has no effect: ToolQA's table is no larger."""
     with open(folder / "coffee_price.csv", "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(COLUMNS)
+        writer.writerow(("Date", *PRICES, "Volume", "Currency"))
         tick = lambda price: round(round(price * 20) / 20, 2)
         close, lean, day = 120.0, 0.0, FIRST
         while day <= LAST:
@@ -27,7 +27,8 @@ def write_corpus(folder, rng, scale):
                     lean = rng.uniform(-0.004, 0.004)
                 opened = tick(close * math.exp(rng.gauss(-lean, 0.006) + 0.002 * math.log(125 / close)))
                 close = tick(opened * math.exp(rng.gauss(lean, 0.018)))
-                high, low = tick(max(opened, close) + rng.expovariate(1.2)), tick(min(opened, close) - rng.expovariate(1.2))
+                high = tick(max(opened, close) + rng.expovariate(1.2))
+                low = tick(min(opened, close) - rng.expovariate(1.2))
                 volume = int(rng.lognormvariate(9, 0.9)) + 1 if rng.random() < 0.8 else rng.randint(1, 200)
                 writer.writerow((day, opened, high, low, close, volume, "USD"))
             day += datetime.timedelta(1)
@@ -36,14 +37,14 @@ def write_corpus(folder, rng, scale):
 def draw_tasks(folder, rng):
     """{template's name: [(arguments, answer), …]}, as many as it needs, no arguments twice."""
     with open(folder / "coffee_price.csv", newline="") as file:
-        rows = [row | {name: float(row[name]) for name in ("Open", "High", "Low", "Close")} for row in csv.DictReader(file)]
+        rows = [row | {name: float(row[name]) for name in PRICES} for row in csv.DictReader(file)]
     drawn = {}
     for template in TEMPLATES:
         tasks = {}
-        for _ in range(100 * template.size):
+        while len(tasks) < template.size:
             first, last = template.arguments(rng, len(rows))
             answer = template.answer(rows[first:last + 1], rows[first - 1])
-            if answer is not None and len(tasks) < template.size:
+            if answer is not None:
                 tasks[first, last] = {"first": rows[first]["Date"], "last": rows[last]["Date"]}, answer
         drawn[template.name] = list(tasks.values())
     return drawn
@@ -61,7 +62,20 @@ def a_period(rng, days):
 
 
 def change(new, old):
+    """In percent."""
     return (new - old) / old * 100
+
+
+def of_day(day):
+    return change(day["Close"], day["Open"])
+
+
+def highest(rows):
+    return max(day["High"] for day in rows)
+
+
+def lowest(rows):
+    return min(day["Low"] for day in rows)
 
 
 def bull_or_bear(day):
@@ -74,12 +88,14 @@ def widest_day(rows):
 
 def rises(rows):
     """(percent, dollars, date) of each Close against the Close before, from the second row on."""
-    return [(change(day["Close"], eve["Close"]), round(day["Close"] - eve["Close"], 2), day["Date"]) for eve, day in zip(rows, rows[1:])]
+    return [(change(day["Close"], eve["Close"]), round(day["Close"] - eve["Close"], 2), day["Date"])
+            for eve, day in zip(rows, rows[1:])]
 
 
 def steepest_day(rows, eve):
-    """The same day whether one counts percents or dollars, and whether the period's first day is compared with its eve or not."""
-    ways = {only_largest([(rise[unit], rise[2]) for rise in rises(chosen)]) for unit in (0, 1) for chosen in (rows, [eve, *rows])}
+    """None if it matters whether percents or dollars count, or whether the first day is compared with its eve."""
+    ways = {only_largest([(rise[unit], rise[2]) for rise in rises(days)])
+            for unit in (0, 1) for days in (rows, [eve, *rows])}
     return ways.pop() if len(ways) == 1 else None
 
 
@@ -117,12 +133,13 @@ TEMPLATES = [
     Template("percentage change", (7, 1, 4), (11, 1, 0), (
         "By what percentage did coffee move from its opening to its closing price on {first}?",
         "Taking the opening and the closing price of {first}, how large was the change in the coffee price in percent?",
-        "Express the difference between the opening and the closing price of coffee on {first} as a percentage change."),
-        a_day, lambda rows, eve: with_unit(rounded(change(rows[0]["Close"], rows[0]["Open"]), 2), "%")),
+        "Express the difference between the opening and closing prices of coffee on {first} as a percentage change."),
+        a_day, lambda rows, eve: with_unit(rounded(of_day(rows[0]), 2), "%")),
     Template("A or B", (7, 1, 4), (11, 1, 0), (
         "Would you call {first} bullish or bearish for coffee?",
         "Was the coffee market bearish or bullish on {first}?",
-        "Bullish or bearish: which kind of day was {first} for the price of coffee?"), a_day, lambda rows, eve: bull_or_bear(rows[0])),
+        "Bullish or bearish: which kind of day was {first} for the price of coffee?"),
+        a_day, lambda rows, eve: bull_or_bear(rows[0])),
     Template("range of coffee price", (7, 1, 4), (11, 1, 0), (
         "How far apart were the high and the low price of coffee on {first}?",
         "Subtract the low from the high price of coffee on {first}: what was the day's range?",
@@ -132,12 +149,12 @@ TEMPLATES = [
         "Between {first} and {last}, what was the highest price that coffee reached?",
         "What was the peak of the coffee price from {first} through {last}?",
         "Find the highest price of coffee in the period from {first} to {last}."),
-        a_period, lambda rows, eve: f"{max(day['High'] for day in rows)} USD"),
+        a_period, lambda rows, eve: f"{highest(rows)} USD"),
     Template("lowest coffee price", (6, 1, 3), (9, 1, 0), (
         "Between {first} and {last}, what was the lowest price that coffee fell to?",
         "What was the bottom of the coffee price from {first} through {last}?",
         "Find the lowest price of coffee in the period from {first} to {last}."),
-        a_period, lambda rows, eve: f"{min(day['Low'] for day in rows)} USD"),
+        a_period, lambda rows, eve: f"{lowest(rows)} USD"),
     Template("average coffee price", (6, 1, 3), (10, 0, 0), (
         "What did coffee cost on average between {first} and {last}?",
         "Give the mean price of coffee in the period from {first} to {last}.",
@@ -156,7 +173,7 @@ TEMPLATES = [
     Template("day with the greatest price change", (6, 1, 3), (9, 1, 0), (
         "Between {first} and {last}, on which date were the highest and the lowest price of coffee furthest apart?",
         "Which date from {first} to {last} saw the greatest gap between the day's highest and lowest coffee prices?",
-        "Find the date in the period from {first} to {last} with the largest difference between the highest and the lowest coffee price."),
+        "From {first} to {last}, on which date did the highest and the lowest coffee price of a day differ most?"),
         a_period, lambda rows, eve: widest_day(rows)),
     Template("average daily volume", (6, 1, 3), (9, 1, 0), (
         "How much coffee was traded a day on average between {first} and {last}, by volume?",
@@ -166,30 +183,31 @@ TEMPLATES = [
     Template("day with the highest increase", (6, 1, 3), (9, 1, 0), (
         "Between {first} and {last}, on which date did coffee rise the most against the previous day?",
         "Which date from {first} to {last} brought the largest increase in the coffee price over the day before?",
-        "Find the date in the period from {first} to {last} when the price of coffee increased most compared to the day before."),
+        "Find the date from {first} to {last} when the price of coffee increased most compared to the day before."),
         a_period, steepest_day),
     Template("times of coffee price", (6, 1, 3), (0, 0, 10), (
         "Between {first} and {last}, how many times was the coffee price up on the previous day?",
         "How often did coffee rise compared to the day before in the period from {first} to {last}?",
-        "Count the days from {first} to {last} on which the price of coffee increased over the previous day."), a_period, rising_days),
+        "Count the days from {first} to {last} on which the price of coffee increased over the previous day."),
+        a_period, rising_days),
     Template("percentage increase", (6, 1, 3), (9, 1, 0), (
         "By what percentage did the coffee price increase between the start of {first} and the end of {last}?",
-        "From the beginning of {first} to the end of {last}, how large was the increase in the price of coffee in percent?",
+        "From the beginning of {first} to the end of {last}, how large was the increase of the price in percent?",
         "Give the percentage by which coffee became more expensive from the start of {first} until the end of {last}."),
         a_period, lambda rows, eve: with_unit(rounded(change(rows[-1]["Close"], rows[0]["Open"]), 1), "%")),
     Template("coffee price range", (6, 1, 3), (9, 1, 0), (
         "How far apart were the highest and the lowest price of coffee in the period from {first} to {last}?",
         "Between {first} and {last}, by how much did the highest coffee price exceed the lowest?",
         "Take the highest and the lowest coffee price from {first} through {last}. What is the difference?"),
-        a_period, lambda rows, eve: with_unit(rounded(max(day["High"] for day in rows) - min(day["Low"] for day in rows), 1), " USD")),
+        a_period, lambda rows, eve: with_unit(rounded(highest(rows) - lowest(rows), 1), " USD")),
     Template("day with the higher close price", (6, 1, 3), (9, 1, 0), (
         "Between {first} and {last}, on how many days was the closing price of coffee above the opening price?",
         "How many days from {first} to {last} ended with coffee at a higher price than at the open?",
         "Count the days in the period from {first} to {last} on which coffee closed above its opening price."),
         a_period, lambda rows, eve: str(sum(day["Close"] > day["Open"] for day in rows))),
     Template("average percentage change", (6, 1, 3), (9, 1, 0), (
-        "What was the average of the percentage change in the coffee price between the start of {first} and the end of {last}?",
-        "From the beginning of {first} to the end of {last}, by what percentage did the price of coffee change on average?",
+        "What percentage change did coffee show on average between the start of {first} and the end of {last}?",
+        "From the beginning of {first} to the end of {last}, by what percentage did coffee change on average?",
         "Give the mean percentage change of the coffee price from the start of {first} until the end of {last}."),
-        a_period, lambda rows, eve: with_unit(rounded(mean([change(day["Close"], day["Open"]) for day in rows]), 1), "%")),
+        a_period, lambda rows, eve: with_unit(rounded(mean([of_day(day) for day in rows]), 1), "%")),
 ]
