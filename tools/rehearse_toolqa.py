@@ -76,7 +76,7 @@ def main():
     parser.add_argument("--out", type=Path, required=True, help="directory for the corpora, the world and the tasks")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other corpora and tasks")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="some of the groups")
-    parser.add_argument("--scale", type=float, default=0.025, help="size of the corpora; 1: ToolQA's four million flights")
+    parser.add_argument("--scale", type=float, default=0.025, help="size of the corpora; 1: ToolQA's 4 million flights")
     args = parser.parse_args()
     tasks = rehearse(args.out, args.seed, [group for group in GROUPS if group in args.groups], args.scale)
     files = ", ".join(f"{split}.jsonl ({len(some)} tasks)" for split, some in tasks.items())

@@ -1,7 +1,7 @@
 """The coffee group: the price on each trading day from 2000 to 2022, and questions on a day or a period.
 
-A price is a multiple of 5 cents, as at the exchange. Over the years it returns to about 125, as the real one does, and for
-months on end the days lean one way while the nights lean the other.
+A price is a multiple of 5 cents, as at the exchange. Over the years it returns to about 125, as the real one does, and
+for months on end the days lean one way while the nights lean the other.
 """
 
 import csv
@@ -192,7 +192,7 @@ TEMPLATES = [
         a_period, rising_days),
     Template("percentage increase", (6, 1, 3), (9, 1, 0), (
         "By what percentage did the coffee price increase between the start of {first} and the end of {last}?",
-        "From the beginning of {first} to the end of {last}, how large was the increase of the price in percent?",
+        "From the beginning of {first} to the end of {last}, how large was the increase of coffee in percent?",
         "Give the percentage by which coffee became more expensive from the start of {first} until the end of {last}."),
         a_period, lambda rows, eve: with_unit(rounded(change(rows[-1]["Close"], rows[0]["Open"]), 1), "%")),
     Template("coffee price range", (6, 1, 3), (9, 1, 0), (

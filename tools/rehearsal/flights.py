@@ -10,8 +10,8 @@ from tools.rehearsal.timetable import write_corpus     # noqa: F401 (one of the 
 WEEKDAYS = dict(zip("1234567", ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")))
 COLUMNS = (                                            # that a question needs
     "FlightDate", "Airline", "IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline", "Origin", "Dest",
-    "DayOfWeek", "Cancelled", "Diverted", "CRSDepTime", "DepTime", "DepDelay", "DepDelayMinutes", "CRSArrTime", "ArrTime",
-    "ArrDelayMinutes", "AirTime", "CRSElapsedTime", "ActualElapsedTime", "Distance", "TaxiIn")
+    "DayOfWeek", "Cancelled", "Diverted", "CRSDepTime", "DepTime", "DepDelay", "DepDelayMinutes", "CRSArrTime",
+    "ArrTime", "ArrDelayMinutes", "AirTime", "CRSElapsedTime", "ActualElapsedTime", "Distance", "TaxiIn")
 SAMPLE = 4000                                          # rows to draw arguments from, and as many of cancelled flights
 
 
@@ -181,9 +181,9 @@ TEMPLATES = [
         "Under what flight number did {Airline} go from {Origin} to {Dest} on {FlightDate}?"),
         (("Airline", "Origin", "Dest", "FlightDate"), ANY), flight_numbers),
     Template("time difference", (6, 1, 3), SEEN, (
-        "{flight} flew from {Origin} to {Dest} on {FlightDate}. How far was its actual from its CRS recorded departure?",
-        "By how much do the CRS recorded and actual departure times of {flight}, {Origin} to {Dest}, on {FlightDate} differ?",
-        "On {FlightDate}, how long lay between the CRS recorded and the actual departure of {flight} from {Origin} to {Dest}?"),
+        "{flight} left {Origin} for {Dest} on {FlightDate}. How far was its actual from its CRS recorded departure?",
+        "By how much do the CRS recorded and actual departure of {flight}, {Origin} to {Dest}, on {FlightDate} differ?",
+        "On {FlightDate}, how long lay between the CRS recorded and actual departure of {flight}, {Origin} to {Dest}?"),
         (LEG, having("DepTime")), off_timetable),
     Template("delay of arrival time", (6, 1, 3), SEEN, (
         "By how much was {flight} delayed at its arrival on {FlightDate}? Add up the delays if there are several.",

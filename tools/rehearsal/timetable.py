@@ -1,8 +1,8 @@
 """The corpus of the flights group: flights in the USA from January to July 2022, a row a flight.
 
 First a timetable: lines, each with a number and one or two legs, on some days of the week in some months. Then, day by
-day, what became of each leg. Columns, their order and their forms are those of ToolQA's table: the local time 7:05 is 705
-where it is planned and 705.0 where it is measured; a cancelled or diverted flight has empty cells.
+day, what became of each leg. Columns, their order and their forms are those of ToolQA's table: the local time 7:05 is
+705 where it is planned and 705.0 where it is measured; a cancelled or diverted flight has empty cells.
 """
 
 import csv
@@ -39,7 +39,8 @@ Air Wisconsin Airlines Corp|ZW|UA|12|600
 GoJet Airlines, LLC d/b/a United Express|G7|UA|11|700
 Horizon Air|QX|AS|14|900""".splitlines()]
 HUBS = {"WN": "DAL MDW BWI DEN LAS PHX HOU OAK", "DL": "ATL MSP DTW SLC SEA LAX JFK BOS",
-        "AA": "DFW CLT MIA ORD PHL PHX DCA", "UA": "ORD DEN IAH EWR SFO IAD", "B6": "JFK BOS FLL MCO", "NK": "FLL MCO LAS DTW", "AS": "SEA PDX ANC",
+        "AA": "DFW CLT MIA ORD PHL PHX DCA", "UA": "ORD DEN IAH EWR SFO IAD", "B6": "JFK BOS FLL MCO",
+        "NK": "FLL MCO LAS DTW", "AS": "SEA PDX ANC",
         "F9": "DEN MCO LAS", "G4": "LAS PIE AVL", "HA": "HNL OGG"}
 
 # code, city, state, latitude, longitude (west), hours behind Greenwich, weight among destinations
@@ -175,8 +176,9 @@ def fly(rng, day, code, number, departs, name, own, origin, dest, takes, in_air,
     if_came = lambda value: "" if cancelled or diverted else float(value)
     return {
         "FlightDate": day, "Airline": name, "Origin": origin, "Dest": dest, "Cancelled": cancelled,
-        "Diverted": diverted, "CRSDepTime": clock(departs), "DepTime": if_left(clock(left)), "DepDelayMinutes": if_left(max(late, 0)),
-        "DepDelay": if_left(late), "ArrTime": if_came(clock(came)), "ArrDelayMinutes": if_came(max(came - due, 0)),
+        "Diverted": diverted, "CRSDepTime": clock(departs), "DepTime": if_left(clock(left)),
+        "DepDelayMinutes": if_left(max(late, 0)), "DepDelay": if_left(late),
+        "ArrTime": if_came(clock(came)), "ArrDelayMinutes": if_came(max(came - due, 0)),
         "AirTime": if_came(air_time), "CRSElapsedTime": float(takes),
         "ActualElapsedTime": if_came(taxi_out + air_time + taxi_in), "Distance": float(distance),
         "Year": day.year, "Quarter": (day.month + 2) // 3, "Month": day.month, "DayofMonth": day.day,
@@ -184,7 +186,8 @@ def fly(rng, day, code, number, departs, name, own, origin, dest, takes, in_air,
         "Operated_or_Branded_Code_Share_Partners": code if own == code else f"{code}_CODESHARE",
         "DOT_ID_Marketing_Airline": dot_number(code), "IATA_Code_Marketing_Airline": code,
         "Flight_Number_Marketing_Airline": number, "Operating_Airline": own,
-        "DOT_ID_Operating_Airline": dot_number(own), "IATA_Code_Operating_Airline": own, "Tail_Number": f"N{(number * 37 + day.day) % 900 + 100}{own}",
+        "DOT_ID_Operating_Airline": dot_number(own), "IATA_Code_Operating_Airline": own,
+        "Tail_Number": f"N{(number * 37 + day.day) % 900 + 100}{own}",
         "Flight_Number_Operating_Airline": number, **place("Origin", origin), **place("Dest", dest),
         "DepDel15": if_left(late >= 15), "DepartureDelayGroups": if_left(quarters(late)), "DepTimeBlk": block(departs),
         "TaxiOut": if_left(taxi_out), "WheelsOff": if_left(clock(off)), "WheelsOn": if_came(clock(on)),
