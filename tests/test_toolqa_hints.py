@@ -1,6 +1,6 @@
-"""Every worked example in hints/toolqa runs in the sandbox, step by step, and gives the answer that plain Python finds in the raw rows.
+"""Every worked example in hints/toolqa runs in the sandbox and gives the answer that plain Python finds in raw rows.
 
-Those of coffee and flights are adapted to tasks of the rehearsal, whose answers are computed from its raw rows (test_rehearsal.py).
+Those of coffee and flights are adapted to tasks of the rehearsal, whose answers test_rehearsal.py checks.
 """
 
 import csv
@@ -126,7 +126,7 @@ def am_pm(minutes):
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """The raw rows of four groups, the rehearsal's tasks of two, and the sandbox with the tools over what the importer made of all six."""
+    """The raw rows of four groups, the rehearsal's tasks of two, and the sandbox with the tools over all six."""
     folder, rng = tmp_path_factory.mktemp("toolqa"), random.Random(2)
     tasks = rehearse_toolqa.rehearse(folder / "rehearsal", seed=1, scale=0.002)
     raw = {"airbnb": make_airbnb(rng), "yelp": make_yelp(rng)}
@@ -272,12 +272,13 @@ RIGHT = {
 
 def steps_of(example):
     """The code of a worked example, step by step: in the agent's tags, or indented below "Step 1: …"."""
-    steps = re.findall(r"<python>(.*?)</python>", example["text"], flags=re.S) or re.split(r"^Step \d+: .*$", example["text"], flags=re.M)[1:]
+    text = example["text"]
+    steps = re.findall(r"<python>(.*?)</python>", text, flags=re.S) or re.split(r"^Step \d+: .*$", text, flags=re.M)[1:]
     return [textwrap.dedent(step.strip("\n")) for step in steps]
 
 
 def play(sandbox, steps):
-    """The steps as they went, and what was answered: in the last one, and only after something was printed in each of the others."""
+    """The steps as they went, and the answer: the last one gives it, and each of the others prints something."""
     played = []
     assert len(steps) >= 2
     with sandbox.start() as box:
@@ -296,30 +297,36 @@ def mistakes(task, played, answer):
 
 
 def adapted(code, example, task):
-    """A step of an example with the arguments of another task of its kind; a condition on a column that this one does not name is left out."""
+    """A step of an example with another task's arguments, without conditions on columns that the task does not name."""
     about = arguments_of(task["question"])
     dates = zip(sorted(set(re.findall(r"\d{4}-\d\d-\d\d", "".join(steps_of(example))))), about.pop("Date", []))
     code = re.sub(r"\d{4}-\d\d-\d\d", lambda date, new=dict(dates): new.get(date[0], date[0]), code)
     for column in (CODE, NUMBER, "Origin", "Dest", "FlightDate", "Airline", "DayOfWeek"):
         condition = rf"(?<![\w]){column}=.*?(?=, [A-Z]\w+[=<>]|\")"
-        code = re.sub(condition, f"{column}={about[column]}", code) if column in about else re.sub(condition + "(, )?", "", code)
-    if task["template"] != example["templates"][0]:                    # the example is for several kinds, with the first one's column
+        if column in about:
+            code = re.sub(condition, f"{column}={about[column]}", code)
+        else:
+            code = re.sub(condition + "(, )?", "", code)
+    if task["template"] != example["templates"][0]:    # the example is for several kinds, with the first one's column
         code = code.replace(*OTHER_COLUMN[task["template"]])
     return code
 
 
-OTHER_COLUMN = {"coffee: lowest price": ("Open", "Low"), "coffee: highest price": ("Open", "High"), "coffee: closing price": ("Open", "Close"),
-                "coffee: volume": ("Open", "Volume"), "flights: local arrival time": ("DepTime", "ArrTime"),
-                "flights: CRS-recorded arrival time": ("DepTime", "CRSArrTime"), "flights: minutes taking to taxi in": ("AirTime", "TaxiIn")}
-REHEARSED = {template: example for example in EXAMPLES.values() if example["group"] in ("coffee", "flights") for template in example["templates"]}
+OTHER_COLUMN = {"coffee: lowest price": ("Open", "Low"), "coffee: highest price": ("Open", "High"),
+                "coffee: closing price": ("Open", "Close"), "coffee: volume": ("Open", "Volume"),
+                "flights: local arrival time": ("DepTime", "ArrTime"),
+                "flights: CRS-recorded arrival time": ("DepTime", "CRSArrTime"),
+                "flights: minutes taking to taxi in": ("AirTime", "TaxiIn")}
+REHEARSED = {template: example for example in EXAMPLES.values() for template in example["templates"]
+             if example["group"] in ("coffee", "flights")}
 
 
 @pytest.mark.parametrize("template", REHEARSED)
 def test_a_worked_example_solves_tasks_of_its_kind(template, world):
     _, tasks, sandbox = world
-    tasks = [task for task in tasks if task["template"] == template]
+    tasks, example = [task for task in tasks if task["template"] == template], REHEARSED[template]
     for task in tasks[:4]:
-        played, answer = play(sandbox, [adapted(code, REHEARSED[template], task) for code in steps_of(REHEARSED[template])])
+        played, answer = play(sandbox, [adapted(code, example, task) for code in steps_of(example)])
         assert answer == task["answer"], task["question"]
         assert not mistakes(task, played, answer), "what a hint teaches is no mistake"
 
@@ -327,9 +334,12 @@ def test_a_worked_example_solves_tasks_of_its_kind(template, world):
 def test_there_is_an_example_for_every_template():
     """All hundred of the paper's, group by group."""
     covered = [t.split(": ")[0] for t in {t for s in EXAMPLES.values() for t in s["templates"]}]
-    assert {group: covered.count(group) for group in covered} == {"coffee": 21, "flights": 20, "airbnb": 17, "yelp": 20, "dblp": 15, "agenda": 7}
-    assert {t for s in EXAMPLES.values() if s["group"] == "dblp" for t in s["templates"]} == {f"dblp: {name}" for name in import_toolqa.DBLP.values()}
-    assert REHEARSED.keys() == TEMPLATES.keys() and RIGHT.keys() == {name for name, s in EXAMPLES.items() if not REHEARSED.keys() & set(s["templates"])}
+    assert {group: covered.count(group) for group in covered} == {
+        "coffee": 21, "flights": 20, "airbnb": 17, "yelp": 20, "dblp": 15, "agenda": 7}
+    dblp = {template for example in EXAMPLES.values() for template in example["templates"] if template.startswith("dblp")}
+    assert dblp == {f"dblp: {name}" for name in import_toolqa.DBLP.values()}
+    assert REHEARSED.keys() == TEMPLATES.keys()
+    assert RIGHT.keys() == {name for name, example in EXAMPLES.items() if example not in REHEARSED.values()}
 
 
 @pytest.mark.parametrize("name", RIGHT)
@@ -340,5 +350,6 @@ def test_a_worked_example_gives_the_right_answer(name, world):
     assert answer == RIGHT[name](raw[group])
     if group == "agenda":                                              # an answer that was read: from what had been printed it follows, too
         assert answer == RIGHT[name]([entry for entry in raw[group] if any(entry["text"] in step["observation"].splitlines() for step in played)])
-    task = {"group": group, "template": example["templates"][0], "question": re.split(r"\n<|\nStep 1: ", example["text"])[0]}
+    question = re.split(r"\n<|\nStep 1: ", example["text"])[0]
+    task = {"group": group, "template": example["templates"][0], "question": question}
     assert not mistakes(task, played, answer), "what a hint teaches is no mistake"
