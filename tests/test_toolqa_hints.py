@@ -336,7 +336,7 @@ def test_there_is_an_example_for_every_template():
     covered = [t.split(": ")[0] for t in {t for s in EXAMPLES.values() for t in s["templates"]}]
     assert {group: covered.count(group) for group in covered} == {
         "coffee": 21, "flights": 20, "airbnb": 17, "yelp": 20, "dblp": 15, "agenda": 7}
-    dblp = {template for example in EXAMPLES.values() for template in example["templates"] if template.startswith("dblp")}
+    dblp = {name for example in EXAMPLES.values() for name in example["templates"] if name.startswith("dblp: ")}
     assert dblp == {f"dblp: {name}" for name in import_toolqa.DBLP.values()}
     assert REHEARSED.keys() == TEMPLATES.keys()
     assert RIGHT.keys() == {name for name, example in EXAMPLES.items() if example not in REHEARSED.values()}

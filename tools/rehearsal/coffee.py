@@ -171,7 +171,7 @@ TEMPLATES = [
         "Set the coffee price of {first} against that of the previous day: what was the change in percent?"),
         a_day, lambda rows, eve: with_unit(rounded(change(rows[0]["Close"], eve["Close"]), 1), "%")),
     Template("day with the greatest price change", (6, 1, 3), (9, 1, 0), (
-        "In the time from {first} to {last}, on which date were a day's highest and lowest coffee price furthest apart?",
+        "In the time from {first} to {last}, on which date were the highest and lowest coffee price furthest apart?",
         "Which date from {first} to {last} saw the greatest gap between the day's highest and lowest coffee prices?",
         "From {first} to {last}, on which date did the highest and the lowest coffee price of a day differ most?"),
         a_period, lambda rows, eve: widest_day(rows)),
