@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from kernels import cast, linear
+from kernels import add_linear, cast, linear
 from model import Config, Linear, local_folder, read_weight, weight_files
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
@@ -63,7 +63,7 @@ class LoraLinear(Linear):
             y = F.linear(*updates[0])
             for z, B in updates[1:]:
                 y.addmm_(z, B.T)
-            y = y.type_as(rows).addmm_(rows, cast(self.weight).T)
+            y = add_linear(y.type_as(rows), rows, self.weight)
             y = y if self.bias is None else y.add_(self.bias)
         return y.unflatten(0, x.shape[:-1])
 
