@@ -145,7 +145,7 @@ class Chat:
         an observation, which only we write."""
         if f"</{tag}>" in self.tags:
             return lambda ids: ids[-1] in self.ends
-        over = re.compile(f"</{tag}>|<observation>")
+        over = re.compile(f"</{tag}>|<observation>" if tag in TAGS else f"</{tag}>")
         return lambda ids: ids[-1] in self.ends or over.search(self.decode(ids[-40:])) is not None
 
     def encode(self, messages, slots, open_with=None):

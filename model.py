@@ -194,7 +194,9 @@ def local_folder(path, weights=True):
         return Path(path)
     try:
         from huggingface_hub import snapshot_download
-        return Path(snapshot_download(str(path), allow_patterns=["*.json", "*.jinja", *["*.safetensors"] * weights], ignore_patterns=["*/*"]))
+        # for `lora.py merge`, whatever belongs to the weights
+        wanted = ["*.json", "*.jinja"] + ["*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*"] * weights
+        return Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns=["*/*"]))
     except Exception as e:                                      # no such repository, no network, not a hub id at all
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
 

@@ -318,6 +318,7 @@ CASES = [                                                               # script
         (peft(alpha_pattern=[1]), "config.json, field 'alpha_pattern': not null or an object"), (peft(alpha_pattern={"(": 3}), "config.json, field 'alpha_pattern': "),
         (peft(alpha_pattern={"q_proj": "x"}), "config.json, field 'alpha_pattern.q_proj': not a"),
         (peft(rank_pattern={"q_proj": 1.5}), "config.json, field 'rank_pattern.q_proj': not a whole number"),
+        (peft(alpha_pattern={"(?i)q": 3}), "config.json, field 'alpha_pattern': global flags"),
         (peft(target_modules="("), "config.json, field 'target_modules': missing"),
         (peft(init_lora_weights="pissa"), "config.json: init_lora_weights is 'pissa', which changes the base weights"),
         (peft(lora_alpha=float("inf")), "config.json, field 'lora_alpha': inf is not a finite number"),

@@ -181,7 +181,7 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
                                            "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
     assert ran == ["print(1)", "print(2)", "print(3)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
-    assert chat.decode(sampled[-1]).endswith("<observation>")              # the observation is ours to write
+    assert chat.decode(sampled[-1]).rstrip().endswith("<observation>")     # the observation is ours to write
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
     for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
         assert longer[:len(prompt) + len(ids)] == prompt + ids

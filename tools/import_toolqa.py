@@ -183,7 +183,7 @@ def import_table(db, group, file, log):
     header = next(rows)
     keep = [i for i, name in enumerate(header) if name.strip()]        # pandas writes its index as a column without a name
     names, text = [header[i] for i in keep], TEXT.get(group, set())
-    value = lru_cache(100_000)(value_of) if file.suffix == ".csv" else value_of      # most cells of a CSV file occur many times: three times as fast
+    value = lru_cache(100_000)(value_of) if file.suffix == ".csv" else value_of      # most cells occur many times
     quoted = [toolqa._quote(name) for name in names]
     table, seen = toolqa._quote(f"db/{group}"), set()
     db.execute(f"DROP TABLE IF EXISTS {table}")

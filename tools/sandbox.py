@@ -40,8 +40,8 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
 import threading
+import time
 import traceback
 import types
 import warnings

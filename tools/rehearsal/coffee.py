@@ -146,12 +146,12 @@ TEMPLATES = [
         "How wide was the range of the coffee price on {first}, from its low to its high?"),
         a_day, lambda rows, eve: f"{rows[0]['High'] - rows[0]['Low']:.2f}"),
     Template("highest coffee price", (6, 1, 3), (0, 0, 10), (
-        "Between {first} and {last}, what was the highest price that coffee reached?",
+        "In the time from {first} to {last}, what was the highest price that coffee reached?",
         "What was the peak of the coffee price from {first} through {last}?",
         "Find the highest price of coffee in the period from {first} to {last}."),
         a_period, lambda rows, eve: f"{highest(rows)} USD"),
     Template("lowest coffee price", (6, 1, 3), (9, 1, 0), (
-        "Between {first} and {last}, what was the lowest price that coffee fell to?",
+        "In the time from {first} to {last}, what was the lowest price that coffee fell to?",
         "What was the bottom of the coffee price from {first} through {last}?",
         "Find the lowest price of coffee in the period from {first} to {last}."),
         a_period, lambda rows, eve: f"{lowest(rows)} USD"),
@@ -171,7 +171,7 @@ TEMPLATES = [
         "Set the coffee price of {first} against that of the previous day: what was the change in percent?"),
         a_day, lambda rows, eve: with_unit(rounded(change(rows[0]["Close"], eve["Close"]), 1), "%")),
     Template("day with the greatest price change", (6, 1, 3), (9, 1, 0), (
-        "Between {first} and {last}, on which date were the highest and the lowest price of coffee furthest apart?",
+        "In the time from {first} to {last}, on which date were the highest and lowest coffee price furthest apart?",
         "Which date from {first} to {last} saw the greatest gap between the day's highest and lowest coffee prices?",
         "From {first} to {last}, on which date did the highest and the lowest coffee price of a day differ most?"),
         a_period, lambda rows, eve: widest_day(rows)),
@@ -181,12 +181,12 @@ TEMPLATES = [
         "From {first} through {last}, which volume of coffee was traded on an average day?"),
         a_period, lambda rows, eve: rounded(mean([int(day["Volume"]) for day in rows]), 1)),
     Template("day with the highest increase", (6, 1, 3), (9, 1, 0), (
-        "Between {first} and {last}, on which date did coffee rise the most against the previous day?",
+        "In the time from {first} to {last}, on which date did coffee rise the most against the previous day?",
         "Which date from {first} to {last} brought the largest increase in the coffee price over the day before?",
         "Find the date from {first} to {last} when the price of coffee increased most compared to the day before."),
         a_period, steepest_day),
     Template("times of coffee price", (6, 1, 3), (0, 0, 10), (
-        "Between {first} and {last}, how many times was the coffee price up on the previous day?",
+        "In the time from {first} to {last}, how many times was the coffee price up on the previous day?",
         "How often did coffee rise compared to the day before in the period from {first} to {last}?",
         "Count the days from {first} to {last} on which the price of coffee increased over the previous day."),
         a_period, rising_days),
@@ -197,11 +197,11 @@ TEMPLATES = [
         a_period, lambda rows, eve: with_unit(rounded(change(rows[-1]["Close"], rows[0]["Open"]), 1), "%")),
     Template("coffee price range", (6, 1, 3), (9, 1, 0), (
         "How far apart were the highest and the lowest price of coffee in the period from {first} to {last}?",
-        "Between {first} and {last}, by how much did the highest coffee price exceed the lowest?",
+        "In the time from {first} to {last}, by how much did the highest coffee price exceed the lowest?",
         "Take the highest and the lowest coffee price from {first} through {last}. What is the difference?"),
         a_period, lambda rows, eve: with_unit(rounded(highest(rows) - lowest(rows), 1), " USD")),
     Template("day with the higher close price", (6, 1, 3), (9, 1, 0), (
-        "Between {first} and {last}, on how many days was the closing price of coffee above the opening price?",
+        "In the time from {first} to {last}, on how many days was the closing price of coffee above the opening price?",
         "How many days from {first} to {last} ended with coffee at a higher price than at the open?",
         "Count the days in the period from {first} to {last} on which coffee closed above its opening price."),
         a_period, lambda rows, eve: str(sum(day["Close"] > day["Open"] for day in rows))),
