@@ -28,7 +28,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
 
-import records
+from common import command_line
+from common import files
+from formats import records
 from tools.sandbox import Limits, World
 
 ROOT = Path(__file__).resolve().parent
@@ -71,13 +73,13 @@ class Chat:
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
         self.tokenizer.no_truncation()                                    # as somebody's training left it
         self.tokenizer.no_padding()
-        words, known = self.tokenizer.get_vocab_size(), records.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
+        words, known = self.tokenizer.get_vocab_size(), files.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
         if isinstance(known, int) and 0 < known < words:
             raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
-        config = records.read_json(path / "tokenizer_config.json")
+        config = files.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
-            template = records.read_text(path / "chat_template.jinja")
+            template = files.read_text(path / "chat_template.jinja")
         if isinstance(template, list):                                    # several, by name
             template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
         if not isinstance(template, str) or not template:
@@ -508,17 +510,17 @@ def add_arguments(parser):
     add("--adapter", action="append", default=[], metavar="DIR", help="repeats, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
-    add("--temperature", type=records.number(float, 0), default=0.7, help="0 is greedy")
-    add("--top-p", type=records.number(float, 0, 1), default=1.0)
+    add("--temperature", type=command_line.number(float, 0), default=0.7, help="0 is greedy")
+    add("--top-p", type=command_line.number(float, 0, 1), default=1.0)
     add("--seed", type=int, default=0)
-    add("--max-steps", type=records.number(int, 1), default=8)
-    add("--max-new-tokens", type=records.number(int, 1), default=512, help="of one monologue, or of one step's code")
-    add("--max-length", type=records.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
-    add("--batch", type=records.number(int, 1), default=32, help="agents at a time")
+    add("--max-steps", type=command_line.number(int, 1), default=8)
+    add("--max-new-tokens", type=command_line.number(int, 1), default=512, help="of one monologue, or of one step's code")
+    add("--max-length", type=command_line.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
+    add("--batch", type=command_line.number(int, 1), default=32, help="agents at a time")
     add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,  # not None: old outputs resume
         help="of the weights and what is computed with them; adapters are float32 "
              "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
-    add("--tp", type=records.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
+    add("--tp", type=command_line.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
     add("--require-sandbox", action="store_true", help="refuse to run where the system lacks one of the sandbox's protections")
     add("--out", metavar="FILE")
 
@@ -531,7 +533,7 @@ def add_task_arguments(parser):
     add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
     add("--hints-for", metavar="FILE", help="JSONL of tasks: leave out hint sections for templates that none of these has, as if nobody had written them")
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
-    add("--trials", type=records.number(int, 1), default=3, help="times each task is played")
+    add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")
 
 
 # ---------------------------------------------------------------------------------------------------- hints
@@ -543,12 +545,12 @@ def load_hints(directory):
     """Round 1's hints, <directory>/<group>.md and common.md → sections [{"name", "kind", "text", "group", "templates"}].
 
     A section starts at `## <kind>: <title>`; `for: a, b` as its first line names the templates it is for (None: all of the group's)."""
-    files = sorted(Path(directory).glob("*.md"))
-    if not files:
+    paths = sorted(Path(directory).glob("*.md"))
+    if not paths:
         raise ValueError(f"{directory}: no *.md file with hints there; name the folder with --hint-dir")
     sections = []
-    for file in files:
-        text = records.read_text(file)
+    for file in paths:
+        text = files.read_text(file)
         heads = list(SECTION.finditer(text))
         for n, line in enumerate(text.splitlines(), 1):
             if line.startswith("## ") and not SECTION.match(line):
@@ -598,7 +600,7 @@ def documentation(tools, data=None):
 
 
 def main():
-    parser = records.Parser("Prints the documentation of your tools as a hint section, from their signatures and docstrings.\n\n    python agent.py --tools mine/tools.py --data mine/data")
+    parser = command_line.Parser("Prints the documentation of your tools as a hint section, from their signatures and docstrings.\n\n    python agent.py --tools mine/tools.py --data mine/data")
     parser.add_argument("--tools", type=Path, required=True, metavar="FILE")
     parser.add_argument("--data", type=Path, metavar="DIR")
     args = parser.parse_args()
@@ -606,4 +608,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)
