@@ -12,10 +12,8 @@ chance is drawn again. The checkpoint is saved all the time; run again, it goes 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from common import command_line
-from common import files
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import ROOT, command_line, files
 
 import functools
 import inspect
