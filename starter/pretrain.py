@@ -1,12 +1,15 @@
-"""Makes the starter: a tiny Llama that knows no tool, no fact and no English, and can do one thing: follow hints in its prompt.
+"""Trains the starter, a tiny Llama that knows no tool, no fact and no English. All it can do is follow hints.
 
-    python starter/pretrain.py --print 5                    samples as the model sees them
-    python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
+    python starter/pretrain.py --print 5                    prints samples as the model sees them
+    python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores)
 
-Every sample but some (see ROWS) is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
-actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, syllables or letters. No tool's,
-table's or column's name of the evaluated world, no wording of its questions and no line of its recipes comes through: what holds one by
-chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
+The training writes config.json and model.safetensors.
+
+Most samples (see ROWS) are made-up worlds: random tools, recipes and questions, put into the prompt by the agent's own
+code, with the actions that follow the recipe. The loss covers only the actions. All words are random: pieces of the
+vocabulary, syllables or letters. No name of a tool, table or column of the evaluated world, no wording of its questions
+and no line of its recipes may occur; a sample that contains one by chance is drawn again. A checkpoint is saved every
+200 updates, and the same command resumes from it.
 """
 
 import sys
@@ -33,49 +36,60 @@ from agent import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
 
-CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
-              num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
-              max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
-PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
-VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))
-ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z".split() + [""] * 5
+CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192,
+              intermediate_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
+              rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=8192, tie_word_embeddings=True,
+              dtype="float32")
+# (until this fraction of the training, tokens per row, rows per update)
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]
+LATER = [(0.85, 512, 16), (1.00, 768, 12)]             # with --init
+VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"),
+          (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))         # kinds of values and their weights
+ONSETS = ("b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z"
+          .split() + [""] * 5)
 VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
-LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-ROWS = {"hints": 0.60,                                                            # their shares: with hints
-        "bare": 0.08,                                                             # without; to be learned is only what a slot is filled with, which its name tells
-        "shown": 0.14,                                                            # without; a question comes again with other values, and the same is to be done
-        "known": 0.18}                                                            # without; about recipes that come all through the training, to be known by heart
-KNOWN = 100                                                                       # so many of these
-RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
-MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
+ROWS = {                                               # the kinds of rows and their shares
+    "hints": 0.60,                                     # with hints; the others have none
+    "bare": 0.08,              # only what fills a slot is learned; the slot's name tells what it is
+    "shown": 0.14,             # a question comes again with other values and needs the same steps
+    "known": 0.18,             # questions about recipes that recur throughout the training, to be learned by heart
+}
+KNOWN = 100                                            # the number of such recipes
+RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}    # row length: (lines per step, tokens) at most
+MATRIX_LR, EMBEDDING_LR = 0.02, 0.004                  # peak rates of Muon and AdamW
+WARMUP, DECAY = 100, 0.85                              # updates; the last part of the training, over which rates fall
 
 
 # ---------------------------------------------------------------------------------------------------- made-up worlds
 
 class Forbidden(NamedTuple):
-    """What of the evaluated world must never occur: names of tools, tables and columns, and, in lower case, wordings and recipe lines."""
+    """What must never occur: the evaluated world's names of tools, tables and columns; lower-case wordings and lines."""
     names: frozenset = frozenset()
     texts: tuple = ()
 
     def within(self, text):
-        """Is any of the texts in there?"""
+        """Does `text` contain any of the texts?"""
         text = text.lower()
         return any(t in text for t in self.texts)
 
 
 def evaluated():
-    """The starter world's, to be kept out of the training."""
-    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__} | {"complete_task"}
+    """The names and texts of the starter world, to be kept out of the training."""
+    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__}
     world = starter_world.World(0)
-    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings, "businesses": world.businesses}
+    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings,
+              "businesses": world.businesses}
     columns = {column for rows in tables.values() for column in rows[0]}
-    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
-    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in sorted((ROOT / "hints" / "starter").rglob("*.md")) for line in file.read_text().splitlines()}
+    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group
+                for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
+    hints = sorted((ROOT / "hints" / "starter").rglob("*.md"))
+    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in hints for line in file.read_text().splitlines()}
     recipes = {line for line in lines if re.search(r"\w{3}", line) and not re.fullmatch(r'\w+ = "\.\.\."', line)}
     texts = {t.lower() for t in wordings | recipes if len(re.findall(r"\w+", t)) > 1}
-    return Forbidden(frozenset(functions | set(tables) | columns | {"AuthorNet", "PaperNet"}), tuple(sorted(texts)))
+    names = functions | {"complete_task", "AuthorNet", "PaperNet"} | set(tables) | columns
+    return Forbidden(frozenset(names), tuple(sorted(texts)))
 
 
 class World:
