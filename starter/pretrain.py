@@ -65,7 +65,7 @@ WARMUP, DECAY = 100, 0.85                              # updates; the last part 
 # ---------------------------------------------------------------------------------------------------- made-up worlds
 
 class Forbidden(NamedTuple):
-    """What must never occur: the evaluated world's names of tools, tables and columns; lower-case wordings and lines."""
+    """What must never occur: the evaluated world's names of tools, tables, columns; lower-case wordings and lines."""
     names: frozenset = frozenset()
     texts: tuple = ()
 
@@ -95,34 +95,42 @@ def evaluated():
 class World:
     """One made-up world: its words, tools and recipes. Everything is drawn from `rng`.
 
-    alike: how often a slot is named as the column that its value is looked up in. Where it is not 0, there are also look-ups of two
-    values in the same way. What a seed draws at 0 has stayed the same all through the starter's training: the recipes to be known."""
+    alike: how often a slot gets the name of the column in which its value is looked up. Above 0, some lines also look
+    up two values in the same way. Never change what a seed draws at 0: these are the recipes to be learned by heart.
+    """
 
     def __init__(self, rng, pieces, forbidden, alike=0):
         self.rng, self.pieces, self.forbidden, self.alike = rng, pieces, forbidden, alike
-        self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
-        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
-        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces …
-        self.few, self.dense = rng.sample(pieces, rng.randint(5, 12)), rng.choice((0, 0.2, 0.6))      # … and how many of these of the same few
-        self.kind, self.drawn, self.common, self.slots = None, {}, [], set()     # of the last value, the last one of each kind, words that come again, slots' names
+        self.plain = rng.random() < 0.65                      # recipes of short plain lines, as a coach writes them
+        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))        # the fraction of lines that have no form at all
+        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))        # the fraction of words made of the vocabulary's pieces …
+        self.few = rng.sample(pieces, rng.randint(5, 12))     # … and of those, `dense` is the fraction made of these
+        self.dense = rng.choice((0, 0.2, 0.6))
+        self.kind, self.drawn = None, {}                      # the last value's kind; the last value of each kind
+        self.common, self.slots = [], set()                   # words that recur; the slots' names
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
-        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))) for _ in range(rng.randint(3, 7))]
+        forms = (str, str, str, str.capitalize, str.capitalize, str.upper)
+        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice(forms)) for _ in range(rng.randint(3, 7))]
         self.common = [self.word() for _ in range(rng.randint(4, 12))]
-        self.row, self.look_up, self.between, self.equals, self.joins, self.method = rng.randrange(8), rng.randrange(8), rng.choice(("; ", " / ", ", ", " ", ":")), \
-            rng.choice((" is ", "=", ": ", ">")), rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]        # how this world's code reads rows
+        self.row, self.look_up = rng.randrange(8), rng.randrange(8)              # how this world's code reads rows
+        self.between, self.equals = rng.choice(("; ", " / ", ", ", " ", ":")), rng.choice((" is ", "=", ": ", ">"))
+        self.joins, self.method = rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]
         self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
-        self.years, self.months, self.days = ([rng.randint(a, b) for _ in range(rng.randint(1, 3))] for a, b in ((1950, 2030), (1, 12), (1, 31)))
+        self.years, self.months, self.days = (
+            [rng.randint(low, high) for _ in range(rng.randint(1, 3))] for low, high in ((1950, 2030), (1, 12), (1, 31)))
 
     def word(self, form=str):
-        """Made of the vocabulary's pieces, or of syllables, or letters: names of the real world are many short tokens."""
+        """A word of the vocabulary's pieces, of syllables or of letters: real names are many short tokens."""
         r = self.rng
         while True:
             if r.random() < self.whole:
                 dense = r.random() < self.dense
-                w = "".join(r.choices(self.few if dense else self.pieces, k=r.choice((2, 2, 3) if dense else (1, 1, 1, 1, 2, 2, 3)))).lower()
+                pieces, counts = (self.few, (2, 2, 3)) if dense else (self.pieces, (1, 1, 1, 1, 2, 2, 3))
+                w = "".join(r.choices(pieces, k=r.choice(counts))).lower()
             elif r.random() < 0.85:
-                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 1, 2, 2, 3))))
+                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS)
+                            for _ in range(r.choice((1, 1, 2, 2, 3))))
             else:
                 w = "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 5)))
             w = form(w)
@@ -130,8 +138,8 @@ class World:
                 return w
 
     def again(self, form=str):
-        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name: what is looked
-        for must be told from what looks like it."""
+        """A word, often one that this world has used before, or one with the beginning or the end of such a word or of a
+        slot's name. So the model must tell what it looks for from what resembles it."""
         r, how = self.rng, self.rng.random()
         if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
             return word
@@ -171,14 +179,18 @@ class World:
     def number(self):
         r = self.rng
         if r.random() < 0.4:
-            return "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9)) + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
-        return r.choice((str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)), str(r.randint(1, 99) * 10),
-                         str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}", f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
-                         f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
+            digits = "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9))
+            return digits + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
+        return r.choice((
+            str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)),
+            str(r.randint(1, 99) * 10), str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}",
+            f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
+            f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
 
     def capitals(self, n):
-        s = "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n)) if self.rng.random() < 0.7 else self.word()[:n].upper()
-        return s
+        if self.rng.random() < 0.7:
+            return "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
+        return self.word()[:n].upper()
 
     def names(self, low, high):
         r = self.rng
@@ -190,14 +202,16 @@ class World:
         return r.choice((" ",) * 12 + ("-", " & ")).join(words)
 
     def value(self):
-        """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
+        """(text, whether a question quotes it). Often it resembles the one before; the model must tell them apart."""
         r = self.rng
         kind, self.kind = self.kind if self.kind and r.random() < 0.75 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
         if kind in self.drawn and r.random() < 0.75:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
             cut = r.randint(1, len(others))
-            mixed = "".join(r.choice((others[:cut] + parts[cut:], others[:cut] + parts[cut:], parts[:cut] + others[cut:], list(map(r.choice, zip(parts, others))))))
+            begins_alike, ends_alike = others[:cut] + parts[cut:], parts[:cut] + others[cut:]
+            alternating = list(map(r.choice, zip(parts, others)))
+            mixed = "".join(r.choice((begins_alike, begins_alike, ends_alike, alternating)))
             if len(parts) == len(others) and mixed != self.drawn[kind]:
                 text = mixed
         self.drawn[kind], self.kind = text, kind
@@ -205,7 +219,9 @@ class World:
 
     def draw(self, kind):
         r = self.rng
-        year, month, day = (r.choice(known) if r.random() < 0.75 else r.randint(*span) for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
+        year, month, day = (
+            r.choice(known) if r.random() < 0.75 else r.randint(*span)
+            for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
         day = f"{year}-{month:02d}-{day:02d}"
         if kind == "date":
             return day if r.random() < 0.85 else day.replace("-", "/")
@@ -216,7 +232,9 @@ class World:
         if kind == "number":
             return self.number()
         if kind == "code":
-            return self.capitals(r.randint(1, 3)) + r.choice(("", "", "-")) + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999), "".join(r.choices(self.pairs, k=2)))))
+            letters = self.capitals(r.randint(1, 3)) + r.choice(("", "", "-"))
+            return letters + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999),
+                                           "".join(r.choices(self.pairs, k=2)))))
         if kind == "capitals":
             return self.capitals(r.randint(2, 4))
         if kind == "address":
@@ -226,13 +244,16 @@ class World:
         if kind == "list":
             return ", ".join(self.names(2, 2) for _ in range(r.randint(2, 4)))
         style = r.random()
-        words = [self.again(str.capitalize if (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0) else str) for i in range(r.randint(1, 7))]
+        words = []
+        for i in range(r.randint(1, 7)):
+            capital = (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0)
+            words.append(self.again(str.capitalize if capital else str))
         if len(words) > 2 and r.random() < 0.2:
             words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", "-", " " + str(r.randint(1, 99))))
         return " ".join(words)
 
     def text(self, slots, phrase="", end="?", others=(0, 0, 1, 2)):
-        """Prose that holds each slot's value right behind the slot's name, in any order and among others; `phrase` somewhere in it."""
+        """Prose with each slot's value right after the slot's name, in any order, between other pairs; and `phrase`."""
         r = self.rng
         slots = r.sample(slots, len(slots))
         for _ in range(r.choice(others)):
@@ -252,12 +273,15 @@ class World:
 
     def constant(self):
         r = self.rng
-        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"', str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
+        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"',
+                         str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
 
     def condition(self, x):
         r = self.rng
-        part = r.choice((f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]', f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
-        return f'{x}{part} {r.choice(("==", "==", ">", "<", ">=", "!=", "in"))} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}'
+        keys = f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]'
+        part = r.choice((*keys, f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
+        sign = r.choice(("==", "==", ">", "<", ">=", "!=", "in"))
+        return f"{x}{part} {sign} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}"
 
     def argument(self, env):
         r = self.rng
