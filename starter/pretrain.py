@@ -118,7 +118,7 @@ class World:
         self.joins, self.method = rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]
         self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
         self.years, self.months, self.days = (
-            [rng.randint(low, high) for _ in range(rng.randint(1, 3))] for low, high in ((1950, 2030), (1, 12), (1, 31)))
+            [rng.randint(*span) for _ in range(rng.randint(1, 3))] for span in ((1950, 2030), (1, 12), (1, 31)))
 
     def word(self, form=str):
         """A word of the vocabulary's pieces, of syllables or of letters: real names are many short tokens."""
@@ -138,8 +138,8 @@ class World:
                 return w
 
     def again(self, form=str):
-        """A word, often one that this world has used before, or one with the beginning or the end of such a word or of a
-        slot's name. So the model must tell what it looks for from what resembles it."""
+        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name.
+        So the model must tell what it looks for from what resembles it."""
         r, how = self.rng, self.rng.random()
         if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
             return word
@@ -287,13 +287,15 @@ class World:
         r = self.rng
         v = r.choice(env) if env else self.constant()
         return r.choice((v, v, v, self.constant(), f'"{r.choice(self.keys)}"', f'"{r.choice(self.keys)}=" + {v}',
-                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"', self.conditions(env or [v])))
+                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"',
+                         self.conditions(env or [v])))
 
     def conditions(self, env):
         """A text put together from keys, signs and variables: "a=" + x + ", b>" + y."""
         r, parts = self.rng, []
         for i in range(r.choice((1, 2, 2, 3))):
-            parts += [f'"{", " if i else ""}{r.choice(self.keys)}{r.choice(("=", "=", ">", "<", ">=", "<="))}"', r.choice(env)]
+            key, sign = r.choice(self.keys), r.choice(("=", "=", ">", "<", ">=", "<="))
+            parts += [f'"{", " if i else ""}{key}{sign}"', r.choice(env)]
         if r.random() < 0.2:
             parts.append(f'"-{r.randint(1, 31)}"')
         if r.random() < 0.3:
@@ -301,7 +303,8 @@ class World:
         return " + ".join(parts)
 
     def call(self, env):
-        return f"{self.rng.choice(self.tools)}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
+        tool = self.rng.choice(self.tools)
+        return f"{tool}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
 
     def expression(self, env, depth=0):
         r, k = self.rng, self.rng.choice(self.keys)
@@ -311,28 +314,42 @@ class World:
         x = r.choice("xyzcpe")
         inner = self.expression(env, depth + 1) if depth == 0 and r.random() < 0.35 else v
         return r.choice((
-            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]", lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]',
-            lambda: f"{v} + \" \" + {w}", lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})", lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
+            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]",
+            lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', lambda: f"{v} + \" \" + {w}",
+            lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})",
+            lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
             lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
-            lambda: f"round({inner}, {r.randint(0, 4)})",
-            lambda: f'{v}["{k}"]', lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]', lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
-            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}", lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
-            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})", lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
-            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}", lambda: f"sum({v}) / len({v})",
-            lambda: f'[{x}["{k}"] for {x} in {inner}]', lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]", lambda: f'sum(float({x}["{k}"]) for {x} in {v})',
-            lambda: f"[float({x}) for {x} in {v}]", lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
-            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])", lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
-            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}', lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
-            lambda: f"{v} if {w} else {self.constant()}", lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
-            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]", lambda: f"{{{self.constant()}: {v}}}",
-            lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}", lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
+            lambda: f"round({inner}, {r.randint(0, 4)})", lambda: f'{v}["{k}"]',
+            lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]',
+            lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
+            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}",
+            lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
+            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})",
+            lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
+            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}",
+            lambda: f"sum({v}) / len({v})", lambda: f'[{x}["{k}"] for {x} in {inner}]',
+            lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]",
+            lambda: f'sum(float({x}["{k}"]) for {x} in {v})', lambda: f"[float({x}) for {x} in {v}]",
+            lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
+            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])",
+            lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
+            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}',
+            lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
+            lambda: f"{v} if {w} else {self.constant()}",
+            lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
+            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]",
+            lambda: f"{{{self.constant()}: {v}}}", lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}",
+            lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
 
     def nested(self, env):
         """An expression with up to three more calls around it, as in print(len(set(…)))."""
         r, e = self.rng, self.expression(env, 1)
         for _ in range(r.choice((0, 0, 1, 1, 2))):
-            e = r.choice((f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})", f"round({e}, {r.randint(0, 3)})",
-                          f"{r.choice(self.tools)}({e}, {self.argument(env)})", f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})", f'{e}["{r.choice(self.keys)}"]'))
+            e = r.choice((
+                f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})",
+                f"round({e}, {r.randint(0, 3)})", f"{r.choice(self.tools)}({e}, {self.argument(env)})",
+                f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})",
+                f'{e}["{r.choice(self.keys)}"]'))
         return e
 
     def statements(self, env, n):
@@ -345,8 +362,10 @@ class World:
                 lines += self.plain_lines(env)
             elif env and r.random() < 0.08:
                 x, v = r.choice("xyzc"), r.choice(env)
-                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})", f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
-                lines.append(f"for {x} in {v}:\n    {body}" if r.random() < 0.7 else f"if {self.condition(v)}:\n    {body}")
+                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})",
+                                 f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
+                head = f"for {x} in {v}" if r.random() < 0.7 else f"if {self.condition(v)}"
+                lines.append(f"{head}:\n    {body}")
             elif r.random() < 0.06:
                 lines.append(f"print({self.nested(env)})")
             elif env and r.random() < 0.12:
@@ -366,14 +385,17 @@ class World:
             if r.random() < 0.3:
                 line = self.words(3, 8)
             else:
-                line = "".join((r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS)) + r.choice(("", "", " ")) for _ in range(r.randint(4, 16))).strip()
+                pieces = (r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS) for _ in range(r.randint(4, 16)))
+                line = "".join(piece + r.choice(("", "", " ")) for piece in pieces).strip()
             if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
                 return line
 
     def cell(self, x):
         """A part of the row `x`, in this world's way."""
         k, n = self.rng.choice(self.keys), self.rng.randint(0, 6)
-        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]", f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")', f'{x}.{self.method[0]}("{k}")')[self.row]
+        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]",
+                f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")',
+                f'{x}.{self.method[0]}("{k}")')[self.row]
 
     def pair(self, env):
         """A column and the variable that it is compared with: often of the same name, if there is one."""
@@ -400,50 +422,76 @@ class World:
             lines.append(f"{name} = {r.choice((call, call, f'len({call})'))}")
         elif self.look_up == 4:
             texts = [f'{key}{self.equals}" + {value}' for key, value in asked]
-            lines += [f'{name} = {tool}("{texts[0]})'] if len(texts) == 1 else [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
+            if len(texts) == 1:
+                lines.append(f'{name} = {tool}("{texts[0]})')
+            else:
+                lines += [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
         elif self.look_up == 5:
             lines.append(f'{name} = {tool}().{self.method[1]}("{key}", {value})')
             lines += [f'{name} = {name}.{self.method[1]}("{key}", {value})' for key, value in asked[1:]]
         else:
             lines.append(f'{name} = {tool}("{key}", {value})' if self.look_up == 6 else f"{name} = {tool}()")
-            lines += [f"{name} = [{x} for {x} in {name} if {self.cell(x)} {r.choice(('==', '==', '==', '>', '<'))} {r.choice((value, value, f'int({value})', f'float({value})'))}]" for _, value in asked]
+            for _, value in asked:
+                cell, sign = self.cell(x), r.choice(("==", "==", "==", ">", "<"))
+                right = r.choice((value, value, f"int({value})", f"float({value})"))
+                lines.append(f"{name} = [{x} for {x} in {name} if {cell} {sign} {right}]")
         env.append(name)
         return lines
 
     def twins(self, env):
-        """Two variables looked up in the same way, and a line that takes what was found together."""
+        """Two variables looked up in the same way, and a line that combines what was found."""
         r, (v, w) = self.rng, self.rng.sample(env, 2)
         first = self.narrowed(known := [v])
         names = {v: w} | {line.split(" = ")[0]: self.variable() for line in first}
-        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', lambda word: names.get(word[0], word[0]), line) for line in first]
+        renamed = lambda word: names.get(word[0], word[0])
+        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', renamed, line) for line in first]
         a, b, name = known[-1], names[known[-1]], self.variable()
         x, y = (self.cell(f"{n}[0]") for n in (a, b))
         kind = r.choice(("int", "float"))
-        together = r.choice(([f"{name} = {x} - {x.replace(a, b, 1)}"], [f"{name} = {kind}({x}) - {kind}({x.replace(a, b, 1)})"], [f"{name} = {x} + {y}"], [f"{name} = len({a}) - len({b})"],
-                             [f"{name} = set({a}) & set({b})"], [f"{name} = [x for x in {a} if x in {b}]"], [f"{v} = {kind}({x})", f"{w} = {kind}({x.replace(a, b, 1)})", f"{name} = abs({v} - {w})"]))
+        other = x.replace(a, b, 1)
+        together = r.choice((
+            [f"{name} = {x} - {other}"], [f"{name} = {kind}({x}) - {kind}({other})"], [f"{name} = {x} + {y}"],
+            [f"{name} = len({a}) - len({b})"], [f"{name} = set({a}) & set({b})"],
+            [f"{name} = [x for x in {a} if x in {b}]"],
+            [f"{v} = {kind}({x})", f"{w} = {kind}({other})", f"{name} = abs({v} - {w})"]))
         env += [a, b, name]
-        return r.choice((first + second, first + second, [line for lines in zip(first, second) for line in lines])) + together
+        alternating = [line for lines in zip(first, second) for line in lines]
+        return r.choice((first + second, first + second, alternating)) + together
 
     def plain_lines(self, env):
         """One or more lines of the kind that recipes for looking something up are made of."""
-        r, v, w, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice("xyzcpeiou"), self.variable()
+        r, v, w = self.rng, self.rng.choice(env), self.rng.choice(env)
+        x, name = r.choice("xyzcpeiou"), self.variable()
         if self.alike and len(env) > 1 and r.random() < 0.2:
             return self.twins(env)
         if r.random() < 0.4:
             lines = self.narrowed(env)
             return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
-        tool, k, cell, number, kind = r.choice(self.tools), r.choice(self.keys), self.cell, r.randint(0, 3), r.choice(("int", "float"))
+        tool, k, cell = r.choice(self.tools), r.choice(self.keys), self.cell
+        number, kind = r.randint(0, 3), r.choice(("int", "float"))
         one = f"{kind}({cell(v + '[0]')})"
         line = r.choice((
-            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})", f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))", f"{name} = {tool}({k}={v})",
-            f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]", f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
-            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})", f"{name} = min({v}, key=lambda {x}: {cell(x)})", f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
-            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]", f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]", f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
-            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]", f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]", f'{name} = set({v}["{k}"])',
-            f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})', f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()", f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])",
-            f"{name} = {v} - {w}", f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})", f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}", f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
-            f"{name} = round(sum({v}) / len({v}), {number})",
-            f"{name} = sum({cell(x)} for {x} in {v})", f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
+            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})",
+            f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))",
+            f"{name} = {tool}({k}={v})", f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]",
+            f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}",
+            f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
+            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})",
+            f"{name} = min({v}, key=lambda {x}: {cell(x)})",
+            f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
+            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]",
+            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]",
+            f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
+            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]",
+            f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]",
+            f'{name} = set({v}["{k}"])', f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})',
+            f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()",
+            f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])", f"{name} = {v} - {w}",
+            f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})",
+            f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}",
+            f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
+            f"{name} = round(sum({v}) / len({v}), {number})", f"{name} = sum({cell(x)} for {x} in {v})",
+            f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
         if line.startswith(name):
             env.append(name)
         return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
@@ -453,15 +501,24 @@ class World:
         r, v, x, number = self.rng, self.rng.choice(env[-3:]), self.rng.choice("xyzcpeiou"), self.rng.randint(0, 3)
         if not self.plain:
             return self.nested(env) if r.random() < 0.6 else r.choice(env)
-        return r.choice((v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})", f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})", f"len(set({self.cell(x)} for {x} in {v}))",
-                         f"max({v}) - min({v})", f"round(abs({v}), {number})", f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))", f'{v}["{r.choice(self.keys)}"][0]'))
+        return r.choice((
+            v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})",
+            f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})",
+            f"len(set({self.cell(x)} for {x} in {v}))", f"max({v}) - min({v})", f"round(abs({v}), {number})",
+            f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))",
+            f'{v}["{r.choice(self.keys)}"][0]'))
 
     def sibling(self, line, env):
         """A line that differs from `line` in a name or a constant or two, as two look-ups with the same tool do."""
         r = self.rng
         for _ in range(r.choice((1, 2, 2))):
             word = r.choice(re.findall("[A-Za-z]+", line))
-            new = r.choice(env) if word in env else r.choice(self.keys) if word in self.keys else self.variable() if r.random() < 0.5 else word
+            if word in env:
+                new = r.choice(env)
+            elif word in self.keys:
+                new = r.choice(self.keys)
+            else:
+                new = self.variable() if r.random() < 0.5 else word
             line = re.sub(f"(?<![A-Za-z]){word}(?![A-Za-z])", new, line, count=1)
         name = line.split(" = ")[0]
         if re.fullmatch("[a-z]+", name) and name not in env:
