@@ -138,7 +138,7 @@ class World:
                 return w
 
     def again(self, form=str):
-        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name.
+        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot.
         So the model must tell what it looks for from what resembles it."""
         r, how = self.rng, self.rng.random()
         if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
@@ -318,7 +318,7 @@ class World:
             lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', lambda: f"{v} + \" \" + {w}",
             lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})",
             lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
-            lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
+            lambda: f"{r.choice('len sum max min sorted set float int str list abs'.split())}({inner})",
             lambda: f"round({inner}, {r.randint(0, 4)})", lambda: f'{v}["{k}"]',
             lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]',
             lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
@@ -385,8 +385,8 @@ class World:
             if r.random() < 0.3:
                 line = self.words(3, 8)
             else:
-                pieces = (r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS) for _ in range(r.randint(4, 16)))
-                line = "".join(piece + r.choice(("", "", " ")) for piece in pieces).strip()
+                signs = (r.choice(self.pieces if r.random() < 0.6 else SIGNS) for _ in range(r.randint(4, 16)))
+                line = "".join(sign + r.choice(("", "", " ")) for sign in signs).strip()
             if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
                 return line
 
@@ -542,14 +542,21 @@ class World:
         return f"{head}: {words}" if head and r.random() < 0.8 else words
 
     def step(self, env, slots, following, size, before, head):
-        """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows. following: the next step's slots, which are
-        printed behind their names ("labels") or found in a text; None in the last step. before: the steps before this one."""
+        """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows.
+
+        following: the next step's slots, printed behind their names ("labels") or found in a text; None in the last
+        step. before: the steps before this one.
+        """
         r, first, labels = self.rng, not env, self.rng.random() < 0.7
         env += slots
         lines = self.recurring(before, env) if r.random() < 0.5 else []
-        lines += self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
+        n = r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1])
+        lines += self.statements(env, n)
         if following is None:
-            value = r.choice((env[-1], env[-1], env[-1], f"str({env[-1]})", f"str(round({env[-1]}, {r.randint(0, 3)}))", f"str(int({env[-1]}) + int({r.choice(env)}))") if self.plain else (env[-1], self.expression(env, 1)))
+            last = env[-1]
+            value = r.choice((last, last, last, f"str({last})", f"str(round({last}, {r.randint(0, 3)}))",
+                              f"str(int({last}) + int({r.choice(env)}))")
+                             if self.plain else (last, self.expression(env, 1)))
             lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
         elif following and labels:
             lines += [f'print("{name}", {self.shown(env)})' for name in following]
@@ -562,7 +569,8 @@ class World:
         n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
         size = r.choice((1, r.randint(1, size)))                       # short ones are dense in values to copy
         names = iter(dict.fromkeys(self.slot() for _ in range(60)))
-        counts = [r.choice((1, 2, 2) if size == 1 else (1, 1, 2, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
+        counts = [r.choice((1, 2, 2) if size == 1 else (1, 1, 2, 2, 2, 3, 4))]
+        counts += [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
         slots = [[next(names) for _ in range(count)] for count in counts]
         self.slots = {name for names in slots for name in names}
         head, steps = r.choice(("", self.word())), []
@@ -583,17 +591,20 @@ class World:
         lines = [f"## tools: {self.words(1, 3)}"]
         for tool in r.sample(self.tools, len(self.tools)):
             names = [self.word() for _ in range(r.randint(1, 3))]
-            call = r.choice((f"{tool}({', '.join(names)})", f"{tool}({', '.join(names)})", f'{tool}({names[0]}, "{r.choice(self.keys)}")', f'{tool}("{self.word()}")', self.call(names)))
+            call = r.choice((f"{tool}({', '.join(names)})", f"{tool}({', '.join(names)})",
+                             f'{tool}({names[0]}, "{r.choice(self.keys)}")', f'{tool}("{self.word()}")',
+                             self.call(names)))
             lines.append(f"{call}{r.choice((': ', ': ', ' '))}{self.words(2, 8)}")
         if r.random() < 0.6:
             lines.append(f"{self.words(1, 2)}{r.choice((': ', ' '))}{', '.join(self.keys)}")
         return "\n".join(lines)
 
     def changed(self, step):
-        """A step like `step` but for a name, a constant, a line or all of it: what a corrective hint brings."""
+        """What a corrective hint makes of `step`: it changes a name, a constant, a line or everything."""
         r, lines = self.rng, list(step["code"])
         if r.random() < 0.3:
-            return step | {"thought": self.words(2, 8), "code": self.statements([*step["slots"], self.variable()], r.randint(1, 4)) + lines[-1:]}
+            thought, variables = self.words(2, 8), [*step["slots"], self.variable()]
+            return step | {"thought": thought, "code": self.statements(variables, r.randint(1, 4)) + lines[-1:]}
         for _ in range(r.choice((1, 1, 2))):
             i = r.randrange(len(lines))
             action = r.random()
@@ -608,36 +619,40 @@ class World:
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
     def trajectory(self, recipe, phrase, corrective, wording=None, asker=None):
-        """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
-        Questions of the same `wording` in the words of the same world `asker` (this one) differ only in their values.
+        """A question for the recipe, and the steps that follow it, as in the agent's record but without token ids.
 
-        corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step
-        without one is there to be seen, not to be learned)."""
+        Questions of the same `wording`, in the words of the same world `asker` (default: this one), differ only in
+        their values. corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no
+        recipe, only these hints; a step without a hint is shown but not learned).
+        """
         r, steps = self.rng, []
         for i, step in enumerate(recipe):
             hint = None
             if r.random() < {"none": 0, "some": 0.6, "all": 0.75}[corrective]:
                 step = self.changed(step) if corrective == "some" else step
                 hint = {"name": "", "text": self.write_step(i, step)}
-            slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
+            value = lambda: self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)
+            slots = [(name, value()) for name in step["slots"]]
             if i == 0:
                 asker = asker or self
                 asker.rng = random.Random(wording) if wording else r
-                question = asker.text(slots, phrase, asker.rng.choice("???.."), others=(0,) if wording else (0, 0, 1, 2))
+                others = (0,) if wording else (0, 0, 1, 2)
+                question = asker.text(slots, phrase, asker.rng.choice("???.."), others=others)
                 asker.rng = r
             elif slots and recipe[i - 1]["labels"]:
                 steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
             elif slots:
                 steps[-1]["observation"] = self.text(slots, end=r.choice((".", "")), others=(0, 1, 2, 4, 6))
             else:
-                steps[-1]["observation"] = r.choice((self.number(), self.value()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
+                steps[-1]["observation"] = r.choice((
+                    self.number(), self.value()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
             code = [f'{name} = "{value}"' for name, (value, _) in slots] + step["code"]
             steps.append({"monologue": step["thought"], "code": "\n".join(code), "observation": "", "hint": hint})
         return question, steps
 
 
 def hint_block(world, chat, length):
-    """What the hints of a row, or of one of its tasks, say → (recipes with titles, texts of the hint sections, corrective; see `World.trajectory`)."""
+    """The hints of a row or of one of its tasks: (recipes with titles, texts of the hint sections, corrective)."""
     r, (size, room) = world.rng, RECIPES[length]
     corrective = r.choices(("none", "some", "all"), (0.72, 0.13, 0.15))[0]
     n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
@@ -659,9 +674,12 @@ def hint_block(world, chat, length):
 
 
 def sample(world, chat, length, row=None):
-    """One row of a kind: "hints", tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of
-    another world; without hints "bare", "shown" and "known" → ids (length,), and which of them are to be learned: the actions, or in a
-    row without hints what of them can be known, that is the values, and all of it where the same was asked before."""
+    """One row of a kind of ROWS: ids (length,), and which of them are learned.
+
+    A row of "hints" holds tasks until it is full: either all with the first task's hints, or each with its own hints
+    from another world. Its actions are learned. In the other rows, only what can be known is learned: the values, and
+    the whole action where the same question came before or belongs to a known recipe.
+    """
     r, ids, mask, asked = world.rng, [], [], set()
     row = row or r.choices(list(ROWS), ROWS.values())[0]
     each = row in ("bare", "known") or row == "hints" and r.random() < 0.6
@@ -675,16 +693,21 @@ def sample(world, chat, length, row=None):
                 asker = World(random.Random(n := f"known {r.randrange(KNOWN)}"), world.pieces, world.forbidden)
                 recipes, hints, corrective = [(n, asker.recipe(asker.rng.randint(1, 5)))], [], "none"
             else:
-                recipes, hints, corrective = [("", world.recipe(2)) for _ in range(r.randint(1, 3) if row == "shown" else 1)], [], "none"
+                n = r.randint(1, 3) if row == "shown" else 1
+                recipes, hints, corrective = [("", world.recipe(2)) for _ in range(n)], [], "none"
         title, recipe = r.choice(recipes)
-        wording = f"{r.choice('abc' if row == 'known' else 'ab')} {title} {recipe}" if row in ("shown", "known") else None
-        question, steps = world.trajectory(recipe, title if row != "known" and (len(recipes) > 1 or r.random() < 0.4) else "", corrective, wording, asker)
+        wording = None
+        if row in ("shown", "known"):
+            wording = f"{r.choice('abc' if row == 'known' else 'ab')} {title} {recipe}"
+        phrase = title if row != "known" and (len(recipes) > 1 or r.random() < 0.4) else ""
+        question, steps = world.trajectory(recipe, phrase, corrective, wording, asker)
         known = row in ("hints", "known") or wording in asked
         if wording:
             asked.add(wording)
         for step in steps:
-            step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
-                                 for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
+            step["token_ids"] = {
+                name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
+                for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
         new, spans = chat.prompt(question, hints if begins else [], steps)
         action = np.zeros(len(new), dtype=bool)
         for (n, name), (start, end) in spans.items():
@@ -692,15 +715,16 @@ def sample(world, chat, length, row=None):
                 action[start:end] = corrective != "all" or steps[n]["hint"] is not None
             elif name == "code":
                 for line in steps[n]["code"].split("\n")[:len(recipe[n]["slots"])]:
-                    action[start + len(chat.encode_text(line[:line.index('"') + 1])):start + (whole := len(chat.encode_text(line + "\n")))] = True
-                    start += whole
+                    value = start + len(chat.encode_text(line[:line.index('"') + 1]))
+                    start += len(chat.encode_text(line + "\n"))
+                    action[value:start] = True
         ids += new
         mask += action.tolist()
     return ids[:length], mask[:length]
 
 
 def repeated(rng, tokens, length):
-    """Random tokens in which stretches come again: what copying is learned on first."""
+    """Random tokens in which stretches recur: copying is learned on these first."""
     ids, mask = rng.choices(tokens, k=length // 4), [False] * (length // 4)
     while len(ids) < length:
         start, n = rng.randrange(len(ids) - 8), rng.randint(8, 40)
@@ -725,7 +749,7 @@ def schedule(total, phases=PHASES):
 
 
 def batch(chat, seed, length, n, forbidden, kind=None):
-    """n rows of `length` tokens, drawn from `seed`, of one kind or of all → ids, targets (rows, length) int64; -100 is no target."""
+    """n rows of `length` tokens, of one kind or of all: ids, targets (rows, length) int64; -100 marks no target."""
     rng, rows = random.Random(seed), []
     tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t not in forbidden.names]
     while len(rows) < n:
@@ -743,7 +767,7 @@ def batch(chat, seed, length, n, forbidden, kind=None):
 # ---------------------------------------------------------------------------------------------------- training
 
 def orthogonalized(g, iterations=5):
-    """g (N, R, C) with each matrix's singular values brought near 1 by Newton and Schulz's iteration, as in Muon (K. Jordan, 2024)."""
+    """g (N, R, C) with each matrix's singular values near 1: Newton-Schulz iteration, as in Muon (K. Jordan, 2024)."""
     x = g.bfloat16()
     if wide := x.shape[1] > x.shape[2]:
         x = x.mT
@@ -782,7 +806,7 @@ def produce(queue, seed, start, updates, forbidden):
 
 
 def loss_of(model, ids, targets):
-    """Mean cross-entropy at the targets; also how many tokens were right."""
+    """Mean cross-entropy at the targets, the logits there, and the flat positions of the targets."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.hidden(ids)
         keep = (targets != -100).flatten().nonzero().squeeze(1)
@@ -792,21 +816,24 @@ def loss_of(model, ids, targets):
 
 @torch.no_grad()
 def check(model, batches):
-    """The part of rows in which every token to be learned is the likeliest."""
-    rows = whole = 0
+    """The fraction of rows in which every learned token is the likeliest."""
+    rows = right = 0
     for ids, targets in batches:
         ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
         _, logits, keep = loss_of(model, ids, targets)
         ok = logits.argmax(-1) == targets.flatten()[keep]
         wrong = torch.zeros(targets.numel(), dtype=torch.bool)
         wrong[keep] = ~ok
-        whole += (~wrong.view(targets.shape).any(1)).sum().item()
+        right += (~wrong.view(targets.shape).any(1)).sum().item()
         rows += len(ids)
-    return whole / rows
+    return right / rows
 
 
 def grown(weights, layers):
-    """The weights {name: tensor} of a deeper model that computes the same: behind the middle block stand copies of it whose outputs are zero."""
+    """The weights {name: tensor} of a deeper model that computes the same.
+
+    Copies of the middle block follow it; their outputs are zero.
+    """
     have = sum(k.endswith("input_layernorm.weight") for k in weights)
     middle, out = have // 2, {}
     for name, weight in weights.items():
@@ -815,15 +842,17 @@ def grown(weights, layers):
             continue
         rest, i = name[block.end():], int(block[1])
         out[f"model.layers.{i + (layers - have) * (i > middle)}.{rest}"] = weight
-        for copy in range(middle + 1, middle + 1 + layers - have) if i == middle else ():
-            out[f"model.layers.{copy}.{rest}"] = torch.zeros_like(weight) if rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight") else weight
+        for added in range(middle + 1, middle + 1 + layers - have) if i == middle else ():
+            output = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            out[f"model.layers.{added}.{rest}"] = torch.zeros_like(weight) if output else weight
     return out
 
 
 def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
-               if not (k.startswith("lm_head") and config["tie_word_embeddings"])}
+    weights = {name if name.startswith("lm_head") else f"model.{name}": weight.detach().clone()
+               for name, weight in model.state_dict().items()
+               if not (name.startswith("lm_head") and config["tie_word_embeddings"])}
     files.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
 
 
@@ -832,11 +861,14 @@ def main():
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
     p.add_argument("--tokens", type=command_line.number(float, 1e4), default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens; may have fewer blocks")
-    p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
-    p.add_argument("--rate", type=float, default=1.0, help="of the full learning rates; 0.6 or less with --init")
+    p.add_argument("--init", type=Path, metavar="FILE",
+                   help="begin with the weights of this model.safetensors, which may have fewer blocks, "
+                        "and train on rows of 512 and 768 tokens")
+    p.add_argument("--mean", action="store_true",
+                   help="write the mean of --init's weights and the trained ones, which is better than either")
+    p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates; at most 0.6 with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
-    p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
+    p.add_argument("--checkpoint", type=Path, help="resume from this file, saved every 200 updates [OUT/checkpoint.pt]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
     args = p.parse_args()
     if args.init and not args.init.is_file():
@@ -850,7 +882,8 @@ def main():
         return
 
     torch.manual_seed(args.seed)
-    config = CONFIG | {"vocab_size": chat.tokenizer.get_vocab_size(), "eos_token_id": chat.tokenizer.token_to_id("<|end|>")}
+    tokenizer = chat.tokenizer
+    config = CONFIG | {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": tokenizer.token_to_id("<|end|>")}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     model = Llama(Config.from_json(args.out / "config.json"))
@@ -878,16 +911,19 @@ def main():
             muon.state = state["muon"]
             adam.load_state_dict(state["adam"])
         except Exception as e:
-            raise ValueError(f"{file}: not a checkpoint of this training ({type(e).__name__}); remove it, the same command begins anew") from None
+            raise ValueError(f"{file}: not a checkpoint of this training ({type(e).__name__}); "
+                             "remove it, and the same command starts again") from None
     file = args.out / "checkpoint.pt"
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, "
+          f"{args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
     hidden = model.hidden
     if args.compile:
         torch._dynamo.config.recompile_limit = 64                     # a graph for each layer and length
         model.hidden = torch.compile(hidden, dynamic=False)
     held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
-    queue = multiprocessing.get_context("spawn").Queue(8)
-    producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue(8)
+    producer = spawn.Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
     producer.start()
     began, losses = time.time(), []
     try:
@@ -904,11 +940,14 @@ def main():
             losses.append(loss.item())
             if (update + 1) % 50 == 0:
                 rate = (done - updates[start][2]) / (time.time() - began)
-                line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
+                line = (f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  "
+                        f"{rate:,.0f} tokens/s  rate {scale:.2f}")
                 losses = []
                 if (update + 1) % 200 == 0 or update + 1 == len(updates):
-                    line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
-                    state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}
+                    right = (f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
+                    line += f"  right: {', '.join(right)}"
+                    state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state,
+                             "adam": adam.state_dict()}
                     files.write_whole({file: lambda part: torch.save(state, part)})
                     save(model, config, args.out)
                 print(line, flush=True)
