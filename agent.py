@@ -135,16 +135,20 @@ class Chat:
         return ids
 
     def _encode(self, text, begins=False):
-        """A space that the tokenizer puts before a text stays only where the prompt begins and behind an added token."""
+        """Where a tokenizer puts a space before every text, that space stays only at the prompt's beginning and after an added token."""
         try:
             whole = self.tokenizer.encode(text, add_special_tokens=False)
-            if begins or self.middle is self.tokenizer:
-                return whole.ids
-            added = next((n for n, i in enumerate(whole.ids) if i in self.added), len(whole.ids))
-            end = whole.offsets[added][0] if added < len(whole.ids) else len(text)
-            return self.middle.encode(text[:end], add_special_tokens=False).ids + whole.ids[added:]
+            ids = whole.ids
+            if not begins and self.middle is not self.tokenizer:
+                added = next((n for n, i in enumerate(ids) if i in self.added), len(ids))
+                end = whole.offsets[added][0] if added < len(ids) else len(text)
+                ids = self.middle.encode(text[:end], add_special_tokens=False).ids + ids[added:]
         except Exception as e:                                            # words that it does not know, and no token for them
             raise ValueError(f"{self.path / 'tokenizer.json'}: cannot encode {text[:40]!r} ({e})") from None
+        if self.vocab_size and max(ids, default=0) >= self.vocab_size:
+            raise ValueError(f"{self.path / 'tokenizer.json'}: the token {self.tokenizer.id_to_token(max(ids))!r} has id {max(ids)}, but the "
+                             f"model's vocabulary has only {self.vocab_size:,} tokens; is this another model's tokenizer?")
+        return ids
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
@@ -192,12 +196,8 @@ class Chat:
                 spans[int(part)] = (start, len(ids))
             elif part:
                 new = self.encode_template(part, begins=not ids)
-                ended = ids and ids[-1] == new[0] and new[0] in self.special     # the model ended its turn, not only its tag
+                ended = ids and ids[-1:] == new[:1] and ids[-1] in self.special     # the model has ended its turn itself
                 ids += new[1:] if ended else new
-            if self.vocab_size and max(ids[start:], default=0) >= self.vocab_size:
-                token = max(ids[start:])
-                raise ValueError(f"{self.path / 'tokenizer.json'}: the token {self.tokenizer.id_to_token(token)!r} has id {token}, but the "
-                                 f"model's vocabulary has only {self.vocab_size:,} tokens; is this another model's tokenizer?")
         return ids, spans
 
     def prompt(self, question, hints, steps, ask=None):
