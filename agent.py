@@ -592,8 +592,9 @@ def add_arguments(parser):
     add("--max-new-tokens", type=records.number(int, 1), default=512, help="of one monologue, or of one step's code")
     add("--max-length", type=records.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
     add("--batch", type=records.number(int, 1), default=32, help="agents at a time")
-    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,          # absent unless given: outputs made before it existed resume
-        help="of the weights and what is computed with them; adapters are float32 [bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
+    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,  # not None: old outputs resume
+        help="of the weights and what is computed with them; adapters are float32 "
+             "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
     add("--tp", type=records.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
     add("--require-sandbox", action="store_true", help="refuse to run where the system lacks one of the sandbox's protections")
     add("--out", metavar="FILE")

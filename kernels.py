@@ -144,6 +144,8 @@ def cast(x):
 def linear(x, weight, bias=None):
     """F.linear of x (…, in) and weight (out, in) → (…, out). MKL's product of a few rows by a large weight uses one core only, and one of some
     more rows by a vocabulary no core well; by several slices of the weight it is faster. Where MKL is without AVX-512, oneDNN is twice as fast."""
+    if weight.is_mkldnn:                                        # packed
+        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
         return F.linear(x, weight, bias)
     rows = x.shape[:-1].numel()
@@ -163,6 +165,27 @@ def linear(x, weight, bias=None):
         y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+def add_linear(y, x, weight):
+    """y (n, out) + x weight^T of x (n, in) and weight (out, in), rounded once; y may be overwritten."""
+    if weight.is_mkldnn:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
+    return y.addmm_(x, cast(weight).T)
+
+
+def pack(model):
+    """Brings a CPU's bfloat16 weights into the layout that oneDNN would otherwise prepare for every product. Results
+    are the same bit for bit. From then on linear layers compute without gradients only, by `linear` and `add_linear`.
+
+    For Qwen2.5-Coder-1.5B's layers, 1, 16 and 32 rows take 1.5, 1.5 and 1.3 times less CPU time (one avx512_bf16 core).
+    The packed weights take memory of their own, where those of a mapped file do not."""
+    if fast_bfloat16() and torch.backends.mkldnn.is_available():
+        for layer in model.modules():
+            weight = layer.weight if isinstance(layer, torch.nn.Linear) else None
+            if weight is not None and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+                packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+                layer.weight = torch.nn.Parameter(packed, requires_grad=False)
 
 
 def keep_freed_memory():

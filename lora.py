@@ -21,7 +21,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from kernels import cast, linear
+from kernels import add_linear, cast, linear
 from model import Config, Linear, local_folder, read_weight, weight_files
 from peft_files import check_repeated, equal, hf_name, read_adapter, repeated_weights, write_adapter
 
@@ -87,13 +87,13 @@ class LoraLinear(Linear):
 
         The order is about correctness, not speed. bfloat16 keeps 8 bits, and early in training B A x is smaller than
         the last bit of W x. Once W x is rounded, adding such an update rounds it away again, and the student equals its
-        teacher. `addmm_` accumulates in float32 and rounds once. So the update takes part in the rounding of each sum,
+        teacher. `add_linear` accumulates in float32 and rounds once. So the update takes part in the rounding of each sum,
         and averaged over many sums none of it is lost."""
         (z, B), *others = self.updates(rows)
         y = F.linear(z, B)
         for z, B in others:
             y.addmm_(z, B.T)
-        y = y.type_as(rows).addmm_(rows, cast(self.weight).T)
+        y = add_linear(y.type_as(rows), rows, self.weight)
         return y if self.bias is None else y.add_(self.bias)
 
     def acting(self):

@@ -15,7 +15,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from kernels import keep_freed_memory
+from kernels import keep_freed_memory, pack
 from lora import fold, load_adapter
 from model import Llama, fastest_dtype, local_folder, read_weight, weight_files
 from sampler import Request, Sampler
@@ -90,6 +90,7 @@ def sampler(args):
     if args.tp > 1:
         split(model, args.model)
         fold(model)
+    pack(model)
     sampler = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings), ahead=False if args.tp > 1 else None)
     if args.tp > 1:
         sampler.announce = announce

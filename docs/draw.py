@@ -77,17 +77,22 @@ def panel(title, agents, field, top, x0):
     """One plot of `field` over rounds, from 0 to `top`, as SVG elements; x0 is its left edge."""
     rounds = sorted({agent["round"] for agent in agents})
     span = max(rounds[-1], 1)
-    x = lambda round_: x0 + LEFT + 20 + (WIDTH - LEFT - RIGHT - 40) * round_ / span
-    y = lambda value: HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
+
+    def x(number):
+        return x0 + LEFT + 20 + (WIDTH - LEFT - RIGHT - 40) * number / span
+
+    def y(value):
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * value / top
+
     left, right = x0 + LEFT, x0 + WIDTH - RIGHT
     parts = [f'<text x="{left}" y="18" font-weight="bold">{escape(title)}</text>']
     for tick in range(5):
         value = top * tick / 4
         parts.append(f'<line class="axis" x1="{left}" x2="{right}" y1="{y(value):.1f}" y2="{y(value):.1f}"/>')
         parts.append(f'<text x="{left - 6}" y="{y(value) + 4:.1f}" text-anchor="end">{value:,.0f}</text>')
-    for round_ in rounds:
-        label = "not coached" if round_ == 0 else f"round {round_}"
-        parts.append(f'<text x="{x(round_):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
+    for number in rounds:
+        label = "not coached" if number == 0 else f"round {number}"
+        parts.append(f'<text x="{x(number):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{label}</text>')
     for agent in agents:
         if agent["hints"] != "none":
             level = y(agent[field])

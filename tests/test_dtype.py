@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import agent
+import kernels
 import lora
 import model
 import parallel
@@ -44,9 +45,12 @@ def stored(tmp_path_factory):
 
 
 @pytest.mark.parametrize("native", [True, False])
-def test_by_default_a_cpu_samples_in_bfloat16_what_is_stored_in_it_where_it_multiplies_that_natively(native, stored, monkeypatch):
+def test_a_cpu_with_native_bfloat16_samples_in_it_what_is_stored_in_it(native, stored, monkeypatch):
     monkeypatch.setattr(model, "fast_bfloat16", lambda: native)
-    default = lambda path, *given: next(parallel.sampler(options("--model", path, *given))[0].model.parameters()).dtype
+
+    def default(path, *given):
+        return next(parallel.sampler(options("--model", path, *given))[0].model.parameters()).dtype
+
     folders, _ = stored
     assert default(folders[torch.bfloat16]) == (torch.bfloat16 if native else torch.float32)
     assert default(folders[torch.float32]) == default(ROOT / "starter") == torch.float32
@@ -65,13 +69,15 @@ def test_an_output_made_before_there_was_a_choice_resumes_and_one_made_in_anothe
         Output(tmp_path / "new", vars(options("--model", "m", "--dtype", "bfloat16")))
 
 
-def test_bfloat16_with_float32_adapters_is_as_near_to_float32_as_without_them_and_greedy_tokens_differ_in_near_ties_only(stored):
+def test_float32_adapters_add_no_error_to_bfloat16_and_greedy_tokens_differ_in_near_ties_only(stored):
     folders, adapters = stored
     errors = {}
     for stacked in ([], adapters):
-        exact, sampled = (parallel.load(folders[dtype], stacked, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+        exact = parallel.load(folders[torch.float32], stacked)
+        sampled = parallel.load(folders[torch.bfloat16], stacked, dtype=torch.bfloat16)
         prompts = [recorded.tokens("hints", 60) + recorded.tokens(f"question {n}", 5 + n) for n in range(6)]
-        for prompt, text in zip(prompts, Sampler(sampled, batch=4, max_length=110).generate(prompts, max_new_tokens=40)):
+        texts = Sampler(sampled, batch=4, max_length=110).generate(prompts, max_new_tokens=40)
+        for prompt, text in zip(prompts, texts):
             ids = torch.tensor([prompt + text])
             with torch.no_grad():
                 logits, ours = (m(ids)[0, len(prompt) - 1:-1].float() for m in (exact, sampled))
@@ -79,3 +85,21 @@ def test_bfloat16_with_float32_adapters_is_as_near_to_float32_as_without_them_an
             assert (logits.max(-1).values - chosen).max() < 0.05 * logits.abs().max()
             errors.setdefault(len(stacked), []).append(((ours - logits).norm() / logits.norm()).item())
     assert max(errors[0]) < 0.02 and sum(errors[2]) < 1.25 * sum(errors[0])
+
+
+@pytest.mark.skipif(not kernels.fast_bfloat16(), reason="this CPU does not multiply bfloat16 natively")
+@pytest.mark.parametrize("stacked", [False, True])
+@pytest.mark.parametrize("tokens", [1, 2, 70])
+def test_packed_weights_give_the_same_logits_bit_for_bit_with_adapters_and_biases_too(tokens, stacked, stored):
+    folders, adapters = stored
+    plain, packed = (parallel.load(folders[torch.bfloat16], adapters * stacked, dtype=torch.bfloat16) for _ in range(2))
+    kernels.pack(packed)
+    assert packed.lm_head.weight.is_mkldnn and packed.layers[0].self_attn.q_proj.bias is not None
+    ids = torch.tensor([recorded.tokens("prompt", tokens)])
+    with torch.inference_mode():
+        assert torch.equal(packed(ids), plain(ids))
+
+
+def test_the_starter_is_not_packed():
+    model, _ = parallel.sampler(options("--model", ROOT / "starter"))
+    assert not any(p.is_mkldnn for p in model.model.parameters())

@@ -244,3 +244,46 @@ def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_
     again = collect(2, "two.jsonl")
     assert again.keys() == one.keys() and [again[key]["id"] for key in again][:5] == [json.loads(line)["id"] for line in lines[:5]]
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
+
+
+FAMILIES = """
+import sys
+sys.path.insert(0, {root!r})
+import parallel, torch
+from lora import add_adapter, trainable
+parallel.start()
+if parallel.MANY:
+    parallel.replica(2)
+tokens, results = torch.arange(3, 60)[None], {{}}
+for path in sys.argv[2:]:
+    model = parallel.load(path, whole=False)
+    if parallel.MANY:
+        parallel.split(model, path)
+    with torch.no_grad():
+        results[path] = model(tokens)
+    model = parallel.load(path, whole=False)
+    torch.manual_seed(0)
+    add_adapter(model, 4, 8)
+    model = parallel.share_out(model, path)
+    model.lm_head(model.hidden(tokens)).logsumexp(-1).sum().backward()
+    results[path + " gradients"] = torch.cat([parallel.whole(p.grad).flatten() for p in trainable(model)])
+torch.save(results, sys.argv[1] + str(parallel.RANK))
+parallel.stop()
+"""
+
+
+def test_every_type_of_model_is_the_same_in_two_processes(tmp_path):
+    """Its logits, split by --tp, and its gradients under FSDP2: biases, norms of queries and keys, sliding windows."""
+    sys.path.insert(0, str(ROOT / "tests" / "recordings"))
+    import make as recorded
+    paths = [recorded.checkpoint(name, tmp_path) for name in ("mistral", "qwen2", "qwen3-new", "contradictory")]
+    script = tmp_path / "script.py"
+    script.write_text(FAMILIES.format(root=str(ROOT)))
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for launch, out in (([sys.executable], "one."), (two, "two.")):
+        done = subprocess.run([*launch, script, tmp_path / out, *paths], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        assert done.returncode == 0, done.stderr
+    one = torch.load(tmp_path / "one.0")
+    for other in (torch.load(tmp_path / f"two.{rank}") for rank in range(2)):
+        assert one.keys() == other.keys()
+        assert all((one[key] - other[key]).norm() <= 1e-5 * one[key].norm() and one[key].norm() > 0 for key in one)
