@@ -2,7 +2,7 @@
 
     python model.py --model starter --prompt "Step 1:" --max-new-tokens 20
 
-Everything here is about token ids: prompts, agents, tools and hints are agent.py's business. Names follow the checkpoint
+Everything here is about token ids: prompts, agents, tools and hints are the business of agent/. Names follow the checkpoint
 format (`self_attn.q_proj`), so that weights and adapters load without renaming. Shapes: B sequences, T tokens, H query
 heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
 """

@@ -84,7 +84,7 @@ def replica(tp):
 
 
 def sampler(args):
-    """Of the options that agent.add_arguments defines: the model, ready to sample, and what makes its requests."""
+    """Of the options that agent/options.py defines: the model, ready to sample, and what makes its requests."""
     dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device_and_dtype()[0].type)
     model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)
     if args.tp > 1:

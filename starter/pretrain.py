@@ -3,7 +3,7 @@
     python starter/pretrain.py --print 5                    samples as the model sees them
     python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
 
-Every sample but some (see ROWS) is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
+Every sample but some (see ROWS) is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent/chat.py itself, with the
 actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, syllables or letters. No tool's,
 table's or column's name of the evaluated world, no wording of its questions and no line of its recipes comes through: what holds one by
 chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from agent import Chat
+from agent.chat import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
 
@@ -515,7 +515,7 @@ class World:
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
     def trajectory(self, recipe, phrase, corrective, wording=None, asker=None):
-        """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
+        """A question for the recipe and the steps that follow it → (question, steps as in the agent's record, without token ids).
         Questions of the same `wording` in the words of the same world `asker` (this one) differ only in their values.
 
         corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step

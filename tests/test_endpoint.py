@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import endpoint
+from agent import endpoint
 import evaluate
 from desk import judge
 from formats import records

@@ -19,7 +19,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from agent import hints_for, load_hints
+from agent.hints import hints_for, load_hints
 from formats.records import read_tasks
 from recipes import find_values, follow, read_hints, read_recipes
 from starter import made_up_world

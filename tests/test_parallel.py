@@ -58,7 +58,7 @@ def distill(folder, processes, *arguments, die=10**9):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A model and data, and the adapter that one process makes."""
-    from agent import Chat
+    from agent.chat import Chat
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "model").mkdir()
     tiny_checkpoint(folder / "model")

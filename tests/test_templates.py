@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-import agent
+from agent import protocol
+from agent.chat import Chat
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 TASK = "What did it open at?"
@@ -63,7 +64,7 @@ def chat_with(folder, template, tokenizer=None, **config):
     (folder / "tokenizer.json").write_text(tokenizer or (STARTER / "tokenizer.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "bos_token": "<|user|>", "eos_token": "<|end|>"}))
     (folder / "config.json").write_text(json.dumps(config))
-    return agent.Chat(folder)
+    return Chat(folder)
 
 
 def said(chat, text, tag):
@@ -97,7 +98,7 @@ def test_the_finished_trajectory_is_what_the_template_alone_writes(tmp_path, for
     import jinja2
     chat = chat_with(tmp_path, FORMS[form])
     steps = trajectory(chat)
-    messages = agent.conversation(TASK, ["HINT"], steps, None, str, str, lambda n, name: chat.decode(steps[n]["token_ids"][name]))
+    messages = protocol.conversation(TASK, ["HINT"], steps, None, str, str, lambda n, name: chat.decode(steps[n]["token_ids"][name]))
     reference = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(FORMS[form])
     text = reference.render(messages=messages, tools=None, documents=None, strftime_now=lambda form: "26 Jul 2024", bos_token="<|user|>", eos_token="<|end|>")
     assert chat.decode(prompts(chat, steps)[1]) == text
@@ -176,10 +177,10 @@ def test_a_llama_2_tokenizer_puts_no_space_around_outside_text(tmp_path, form):
     tokenizer.decoder = decoders.Replace("▁", " ")
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MISTRAL, "bos_token": "<s>", "eos_token": "</s>"}))
-    chat = agent.Chat(tmp_path)
+    chat = Chat(tmp_path)
     steps = trajectory(chat)
     whole = prompts(chat, steps)[1]
     assert "<task_description>\nWhat did it open at?\n</task_description>" in chat.decode(whole) and "<hint>\nPrint it.\n</hint>" in chat.decode(whole)
-    messages = agent.conversation(TASK, ["HINT"], steps, None, str, str, lambda n, name: chat.decode(steps[n]["token_ids"][name]))
+    messages = protocol.conversation(TASK, ["HINT"], steps, None, str, str, lambda n, name: chat.decode(steps[n]["token_ids"][name]))
     text = chat.template.render(messages=messages, tools=None, documents=None, **chat.names)
     assert whole == tokenizer.encode(text, add_special_tokens=False).ids
