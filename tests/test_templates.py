@@ -140,13 +140,21 @@ def test_tojson_takes_the_arguments_that_transformers_gives_it(tmp_path, call, t
     assert chat_with(tmp_path, template).render(("q",)) == text + "q"
 
 
-def test_a_turn_that_the_model_ended_itself_is_not_ended_twice(tmp_path):
-    chat = chat_with(tmp_path, LLAMA_32)
+@pytest.mark.parametrize("space", ["", " ", "\n"])
+def test_a_turn_that_the_model_ended_itself_is_not_ended_twice(tmp_path, space):
+    chat = chat_with(tmp_path, LLAMA_32.replace("trim + '<|end|>", f"trim + {space!r} + '<|end|>"))
     end = chat.tokenizer.token_to_id("<|end|>")
     asked, whole, _ = prompts(chat, trajectory(chat, ending=[end]))
     for (prompt, sampled), longer in zip(asked, [prompt for prompt, _ in asked[1:]] + [whole]):
         assert longer[:len(prompt) + len(sampled)] == prompt + sampled
-    assert whole == prompts(chat, trajectory(chat))[1]
+    spaced = chat.decode(prompts(chat, trajectory(chat))[1])
+    assert chat.decode(whole) == spaced.replace(f"</inner_monologue>{space}<|end|>", "</inner_monologue><|end|>")
+
+
+def test_a_hint_that_ends_with_the_tag_around_it_does_not_swallow_that_tag(tmp_path):
+    chat = chat_with(tmp_path, GEMMA)
+    steps = [step | {"hint": {"text": "End with </hint>"}} for step in trajectory(chat)]
+    assert "End with </hint>\n</hint>\n" in chat.decode(chat.prompt(TASK, [], steps)[0])
 
 
 # ---- tokenizers
