@@ -12,6 +12,7 @@ import ast
 import copy
 import functools
 import json
+import os
 import re
 import select
 import sys
@@ -30,7 +31,9 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
 
-import records
+from common import command_line
+from common import files
+from formats import records
 from tools.sandbox import Limits, World
 
 ROOT = Path(__file__).resolve().parent
@@ -49,7 +52,7 @@ _THOUGHT = re.compile(r"</?think(?:ing)?>")             # around what a reasonin
 _CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)     # tokens that look like those of a template
 _MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")          # what a template writes between messages, where it is not a token
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
-TODAY = date(2024, 7, 26)       # for every template that asks: a later stage must see the prompt that an earlier one sampled from
+TODAY = date(2024, 7, 26)       # for every template that asks: later stages must see the prompt that was sampled from
 
 
 class Chat:
@@ -73,12 +76,12 @@ class Chat:
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
         self.tokenizer.no_truncation()                                    # as somebody's training left it
         self.tokenizer.no_padding()
-        known = records.read_json(path / "config.json").get("vocab_size") if (path / "config.json").exists() else None
+        known = (path / "config.json").exists() and files.read_json(path / "config.json").get("vocab_size")
         self.vocab_size = known if isinstance(known, int) and known > 0 else None
-        config = records.read_json(path / "tokenizer_config.json")
+        config = files.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
-            template = records.read_text(path / "chat_template.jinja")
+            template = files.read_text(path / "chat_template.jinja")
         if isinstance(template, list):                                    # several, by name
             template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
         if not isinstance(template, str) or not template:
@@ -107,23 +110,24 @@ class Chat:
         self.encode_hint = functools.lru_cache(4096)(self._encode_hint)
         self.render = functools.lru_cache(4096)(self._render)
         self.tags = {t: i for i, t in self.special.items() if _WHOLE_TAG.fullmatch(t.strip())}        # those that are one token
-        self.ends = {i for i, t in self.special.items() if t not in self.tags and not _THOUGHT.fullmatch(t)}    # of a turn
+        self.ends = {i for i, t in self.special.items() if t not in self.tags and not _THOUGHT.fullmatch(t)}
         self._check_template()
 
     def _check_template(self):
         """Raises ValueError if the template changes what it wrote before when a conversation goes on.
 
-        Renders a made-up conversation of three turns. What stands before a response may only lose its end later, as with Qwen3, whose
-        latest response alone begins with an empty think block; `grow` keeps that."""
+        Renders a made-up conversation of three turns. What stands before a response may only lose its end later, as
+        with Qwen3, whose latest response alone begins with an empty think block; `grow` keeps that."""
         contents = tuple(f"{'<python>' if n % 2 else 'Step'}\n\ue000{n}\ue001" for n in range(6))
         for n in (2, 4):
             now, later = (_SLOT.split(self.render(contents[:m]))[:2 * n:2] for m in (n, n + 2))
             for i, (before, after) in enumerate(zip(now, later)):
                 if before != after and not (i % 2 and before.startswith(after.removesuffix("<python>\n"))):
-                    at = next((j for j, (x, y) in enumerate(zip(before, after)) if x != y), min(len(before), len(after)))
-                    raise ValueError(f"{self.path}: the chat template rewrites earlier messages when the conversation goes on "
-                                     f"({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt may only grow at its "
-                                     "end; write a chat_template.jinja that renders each message by itself")
+                    at = len(os.path.commonprefix([before, after]))
+                    raise ValueError(f"{self.path}: the chat template rewrites earlier messages when the conversation "
+                                     f"goes on ({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt "
+                                     "may only grow at its end; write a chat_template.jinja that renders each message by "
+                                     "itself")
         self.encode(self.grow(contents), ["a"] * len(contents))
 
     def _encode_template(self, text, begins=False):
@@ -155,7 +159,8 @@ class Chat:
         return ids
 
     def _encode(self, text, begins=False):
-        """Where a tokenizer puts a space before every text, that space stays only at the prompt's beginning and after an added token."""
+        """Where a tokenizer puts a space before every text, that space stays only at the prompt's beginning and after
+        an added token."""
         try:
             whole = self.tokenizer.encode(text, add_special_tokens=False)
             ids = whole.ids
@@ -166,16 +171,17 @@ class Chat:
         except Exception as e:                                            # words that it does not know, and no token for them
             raise ValueError(f"{self.path / 'tokenizer.json'}: cannot encode {text[:40]!r} ({e})") from None
         if self.vocab_size and max(ids, default=0) >= self.vocab_size:
-            raise ValueError(f"{self.path / 'tokenizer.json'}: the token {self.tokenizer.id_to_token(max(ids))!r} has id {max(ids)}, but the "
-                             f"model's vocabulary has only {self.vocab_size:,} tokens; is this another model's tokenizer?")
+            token = self.tokenizer.id_to_token(max(ids))
+            raise ValueError(f"{self.path / 'tokenizer.json'}: the token {token!r} has id {max(ids)}, but the model's "
+                             f"vocabulary has only {self.vocab_size:,} tokens; is this another model's tokenizer?")
         return ids
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def closes(self, tag):
-        """A function of the ids sampled so far: is the response over? A control token ends it, the tag's closing, or the
-        beginning of an observation, which only we write."""
+        """A function of the ids sampled so far: is the response over? A control token ends it, the tag's closing, or
+        the beginning of an observation, which only we write."""
         last = self.ends.union(self.tags.values())
         if f"</{tag}>" in self.tags:
             return lambda ids: ids[-1] in last
@@ -183,7 +189,8 @@ class Chat:
         return lambda ids: ids[-1] in last or over.search(self.decode(ids[-40:])) is not None
 
     def _render(self, contents, generate=False):
-        """contents: what the user and the assistant said, in turn, with slot marks → the text that the template makes of it."""
+        """contents: what the user and the assistant said, in turn, with slot marks → the text that the template makes
+        of it."""
         messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
         try:
             text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate,
@@ -191,14 +198,16 @@ class Chat:
         except Exception as e:                                            # a template may do anything
             raise ValueError(f"{self.path}: the chat template: {' '.join(str(e).split()) or type(e).__name__}") from None
         if _SLOT.findall(text) != _SLOT.findall("".join(contents)):
-            raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, repeats it or changes it")
+            raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, repeats it or "
+                             "changes it")
         return text
 
     def grow(self, contents, open_=False):
-        """The conversation as a text that only ever grows at its end: what stands before a response stays as it was when the
-        response was sampled, even where the template would write it in another way later.
+        """The conversation as a text that only ever grows at its end: what stands before a response stays as it was
+        when the response was sampled, even where the template would write it in another way later.
 
-        contents: as in `_render`, each response with one slot at its end. open_: the last response is still to be sampled."""
+        contents: as in `_render`, each response with one slot at its end. open_: the last response is still to be
+        sampled."""
         text = heard = ""
         for n in range(1, len(contents), 2):
             rendered, mark = self.render(contents[:n + 1]), _SLOT.search(contents[n])[0]
@@ -208,7 +217,7 @@ class Chat:
         return text if open_ else text + rendered[until:]
 
     def encode(self, text, slots):
-        """text: with slot marks; slots: what they stand for, each a text or a list of ids → ids and {slot: (start, end)}."""
+        """text: with slot marks; slots: what they stand for, each a text or ids → ids and {slot: (start, end)}."""
         ids, spans = [], {}
         for i, part in enumerate(_SLOT.split(text)):
             start = len(ids)
@@ -217,7 +226,7 @@ class Chat:
                 ids += self.encode_text(slot) if isinstance(slot, str) else slot
                 spans[int(part)] = (start, len(ids))
             elif ids and ids[-1] in self.ends and self.encode_template(part.lstrip())[:1] == ids[-1:]:
-                ids += self.encode_template(part.lstrip())[1:]            # the model has written the template's end of turn itself
+                ids += self.encode_template(part.lstrip())[1:]            # the model has ended its turn itself
             elif part:
                 ids += self.encode_template(part, begins=not ids)
         return ids, spans
@@ -251,8 +260,8 @@ class Chat:
         return self.encode(self.render(("\ue0000\ue001",), generate=True), [text])[0]
 
     def heard(self, prompt, ids):
-        """A response → its text without the control token that ended it, its token ids, how many tokens were read and written
-        for it."""
+        """A response → its text without the control token that ended it, its token ids, how many tokens were read and
+        written for it."""
         ended = bool(ids) and ids[-1] in self.ends
         return self.decode(ids[:-1] if ended else ids), list(ids), (len(prompt), len(ids))
 
@@ -303,7 +312,8 @@ def _tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False
 
 
 def without_prefix(tokenizer):
-    """The tokenizer for the middle of a text: one like Llama 2's puts a space before whatever it encodes, and this one does not."""
+    """The tokenizer for the middle of a text: one like Llama 2's puts a space before whatever it encodes, and this one
+    does not."""
     def changed(part):                                # a normalizer or pre-tokenizer, maybe a sequence of them
         if part is None or part["type"] == "Prepend":
             return part and {"type": "Sequence", "normalizers": []}
@@ -585,17 +595,17 @@ def add_arguments(parser):
     add("--adapter", action="append", default=[], metavar="DIR", help="repeats, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE", help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
-    add("--temperature", type=records.number(float, 0), default=0.7, help="0 is greedy")
-    add("--top-p", type=records.number(float, 0, 1), default=1.0)
+    add("--temperature", type=command_line.number(float, 0), default=0.7, help="0 is greedy")
+    add("--top-p", type=command_line.number(float, 0, 1), default=1.0)
     add("--seed", type=int, default=0)
-    add("--max-steps", type=records.number(int, 1), default=8)
-    add("--max-new-tokens", type=records.number(int, 1), default=512, help="of one monologue, or of one step's code")
-    add("--max-length", type=records.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
-    add("--batch", type=records.number(int, 1), default=32, help="agents at a time")
+    add("--max-steps", type=command_line.number(int, 1), default=8)
+    add("--max-new-tokens", type=command_line.number(int, 1), default=512, help="of one monologue, or of one step's code")
+    add("--max-length", type=command_line.number(int, 1), default=8192, help="of a prompt with its response, in tokens; never above the model's own limit")
+    add("--batch", type=command_line.number(int, 1), default=32, help="agents at a time")
     add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,  # not None: old outputs resume
         help="of the weights and what is computed with them; adapters are float32 "
              "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
-    add("--tp", type=records.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
+    add("--tp", type=command_line.number(int, 1), default=1, metavar="N", help="under torchrun: split the model over N processes; the others hold more of such replicas")
     add("--require-sandbox", action="store_true", help="refuse to run where the system lacks one of the sandbox's protections")
     add("--out", metavar="FILE")
 
@@ -608,7 +618,7 @@ def add_task_arguments(parser):
     add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
     add("--hints-for", metavar="FILE", help="JSONL of tasks: leave out hint sections for templates that none of these has, as if nobody had written them")
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
-    add("--trials", type=records.number(int, 1), default=3, help="times each task is played")
+    add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")
 
 
 # ---------------------------------------------------------------------------------------------------- hints
@@ -620,12 +630,12 @@ def load_hints(directory):
     """Round 1's hints, <directory>/<group>.md and common.md → sections [{"name", "kind", "text", "group", "templates"}].
 
     A section starts at `## <kind>: <title>`; `for: a, b` as its first line names the templates it is for (None: all of the group's)."""
-    files = sorted(Path(directory).glob("*.md"))
-    if not files:
+    paths = sorted(Path(directory).glob("*.md"))
+    if not paths:
         raise ValueError(f"{directory}: no *.md file with hints there; name the folder with --hint-dir")
     sections = []
-    for file in files:
-        text = records.read_text(file)
+    for file in paths:
+        text = files.read_text(file)
         heads = list(SECTION.finditer(text))
         for n, line in enumerate(text.splitlines(), 1):
             if line.startswith("## ") and not SECTION.match(line):
@@ -675,7 +685,7 @@ def documentation(tools, data=None):
 
 
 def main():
-    parser = records.Parser("Prints the documentation of your tools as a hint section, from their signatures and docstrings.\n\n    python agent.py --tools mine/tools.py --data mine/data")
+    parser = command_line.Parser("Prints the documentation of your tools as a hint section, from their signatures and docstrings.\n\n    python agent.py --tools mine/tools.py --data mine/data")
     parser.add_argument("--tools", type=Path, required=True, metavar="FILE")
     parser.add_argument("--data", type=Path, metavar="DIR")
     args = parser.parse_args()
@@ -683,4 +693,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -7,22 +7,24 @@ The first is how a round gets its experience: with the hints of round 1 (paper ย
 states where review.py found a mistake, puts the corrective hint at the end of the prompt, and samples the action anew (ยง3.2).
 """
 
-import records  # first: from here on Ctrl-C ends in one line
+from common import command_line
+from common import files
+from formats import records
 
 import functools
 
 import agent
 import endpoint
-import parallel
-import plan
+from scaling import parallel
+from planning import plan
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     agent.add_arguments(parser)
     agent.add_task_arguments(parser)
     parser.add_argument("--resample", metavar="FILE", help="JSONL of flagged states, instead of --tasks")
-    parser.add_argument("--samples", type=records.number(int, 1), default=4, help="actions from each flagged state")
+    parser.add_argument("--samples", type=command_line.number(int, 1), default=4, help="actions from each flagged state")
     parser.add_argument("--control", action="store_true", help="do not show the hint: what its effect is measured against")
     parser.add_argument("--rollout", action="store_true", help="play on after the corrected action to the task's end, without further hints")
     plan.add_argument(parser)
@@ -43,7 +45,7 @@ def main():
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
-        output = records.Output(args.out, vars(args), replica, replicas)
+        output = files.Output(args.out, vars(args), replica, replicas)
         player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=bool(args.resample) and not args.rollout)
         agent.play_all(planned, args, output, chat, endpoint.engine, player)
         output.sync()
@@ -58,4 +60,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

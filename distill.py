@@ -13,7 +13,9 @@ memory; the teacher's last hidden states computed once, hints that trajectories 
 compiled for it.
 """
 
-import records  # first: from here on Ctrl-C ends in one line
+from common import command_line
+from common import files
+from formats import records
 
 import json
 import math
@@ -29,11 +31,11 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 import agent
-import checkpoints
-import parallel
-import plan as planning
-from decoder import can_compile, compiled
-from kernels import cast, fast_bfloat16, give_back_freed_memory, packed_attention
+from scaling import checkpoints
+from scaling import parallel
+from planning import plan as planning
+from engine.decoder import can_compile, compiled
+from engine.kernels import cast, fast_bfloat16, give_back_freed_memory, packed_attention
 from lora import TARGETS, adapters, add_adapter, both_logits, noise, save_adapter, seed_dropout, trainable
 from model import local_folder
 
@@ -44,11 +46,11 @@ CACHED = {"cuda": 2 ** 25, "cpu": 2 ** 19}                            # logits i
 
 # ---------------------------------------------------------------------------------------------------- data
 
-def read(files):
+def read(paths):
     """The records of several files, by id: in which order they were written does not matter. Raises ValueError if a file is given twice."""
-    if twice := [file for n, file in enumerate(files) if Path(file).resolve() in [Path(f).resolve() for f in files[:n]]]:
+    if twice := [file for n, file in enumerate(paths) if Path(file).resolve() in [Path(f).resolve() for f in paths[:n]]]:
         raise ValueError(f"{twice[0]}: given twice")
-    return sorted((r for file in files for r in records.read_trajectories(file)), key=lambda r: r["id"])
+    return sorted((r for file in paths for r in records.read_trajectories(file)), key=lambda r: r["id"])
 
 
 def example(chat, record, dropout=0.0, rng=random):
@@ -91,9 +93,9 @@ def spelled(chat, step, words):
     return all("".join(step[name].split()) in text for name in ("monologue", "code") if name in step["token_ids"])
 
 
-def kept(records, args):
+def kept(trajectories, args):
     """Those to learn from: --verified and cross-entropy want successes."""
-    return [r for r in records if usable(r) and (r["success"] or not (args.verified or args.loss == "ce"))]
+    return [r for r in trajectories if usable(r) and (r["success"] or not (args.verified or args.loss == "ce"))]
 
 
 def balance(corrected, candidates, rng):
@@ -136,10 +138,10 @@ def chosen(args):
     return data
 
 
-def batches(records, size, rng):
+def batches(trajectories, size, rng):
     """Shuffled records in batches of at least `size` actions (the last may hold fewer)."""
     batch = []
-    for record in rng.sample(records, len(records)):
+    for record in rng.sample(trajectories, len(trajectories)):
         batch.append(record)
         if sum(map(actions, batch)) >= size:
             yield batch
@@ -293,7 +295,7 @@ def loss_of(model, rows, teacher=None, temperature=1.0, learn=True, count=None):
 
 # ---------------------------------------------------------------------------------------------------- the training
 
-def train(model, chat, records, args, folder, validation=()):
+def train(model, chat, trajectories, args, folder, validation=()):
     """Trains a new adapter on `model` (changed in place) with the settings in `args`, the parsed command line. Returns the log, a dict an update.
 
     In `folder` the teacher's hidden states are kept, and once a minute what training goes on from; if that is there already, training goes on
@@ -309,15 +311,15 @@ def train(model, chat, records, args, folder, validation=()):
     fill = filler if model.device.type == "cpu" and fast_bfloat16() else lambda row, common=0: []
     checkpoint, teacher = folder / "checkpoint", folder / "teacher"
     teacher.mkdir(parents=True, exist_ok=True)
-    files = {id(r): teacher / f"{n}.pt" for n, r in enumerate([*records, *validation])}
+    paths = {id(r): teacher / f"{n}.pt" for n, r in enumerate([*trajectories, *validation])}
 
     def even(rows, idle):
         """Rows, and for each more that another process has an idle one: FSDP wants all to go through the motions."""
         return rows + [idle] * (parallel.most(len(rows)) - len(rows))
 
-    def teach(records):
+    def teach(trajectories):
         """Keeps the teacher's hidden states (N, C) at the action tokens of each record, which it sees with all its hints."""
-        examples = [(*example(chat, r)[:2], files[id(r)]) for r in records]
+        examples = [(*example(chat, r)[:2], paths[id(r)]) for r in trajectories]
         rows = [row for row in parallel.share(together(examples, limits[0])) if not all(file.exists() for _, _, file in row[1])]
         for common, row in tqdm(even(rows, (0, [(*examples[0][:2], None)])), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
             with torch.no_grad(), autocast, adapters(model, newest=False):
@@ -331,7 +333,7 @@ def train(model, chat, records, args, folder, validation=()):
         """The loss of a batch, and with `learn` its gradients. Each process takes its share of the records."""
         mine, (ids, at, targets, _), loss = parallel.share(batch), example(chat, batch[0], 1.0), 0.0
         idle = ids, at, targets, [0.0] * len(at), torch.zeros(len(at), model.config.hidden_size), random.Random(0)
-        taught = [None if args.loss == "ce" else checkpoints.fetch(files[id(r)]) for r in mine]
+        taught = [None if args.loss == "ce" else checkpoints.fetch(paths[id(r)]) for r in mine]
         rngs = [random.Random(f"{seed} {r['id']}") for r in mine]
         examples = [(*example(chat, r, dropout, rng), hidden, rng) for r, hidden, rng in zip(mine, taught, rngs)]
         for row in even(packed(examples, limits[1]), [idle]):
@@ -359,17 +361,17 @@ def train(model, chat, records, args, folder, validation=()):
         return {"parameters": [p.detach() for p in parameters], "moments": moments, "log": json.dumps(log)}
 
     rng = random.Random(args.seed)
-    epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
+    epochs = [list(batches(trajectories, args.batch, rng)) for _ in range(args.epochs)]
     plan, log = sum(epochs, []), []
     ends = {sum(map(len, epochs[:n + 1])) for n in range(args.epochs)}
     if parallel.RANK == 0:
-        print(f"{len(records)} records, {sum(map(actions, records))} actions; {len(plan)} updates; "
+        print(f"{len(trajectories)} records, {sum(map(actions, trajectories))} actions; {len(plan)} updates; "
               f"{sum(p.numel() for p in parameters):,} trained of {sum(p.numel() for p in model.parameters()):,} parameters")
     if saved := checkpoints.restore(state(), checkpoint):
         log = json.loads(saved["log"])
         optimizer.state.update(zip(parameters, saved["moments"]))
     if args.loss == "kl":
-        teach([*records, *validation])
+        teach([*trajectories, *validation])
     clock, safe, start = time.time(), len(log), len(log)
     with tqdm(total=len(plan), initial=len(log), unit="update", disable=parallel.RANK > 0) as progress:
         try:
@@ -411,7 +413,7 @@ def recent(log):
 
 
 def main():
-    p = records.Parser(__doc__)
+    p = command_line.Parser(__doc__)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR", help="earlier rounds', in order; they stay as they are")
     p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions")
@@ -419,18 +421,18 @@ def main():
     p.add_argument("--verified", action="store_true", help="learn only from what ended in success (corrected actions: collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl", help="ce: cross-entropy on successful trajectories only")
-    p.add_argument("--rank", type=records.number(int, 1, 65536), default=128)
-    p.add_argument("--alpha", type=records.number(float, 0), default=256)
-    p.add_argument("--lora-dropout", type=records.number(float, 0, 0.99), default=0.05)
+    p.add_argument("--rank", type=command_line.number(int, 1, 65536), default=128)
+    p.add_argument("--alpha", type=command_line.number(float, 0), default=256)
+    p.add_argument("--lora-dropout", type=command_line.number(float, 0, 0.99), default=0.05)
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
-    p.add_argument("--lr", type=records.number(float, 0), default=1e-5)
+    p.add_argument("--lr", type=command_line.number(float, 0), default=1e-5)
     p.add_argument("--decay", action="store_true", help="let the learning rate fall to zero linearly; else it is constant after warm-up")
-    p.add_argument("--warmup", type=records.number(int, 0), default=30, help="updates")
-    p.add_argument("--epochs", type=records.number(int, 1), default=2)
-    p.add_argument("--batch", type=records.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
-    p.add_argument("--row", type=records.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; on one GPU 8192 of the teacher's and 4096 of the student's; on a CPU fewer the wider the model is, the student's far fewer in one process]")
-    p.add_argument("--kl-temperature", type=records.number(float, 1e-3), default=2.0)
-    p.add_argument("--hint-dropout", type=records.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
+    p.add_argument("--warmup", type=command_line.number(int, 0), default=30, help="updates")
+    p.add_argument("--epochs", type=command_line.number(int, 1), default=2)
+    p.add_argument("--batch", type=command_line.number(int, 1), default=8, help="actions an update, at least; trajectories are not split")
+    p.add_argument("--row", type=command_line.number(int, 1), help="tokens that a process computes at a time; what is more of a batch comes after it, and its gradients add up [16384; on one GPU 8192 of the teacher's and 4096 of the student's; on a CPU fewer the wider the model is, the student's far fewer in one process]")
+    p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), default=2.0)
+    p.add_argument("--hint-dropout", type=command_line.number(float, 0, 1), default=0.9, help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--out", type=Path, help="directory of the new adapter")
     planning.add_argument(p)
@@ -443,7 +445,7 @@ def main():
     folder = os.open(args.out, os.O_RDONLY)
     try:
         if parallel.RANK == 0:
-            records.lock(folder, args.out)
+            files.lock(folder, args.out)
         distill(args)
     finally:
         os.close(folder)
@@ -454,7 +456,7 @@ def distill(args):
     if parallel.RANK == 0:
         made, note = any((args.out / name).exists() for name in ("adapter_model.safetensors", "checkpoint")), args.out / "arguments.json"
         before = note.exists() and note.read_bytes()
-        records.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
+        files.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
         if note.read_bytes() != before:                                # what another teacher has left there
             checkpoints.tidy(args.out)
     if (args.out / "adapter_model.safetensors").exists():
@@ -478,7 +480,7 @@ def distill(args):
             raise ValueError(f"{r['id']} is {length} tokens long; the model sees {model.config.max_position_embeddings}")
     log = train(model, chat, data, args, args.out, validation)
     if parallel.RANK == 0:
-        records.write_whole({args.out / "log.jsonl": "".join(json.dumps(line) + "\n" for line in log)})
+        files.write_whole({args.out / "log.jsonl": "".join(json.dumps(line) + "\n" for line in log)})
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)                # last: whoever sees it finds all of the rest
     if parallel.RANK == 0:
         checkpoints.tidy(args.out)
@@ -487,4 +489,4 @@ def distill(args):
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 import agent
-from records import mismatch
+from formats.records import mismatch
 
 COUNT = (None, int)
 ANSWER = {"choices": [{"message": {"content": (None, str)}, "finish_reason?": (None, str)}], "usage?": (None, {"prompt_tokens?": COUNT, "completion_tokens?": COUNT})}
@@ -180,7 +180,7 @@ def chat_with(args):
 def engine(args):
     """Of the options that agent.add_arguments defines: what samples, and what makes its requests."""
     if not elsewhere(args.model):
-        import parallel
+        from scaling import parallel
         return parallel.sampler(args)
     url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not re.match("https?://", url):

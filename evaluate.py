@@ -7,7 +7,9 @@
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
 """
 
-import records  # first: from here on Ctrl-C ends in one line
+from common import command_line
+from common import files
+from formats import records
 
 import functools
 import json
@@ -17,10 +19,10 @@ from pathlib import Path
 
 import agent
 import endpoint
-import parallel
-import plan
-import report
-import suites
+from scaling import parallel
+from planning import plan
+from desk import report
+from desk import suites
 
 
 def percent(trajectories):
@@ -50,9 +52,9 @@ def describe(trajectories):
     return row
 
 
-def table(files):
+def table(paths):
     """The rows of several results files as Markdown. Tokens and seconds are means per task; input tokens are summed over its prompts."""
-    rows = [{"agent": Path(file).stem, **describe(records.read_trajectories(file))} for file in files]
+    rows = [{"agent": Path(file).stem, **describe(records.read_trajectories(file))} for file in paths]
     columns = list(dict.fromkeys(c for row in rows for c in row if c not in ("all", "input tokens", "output tokens", "seconds")))
     columns += ["all", "input tokens", "output tokens", "seconds"]
     cells = [columns, *([row.get(c, "") for c in columns] for row in rows)]
@@ -66,10 +68,10 @@ def near(path, file):
     return next((p for folder in Path(file).resolve().parents if (p := folder / path).exists()), Path(path))
 
 
-def run_page(files):
+def run_page(paths):
     """The page of a whole run: success by agent and group, and what each adapter was trained on, as far as its folder tells."""
     agents, adapters, known = [], {}, set()
-    for file in files:
+    for file in paths:
         trajectories, groups = records.read_trajectories(file), {}
         for t in trajectories:
             groups.setdefault(t["task"]["group"], []).append(t)
@@ -81,7 +83,7 @@ def run_page(files):
     for key, folder in adapters.items():
         adapters[key] = {"name": key, "losses": [], "hints": []}
         if (folder / "log.jsonl").exists() and (folder / "arguments.json").exists():
-            trained = records.read_json(folder / "arguments.json")
+            trained = files.read_json(folder / "arguments.json")
             if wrong := records.mismatch(trained, {"data": [str]}):
                 raise ValueError(f"{folder / 'arguments.json'}, field {wrong[0]!r}: {wrong[1]}")
             hints, data = set(), [near(path, folder) for path in trained["data"]]
@@ -89,7 +91,7 @@ def run_page(files):
                 given = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
                 hints.update((report.section_name(h), h["text"]) for h in given if h)
             try:
-                losses = [x for line in records.read_text(folder / "log.jsonl").splitlines() if math.isfinite(x := json.loads(line)["loss"])]
+                losses = [x for line in files.read_text(folder / "log.jsonl").splitlines() if math.isfinite(x := json.loads(line)["loss"])]
             except (LookupError, TypeError, json.JSONDecodeError) as e:
                 raise ValueError(f"{folder / 'log.jsonl'}: not the log of a training ({e})") from None
             adapters[key] = {"name": folder.name, "losses": losses, "hints": sorted(hints - known), "earlier": len(hints & known)}
@@ -98,7 +100,7 @@ def run_page(files):
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     agent.add_arguments(parser)
     agent.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, instead of playing")
@@ -110,10 +112,10 @@ def main():
     if args.html and not args.table:
         parser.error("--html needs --table")
     if args.table:
-        records.apart(args.html, args.table)
+        files.apart(args.html, args.table)
         print(table(args.table))
         if args.html:
-            records.write_whole({args.html: run_page(args.table)})
+            files.write_whole({args.html: run_page(args.table)})
             print(f"\n{args.html}: written")
         return
     if args.model and args.plan:
@@ -129,7 +131,7 @@ def main():
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
-        output = records.Output(args.out, vars(args), replica, replicas)
+        output = files.Output(args.out, vars(args), replica, replicas)
         agent.play_all(agent.trials(tasks, args), args, output, chat, endpoint.engine, player)
         output.sync()
         parallel.dismiss()
@@ -143,4 +145,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -8,7 +8,8 @@ precision; adapters are float32. All loaded adapters are frozen and act as one, 
 more, the newest, is trained.
 """
 
-from records import Parser, apart, number, read_json, run_stage, write_whole  # first: handles Ctrl-C from here on
+from common.command_line import Parser, number, run_stage
+from common.files import apart, read_json, write_whole
 
 import json
 import math
@@ -21,9 +22,9 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from kernels import add_linear, cast, linear
+from engine.kernels import add_linear, cast, linear
 from model import Config, Linear, local_folder, read_weight, weight_files
-from peft_files import check_repeated, equal, hf_name, read_adapter, repeated_weights, write_adapter
+from formats.peft_files import check_repeated, equal, hf_name, read_adapter, repeated_weights, write_adapter
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 VLLM_RANK = 512                                                     # the largest max_lora_rank

@@ -7,7 +7,9 @@ format (`self_attn.q_proj`), so that weights and adapters load without renaming.
 heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
 """
 
-from records import Parser, mismatch, number, read_json, run_stage  # first: from here on Ctrl-C ends in one line
+from common.command_line import Parser, number, run_stage
+from common.files import read_json
+from formats.records import mismatch
 
 import math
 from functools import partial
@@ -19,9 +21,9 @@ import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from torch.utils.checkpoint import checkpoint
 
-from config import QUANTIZED, SUPPORTED, Config
-from kernels import cast, causal_attention, fast_bfloat16, linear
-from sampler import Request, Sampler
+from formats.config import QUANTIZED, SUPPORTED, Config
+from engine.kernels import cast, causal_attention, fast_bfloat16, linear
+from engine.sampler import Request, Sampler
 
 
 def rope_frequencies(config):

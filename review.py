@@ -9,7 +9,9 @@
 A mistake is one Markdown file: between two lines of +++ how it is detected (TOML), below them the hint. See README, "coaching".
 """
 
-import records  # first: from here on Ctrl-C ends in one line
+from common import command_line
+from common import files
+from formats import records
 
 import functools
 import json
@@ -26,8 +28,8 @@ from types import SimpleNamespace
 
 import agent
 import endpoint
-import judge
-import report
+from desk import judge
+from desk import report
 
 
 PATIENCE = 5                                                          # seconds for a detector to look at one step
@@ -61,7 +63,7 @@ class Mistake:
     def __init__(self, file):
         """Raises ValueError, naming the file and what is wrong in it."""
         self.file, self.name = file, file.stem
-        parts = re.split(r"^\+\+\+[ \t]*$", records.read_text(file), flags=re.M)
+        parts = re.split(r"^\+\+\+[ \t]*$", files.read_text(file), flags=re.M)
         if len(parts) != 3 or parts[0].strip():
             raise ValueError(f"{file}: a mistake begins with a header between two lines of +++, and its hint stands below")
         try:
@@ -116,10 +118,10 @@ class Mistake:
 
 def load_mistakes(directory):
     """All mistakes of a round, <directory>/*.md."""
-    files = sorted(Path(directory).glob("*.md"))
-    if not files:
+    paths = sorted(Path(directory).glob("*.md"))
+    if not paths:
         raise ValueError(f"{directory}: no *.md file with a mistake there")
-    return [Mistake(file) for file in files]
+    return [Mistake(file) for file in paths]
 
 
 def flag(trajectory, mistake, n):
@@ -221,16 +223,16 @@ def show(trajectory):
 
 
 def main():
-    p = records.Parser(__doc__)
+    p = command_line.Parser(__doc__)
     p.add_argument("trajectories", help="JSONL")
     p.add_argument("--hint-dir", metavar="DIR", help="the mistakes to look for, one Markdown file each")
-    p.add_argument("--show", type=records.number(int, 0), default=0, metavar="N", help="print N failures that no filter flags")
+    p.add_argument("--show", type=command_line.number(int, 0), default=0, metavar="N", help="print N failures that no filter flags")
     p.add_argument("--html", metavar="FILE", help="write all of it as a page")
     p.add_argument("--corrected", metavar="FILE", help="what collect.py --resample --rollout made of the flagged states: a table of what each hint does")
     p.add_argument("--control", metavar="FILE", help="the same made with --control, without the hint")
     p.add_argument("--try", dest="attempt", metavar="FILE", help="one mistake: what it flags and, with --model, what the agent does when it gets the hint")
     p.add_argument("--judge", metavar="MODEL", help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME")
-    p.add_argument("--states", type=records.number(int, 1), default=8, help="how many states to --try at most, failures first")
+    p.add_argument("--states", type=command_line.number(int, 1), default=8, help="how many states to --try at most, failures first")
     p.add_argument("--rollout", action="store_true", help="with --try: play on to the task's end")
     agent.add_arguments(p)
     args = p.parse_args()
@@ -240,8 +242,8 @@ def main():
         p.error("--out needs the --hint-dir whose mistakes are flagged")
     if (args.corrected or args.control) and not args.hint_dir:
         p.error("--corrected and --control need the --hint-dir they were made with")
-    records.apart(args.html, [args.trajectories, args.corrected, args.control])
-    records.apart(args.out, [args.trajectories, args.corrected, args.control])
+    files.apart(args.html, [args.trajectories, args.corrected, args.control])
+    files.apart(args.out, [args.trajectories, args.corrected, args.control])
     trajectories = records.read_trajectories(args.trajectories)
     mistakes = [Mistake(Path(args.attempt))] if args.attempt else load_mistakes(args.hint_dir) if args.hint_dir else []
     judged, silent = [m for m in mistakes if m.judge], 0
@@ -272,7 +274,7 @@ def main():
     table = effects(mistakes, found, corrected, control)
     if args.html:
         title = Path(args.trajectories).stem + (f", {mistakes[0].name}" if args.attempt else "")
-        records.write_whole({args.html: report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table)})
+        files.write_whole({args.html: report.review_page(title, trajectories, [(t, m.name, n) for t, m, n in found], {m.name: m.hint for m in mistakes}, table)})
         print(f"{args.html}: written")
     for mistake in mistakes:
         row = table[mistake.name]
@@ -300,7 +302,7 @@ def main():
     if args.out:
         if not found:
             raise ValueError(f"{args.hint_dir}: no step of {args.trajectories} has any of these mistakes, there is nothing to correct")
-        output = records.Output(args.out, {"trajectories": args.trajectories, "mistakes": {str(m.file): m.file.read_text() for m in mistakes}})
+        output = files.Output(args.out, {"trajectories": args.trajectories, "mistakes": {str(m.file): m.file.read_text() for m in mistakes}})
         for t, m, n in found:
             if (state := flag(t, m, n))["id"] not in output.done:
                 output.write(state)
@@ -308,4 +310,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -14,7 +14,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import records  # first: from here on Ctrl-C ends in one line
+from common import command_line
+from common import files
 
 import functools
 import inspect
@@ -730,13 +731,13 @@ def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
                if not (k.startswith("lm_head") and config["tie_word_embeddings"])}
-    records.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
+    files.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
 
 
 def main():
-    p = records.Parser(__doc__)
+    p = command_line.Parser(__doc__)
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
-    p.add_argument("--tokens", type=records.number(float, 1e4), default=45e6, help="length of the training")
+    p.add_argument("--tokens", type=command_line.number(float, 1e4), default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens; may have fewer blocks")
     p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
@@ -815,7 +816,7 @@ def main():
                 if (update + 1) % 200 == 0 or update + 1 == len(updates):
                     line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
                     state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}
-                    records.write_whole({file: lambda part: torch.save(state, part)})
+                    files.write_whole({file: lambda part: torch.save(state, part)})
                     save(model, config, args.out)
                 print(line, flush=True)
     finally:
@@ -830,4 +831,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

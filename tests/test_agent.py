@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import agent
-import records
+from common import files
+from formats import records
 from tools.sandbox import Observation
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -241,13 +242,13 @@ def test_a_broken_task_file_is_named_by_line_and_field(tmp_path, content, messag
 
 def test_an_output_goes_on_where_it_stopped_and_drops_half_a_line(tmp_path):
     file = tmp_path / "out.jsonl"
-    output = records.Output(file, {"seed": 1})
+    output = files.Output(file, {"seed": 1})
     output.write({"id": "a"})
     output.write({"id": "b"})
     output.file.close()
     with open(file, "a") as f:
         f.write('{"id": "c", "x')
-    output = records.Output(file, {"seed": 1})
+    output = files.Output(file, {"seed": 1})
     assert output.done == {"a", "b"}
     output.write({"id": "c"})
     output.file.close()
@@ -256,14 +257,14 @@ def test_an_output_goes_on_where_it_stopped_and_drops_half_a_line(tmp_path):
 
 def test_an_output_made_by_other_arguments_or_in_use_is_refused_and_left_alone(tmp_path):
     file = tmp_path / "out.jsonl"
-    output = records.Output(file, {"seed": 1})
+    output = files.Output(file, {"seed": 1})
     output.write({"id": "a"})
     if os.name == "posix":
         with pytest.raises(ValueError, match="another run is writing"):
-            records.Output(file, {"seed": 1})
+            files.Output(file, {"seed": 1})
     output.file.close()
     with pytest.raises(ValueError, match="other arguments .*seed"):
-        records.Output(file, {"seed": 2})
+        files.Output(file, {"seed": 2})
     assert file.read_text() == '{"id": "a"}\n'
 
 
@@ -272,35 +273,35 @@ def test_an_output_made_from_other_tasks_or_hints_is_refused_and_another_batch_i
     (tmp_path / "hints" / "coffee.md").write_text("## tools: a\nb\n")
     (tmp_path / "tasks.jsonl").write_text("{}\n")
     arguments = {"tasks": str(tmp_path / "tasks.jsonl"), "hint_dir": tmp_path / "hints", "batch": 64, "out": str(tmp_path / "out.jsonl")}
-    output = records.Output(tmp_path / "out.jsonl", arguments)
+    output = files.Output(tmp_path / "out.jsonl", arguments)
     output.write({"id": "a"})
     output.file.close()
-    records.Output(tmp_path / "out.jsonl", arguments | {"batch": 8}).file.close()
+    files.Output(tmp_path / "out.jsonl", arguments | {"batch": 8}).file.close()
     (tmp_path / "hints" / "coffee.md").write_text("## tools: a\nc\n")
     with pytest.raises(ValueError, match=r"other arguments \(content of hint_dir\)"):
-        records.Output(tmp_path / "out.jsonl", arguments)
+        files.Output(tmp_path / "out.jsonl", arguments)
 
 
 def test_an_output_made_by_another_adapter_of_that_name_is_refused(tmp_path):
     (tmp_path / "round1").mkdir()
     (tmp_path / "round1" / "adapter_model.safetensors").write_bytes(b"one")
-    output = records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
+    output = files.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
     output.write({"id": "a"})
     output.file.close()
-    records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]}).file.close()
+    files.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]}).file.close()
     (tmp_path / "round1" / "adapter_model.safetensors").write_bytes(b"two")
     with pytest.raises(ValueError, match=r"other arguments \(content of adapter\)"):
-        records.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
+        files.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
 
 
 def test_what_another_process_wrote_with_other_arguments_is_refused_too(tmp_path):
-    second = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=1, world=2)
-    first = records.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=0, world=2)
+    second = files.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=1, world=2)
+    first = files.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=0, world=2)
     second.write({"id": "b"})
     first.file.close()
     (tmp_path / "out.jsonl").unlink()
     with pytest.raises(ValueError, match="other arguments .*seed"):
-        records.Output(tmp_path / "out.jsonl", {"seed": 2}, rank=0, world=2)
+        files.Output(tmp_path / "out.jsonl", {"seed": 2}, rank=0, world=2)
 
 
 def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypatch, capsys):

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoints
+from scaling import checkpoints
 import collect
 import distill
 import evaluate
 import lora
 import model
-import records
+from common import command_line
 import review
-import suites
+from desk import suites
 from test_distill import record, tiny_checkpoint
 from tools import import_toolqa
 
@@ -213,13 +213,13 @@ CASES = [                                                               # script
     (C, COLLECT, remove("model/config.json"), "config.json: cannot be read"),
     (C, COLLECT, text("model/config.json", "{"), "config.json, line 1: not JSON"),
     (C, COLLECT, text("model/config.json", "[]"), "config.json: not an object"),
-    (C, COLLECT, config(model_type="gpt2"), "config.json, field 'model_type': 'gpt2'; supported are"),
+    (C, COLLECT, config(model_type="mixtral"), "config.json, field 'model_type': 'mixtral'; supported are"),
     (C, COLLECT, config(hidden_act="gelu"), "config.json, field 'hidden_act': 'gelu' is not supported"),
-    (C, COLLECT, config(rope_scaling={"rope_type": "yarn"}), "field 'rope_scaling': type 'yarn' is not supported"),
+    (C, COLLECT, config(rope_scaling={"rope_type": "yarn"}), "config.json, field 'rope_scaling': type 'yarn' is not supported"),
     (C, COLLECT, config(hidden_size="many"), "config.json, field 'hidden_size': not a whole number"),
     (C, COLLECT, config(intermediate_size=47), "model.safetensors: .*mlp.* is .*config.json says"),
     (C, COLLECT, config(num_hidden_layers=3), "no tensor model.layers.2"),
-    (C, COLLECT, config(vocab_size=100), "tokenizer.json: the token .* has id .*, but the model.s vocabulary has only 100 tokens"),
+    (C, COLLECT, config(vocab_size=100), "tokenizer.json: the token .* has id .* vocabulary has only 100 tokens"),
     (C, COLLECT, remove("model/model.safetensors"), "model.safetensors: cannot be read"),
     (C, COLLECT, cut("model/model.safetensors", 5000), "model.safetensors: cannot be read"),
     (C, COLLECT, text("model/model.safetensors", b"\0" * 64), "model.safetensors: cannot be read"),
@@ -297,8 +297,7 @@ CASES = [                                                               # script
     (C, COLLECT, text("model/model.safetensors.index.json", "{}"), "index.json, field 'weight_map': not an object"),
     (C, COLLECT, text("model/model.safetensors.index.json", '{"weight_map": {"a": 3}}'), "index.json, field 'weight_map.a': not a text"),
     (C, COLLECT, text("model/model.safetensors.index.json", '{"weight_map": {"model.embed_tokens.weight": "none.safetensors"}}'), "none.safetensors: model.embed_tokens.weight cannot be read"),
-    (C, COLLECT, weights(lambda w: w.to(__import__("torch").int8)),
-     "model.embed_tokens.weight holds I8: the checkpoint is quantized"),
+    (C, COLLECT, weights(lambda w: w.to(__import__("torch").int8)), "model.embed_tokens.weight holds I8: the checkpoint is quantized"),
     (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
     (C, COLLECT + " --temperature 0", weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
     *((C, COLLECT, text("model/tokenizer_config.json", json.dumps({"chat_template": template})), says) for template, says in (
@@ -375,7 +374,7 @@ def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, s
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [name, *command.format(f=folder).split()])
     with pytest.raises(SystemExit) as ended:
-        records.run_stage(script.main)
+        command_line.run_stage(script.main)
     complaint = capsys.readouterr().err.strip()
     lines = [text for text in complaint.splitlines() if not text.startswith("WARNING: on this system the sandbox") and not re.search(r"\[\d\d:\d\d", text)]          # nor a progress bar
     assert ended.value.code == 2 and len(lines) == 1, complaint
@@ -394,7 +393,7 @@ def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_
     assert written.count(b"\n") == {COLLECT: 3, RESAMPLE: 4}[command]
     monkeypatch.setattr(sys, "argv", sys.argv + ["--temperature", "0.1"])
     with pytest.raises(SystemExit):
-        records.run_stage(script.main)
+        command_line.run_stage(script.main)
     assert "made with other arguments (temperature); remove it or give another --out" in capsys.readouterr().err
     assert (folder / "out.jsonl").read_bytes() == written
 
@@ -409,6 +408,6 @@ def test_a_damaged_output_is_named_and_stays(file, content, says, good, tmp_path
     (folder / file).write_text(content)
     written = (folder / "out.jsonl").read_bytes()
     with pytest.raises(SystemExit):
-        records.run_stage(collect.main)
+        command_line.run_stage(collect.main)
     assert says in capsys.readouterr().err
     assert (folder / "out.jsonl").read_bytes() == written

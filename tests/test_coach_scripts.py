@@ -12,7 +12,7 @@ import collect
 import distill
 import evaluate
 import lora
-import records
+from common import command_line
 import review
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -54,11 +54,11 @@ def commands(script, tmp_path, **environment):
 
 
 def parsed(module, words, monkeypatch):
-    real = records.Parser.parse_args
+    real = command_line.Parser.parse_args
 
     def stop(self, *arguments):
         raise Parsed(real(self, *arguments))
-    monkeypatch.setattr(records.Parser, "parse_args", stop)
+    monkeypatch.setattr(command_line.Parser, "parse_args", stop)
     monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *words])
     with pytest.raises(Parsed) as found:
         module.main()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from records import read_trajectories
+from formats.records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

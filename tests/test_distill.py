@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import agent
-import records
+from common import files
 import distill
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
@@ -253,7 +253,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out", str(tmp_path / "a")])
-    records.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
+    files.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
     (tmp_path / "a" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
         distill.main()
@@ -296,7 +296,7 @@ def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished
     command = [sys.executable, ROOT / "distill.py", "--model", "starter", "--data", tmp_path / "d.jsonl", "--out", out]
     run = lambda: subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
     held = os.open(out, os.O_RDONLY)
-    records.lock(held, out)
+    files.lock(held, out)
     refused = run()
     assert refused.returncode == 2 and refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out") and not list(out.iterdir())
     os.close(held)

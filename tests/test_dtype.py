@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import agent
-import kernels
+from engine import kernels
 import lora
 import model
-import parallel
+from scaling import parallel
 from model import Sampler
-from records import Output
+from common.files import Output
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))

@@ -11,10 +11,10 @@ import pytest
 
 import endpoint
 import evaluate
-import judge
-import records
+from desk import judge
+from formats import records
 import review
-import suites
+from desk import suites
 
 ROOT = Path(__file__).resolve().parent.parent
 

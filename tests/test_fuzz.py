@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models
 
 import agent
 import endpoint
-import records
+from formats import records
 import review
 from agent import RESPONSES, TAGS, Chat
 from tools.sandbox import Observation

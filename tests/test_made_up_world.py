@@ -20,9 +20,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from agent import hints_for, load_hints
-from records import read_tasks
+from formats.records import read_tasks
 from recipes import find_values, follow, read_hints, read_recipes
-from tools import made_up_world
+from starter import made_up_world
 from tools.sandbox import World as Sandboxes
 
 SEEDS = range(4)
@@ -30,7 +30,7 @@ MANY = range(4, 44)     # of these only what can be seen without running them
 
 
 def build(out, seed=0, **environment):
-    command = [sys.executable, ROOT / "tools" / "made_up_world.py", "--out", out, "--seed", str(seed)]
+    command = [sys.executable, ROOT / "starter" / "made_up_world.py", "--out", out, "--seed", str(seed)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
@@ -205,5 +205,5 @@ def test_a_directory_that_cannot_be_used_ends_in_one_line(prepare, message, tmp_
 
 def test_nothing_is_shared_with_the_training_of_the_starter():
     """The judge neither imports the script that makes the training data, nor is imported by it."""
-    assert "pretrain" not in (ROOT / "tools" / "made_up_world.py").read_text()
+    assert "pretrain" not in (ROOT / "starter" / "made_up_world.py").read_text()
     assert "made_up_world" not in (ROOT / "starter" / "pretrain.py").read_text()

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import kernels
+from engine import kernels
 import model
-from decoder import above, below
+from engine.decoder import above, below
 from model import Config, Llama, Request, Sampler
-from sampler import draw
+from engine.sampler import draw
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))

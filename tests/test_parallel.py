@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from lora import read_adapter
 from model import Config, Llama
-from records import read_trajectories
+from formats.records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -22,7 +22,8 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-import distill, parallel, torch
+from scaling import parallel
+import distill, torch
 distill.fast_bfloat16 = lambda: False            # float32, to compare
 real, calls = torch.nn.utils.clip_grad_norm_, []
 def clip(parameters, norm):
@@ -43,7 +44,7 @@ def add(*arguments):                             # B is not zero, so that A has 
 distill.add_adapter = add
 clock = iter(range(0, 10**6, 100))
 distill.time.time = clock.__next__               # a checkpoint after every update
-distill.records.run_stage(distill.main)
+distill.command_line.run_stage(distill.main)
 """
 
 
@@ -111,7 +112,8 @@ def test_a_rank_without_other_processes_means_nothing():
 PARTS = """
 import sys
 sys.path.insert(0, {root!r})
-import parallel, torch, torch.distributed.fsdp, torch.distributed.tensor
+from scaling import parallel
+import torch, torch.distributed.fsdp, torch.distributed.tensor
 from lora import add_adapter, save_adapter, trainable
 
 def peak():
@@ -195,7 +197,8 @@ def collect(prepared, tmp_path):
 LOGITS = """
 import sys
 sys.path.insert(0, {root!r})
-import parallel, torch
+from scaling import parallel
+import torch
 from argparse import Namespace
 args = Namespace(model={model!r}, adapter={adapters}, batch=4, max_length=64, max_new_tokens=9, temperature=0.0, top_p=1.0, tp=int(sys.argv[1]))
 parallel.start()
@@ -249,7 +252,8 @@ def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_
 FAMILIES = """
 import sys
 sys.path.insert(0, {root!r})
-import parallel, torch
+from scaling import parallel
+import torch
 from lora import add_adapter, trainable
 parallel.start()
 if parallel.MANY:

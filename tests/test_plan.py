@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import flop_registry
 
 import distill
-import plan
+from planning import plan
 from lora import TARGETS
 from model import Config, Llama
 
@@ -29,7 +29,8 @@ import json, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
-import distill, parallel
+from scaling import parallel
+import distill
 from lora import add_adapter, adapters, trainable
 from test_plan import SETTINGS
 
@@ -102,8 +103,8 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 from torch.profiler import ProfilerActivity, profile
-import parallel
-from sampler import Request, Sampler
+from scaling import parallel
+from engine.sampler import Request, Sampler
 
 model, batch, length = parallel.load(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 static = sum(p.nbytes for p in model.parameters())

@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 import evaluate
-from records import read_trajectories
+from formats.records import read_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "starter/README.md"]

@@ -11,7 +11,7 @@ import string
 
 import pytest
 
-import records
+from formats import records
 from tools import import_toolqa, rehearse_toolqa, toolqa
 from tools.rehearsal import Template, coffee, flights, only_largest, rounded, timetable
 

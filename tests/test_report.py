@@ -9,7 +9,7 @@ import subprocess
 import pytest
 
 import evaluate
-import report
+from desk import report
 import review
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import report
+from desk import report
 import review
 from test_distill import tiny_checkpoint
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import agent
-import judge
+from desk import judge
 import review
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import records
+from common import command_line
+from common import files
 from tools import toolqa
 
 GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")
@@ -64,11 +65,11 @@ def read_questions(folder, split):
     """The tasks of one split, from <folder>/<split's folder>/<group>-*.jsonl. Raises ValueError, naming file and line."""
     tasks = []
     for group in GROUPS:
-        files = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
-        if len(files) != 1:
-            raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(files)} files {group}-*.jsonl; one is needed")
-        for n, line in enumerate(records.read_text(files[0]).split("\n"), 1):
-            where = f"{files[0]}, line {n}"
+        paths = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
+        if len(paths) != 1:
+            raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(paths)} files {group}-*.jsonl; one is needed")
+        for n, line in enumerate(files.read_text(paths[0]).split("\n"), 1):
+            where = f"{paths[0]}, line {n}"
             if not line.strip():
                 continue
             try:
@@ -91,7 +92,7 @@ def read_questions(folder, split):
 def import_questions(folder, out):
     splits = {split: read_questions(folder, split) for split in SPLITS}
     out.mkdir(parents=True, exist_ok=True)
-    records.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks) for split, tasks in splits.items()})
+    files.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks) for split, tasks in splits.items()})
     for split, tasks in splits.items():
         print(f"{out}/{split}.jsonl: {len(tasks)} tasks of {len({t['template'] for t in tasks})} templates")
 
@@ -171,10 +172,10 @@ def json_rows(file):
 
 
 def one_file(folder, pattern):
-    files = sorted(folder.glob(pattern))
-    if len(files) != 1:
-        raise ValueError(f"{folder}: {len(files)} files {pattern}; one is needed, as in ToolQA's release")
-    return files[0]
+    paths = sorted(folder.glob(pattern))
+    if len(paths) != 1:
+        raise ValueError(f"{folder}: {len(paths)} files {pattern}; one is needed, as in ToolQA's release")
+    return paths[0]
 
 
 def import_table(db, group, file, log):
@@ -349,7 +350,7 @@ def import_corpora(folder, out, groups=GROUPS):
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("what", choices=("corpora", "questions"))
     parser.add_argument("folder", type=Path, help="where the release's files are")
     parser.add_argument("--out", type=Path, required=True)
@@ -358,4 +359,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -23,7 +23,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
-import records
+from common import command_line
+from common import files
 from tools import import_toolqa
 
 GROUPS = ("flights", "coffee")                         # each is a file of tools/rehearsal
@@ -66,22 +67,22 @@ def rehearse(out, seed=0, groups=GROUPS, scale=0.025):
         for split, some in split_tasks(group, module.TEMPLATES, module.draw_tasks(folder, rng), rng).items():
             tasks[split] += some
     import_toolqa.import_corpora(out / "external_corpus", out / "world", groups)
-    records.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in some)
+    files.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in some)
                          for split, some in tasks.items()})
     return tasks
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for the corpora, the world and the tasks")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other corpora and tasks")
     parser.add_argument("--groups", nargs="+", choices=GROUPS, default=GROUPS, help="some of the groups")
     parser.add_argument("--scale", type=float, default=0.025, help="size of the corpora; 1: ToolQA's 4 million flights")
     args = parser.parse_args()
     tasks = rehearse(args.out, args.seed, [group for group in GROUPS if group in args.groups], args.scale)
-    files = ", ".join(f"{split}.jsonl ({len(some)} tasks)" for split, some in tasks.items())
-    print(f"{args.out}: world/world.sqlite, {files}")
+    paths = ", ".join(f"{split}.jsonl ({len(some)} tasks)" for split, some in tasks.items())
+    print(f"{args.out}: world/world.sqlite, {paths}")
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

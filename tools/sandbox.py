@@ -73,7 +73,7 @@ class Observation(NamedTuple):
     died: bool = False
 
 
-class SandboxError(Exception):
+class SandboxError(ValueError):
     """The world cannot be started; the message is one line for the user."""
 
 

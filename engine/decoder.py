@@ -16,8 +16,8 @@ from collections import Counter
 import numpy as np
 import torch
 
-from kernels import decode_attention, unseen
-from sampler import drawn, likeliest, send
+from engine.kernels import decode_attention, unseen
+from engine.sampler import drawn, likeliest, send
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
 STEPS_BEFORE_CAPTURE = 2                                        # of a size

@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from records import mismatch, read_json
+from common.files import read_json
+from formats.records import mismatch
 
 SUPPORTED = ("supported are dense llama, mistral, qwen2 and qwen3 models, not quantized, with silu, rotary embeddings of type default or "
              "llama3, and sliding windows")

@@ -16,7 +16,7 @@ import textwrap
 import zlib
 from pathlib import Path
 
-import records
+from common import command_line
 from agent import Execute, Generate, code_in
 from tools.sandbox import World
 
@@ -99,7 +99,7 @@ def program(task, code, passed):
 
 
 def main():
-    parser = records.Parser(__doc__)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("suite", choices=PROMPTS)
     parser.add_argument("file")
     args = parser.parse_args()
@@ -120,4 +120,4 @@ def main():
 
 
 if __name__ == "__main__":
-    records.run_stage(main)
+    command_line.run_stage(main)

@@ -21,10 +21,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-import kernels
+from engine import kernels
 from lora import add_adapter, adapters
 from model import Config, Llama
-from sampler import ADMITTED
+from engine.sampler import ADMITTED
 
 GIB = 2 ** 30
 FLASH, BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_flash_attention_backward

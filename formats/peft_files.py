@@ -14,7 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from records import mismatch, read_json, write_whole
+from common.files import read_json, write_whole
+from formats.records import mismatch
 
 # Fields of adapter_config.json: those we implement, and those that do not change what a trained adapter computes.
 # Any other field must be at a neutral value.

@@ -9,7 +9,7 @@ alternate, and the ratio of the medians is printed. Same weights, same work, and
 what is compiled for it is compiled before the time starts.
 """
 
-from records import Parser, number, run_stage  # first: from here on Ctrl-C ends in one line
+from common.command_line import Parser, number, run_stage
 
 import argparse
 import concurrent.futures
@@ -28,8 +28,8 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-import decoder
-import parallel
+from engine import decoder
+from scaling import parallel
 from model import Config, Llama, Request, Sampler
 
 ROOT = Path(__file__).resolve().parent
@@ -288,7 +288,7 @@ def training(folder, fsdp):
     """Updates of distill.py with the paper's settings, the student sees all hints: that is what --plan's memory is for. What it held, what
     an update takes; and the same as planned, the time as operations."""
     import distill
-    import plan
+    from planning import plan
     from torch.optim.optimizer import register_optimizer_step_post_hook
     chat, data = records(6, 4, hints=3000)
     args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=distill.TARGETS, lr=1e-5, decay=False, warmup=30, epochs=2,
@@ -311,7 +311,7 @@ def training(folder, fsdp):
 
 def sampling(folder):
     """32 agents with prompts of 3,000 tokens: what that holds and how fast tokens come, and the same as planned."""
-    import plan
+    from planning import plan
     args = argparse.Namespace(tp=1, batch=32, max_length=4096)
     sampler = Sampler(parallel.load(folder), args.batch, args.max_length)
     rng = random.Random(0)

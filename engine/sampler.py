@@ -15,7 +15,7 @@ from typing import Callable
 import numpy as np
 import torch
 
-from kernels import causal_attention, causal_mask, decode_attention, unseen
+from engine.kernels import causal_attention, causal_mask, decode_attention, unseen
 
 
 ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
@@ -89,7 +89,7 @@ class Sampler:
         self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
         self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, a function that waits for their tokens
         if ahead:
-            from decoder import Decoder                         # here, as it imports from this file
+            from engine.decoder import Decoder                         # here, as it imports from this file
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …

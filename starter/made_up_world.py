@@ -1,6 +1,6 @@
 """A world drawn from a seed, with its own tools, data, hints and tasks: does an agent follow hints it has never seen?
 
-    python tools/made_up_world.py --seed 7 --out data/made-up-7
+    python starter/made_up_world.py --seed 7 --out data/made-up-7
 
 writes tools.py (the tools), world/data.json (their data), hints/<group>.md (documentation and recipes), and train.jsonl
 and test.jsonl (10 and 5 tasks of each of 12 templates, in three groups). The stages run on it as on any other world:

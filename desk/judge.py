@@ -11,7 +11,7 @@ from zlib import crc32
 from tqdm import tqdm
 
 import endpoint
-import records
+from common import files
 
 TRIES = 3
 PROMPT = """You check the work of an agent that solves tasks step by step: it reasons, then writes Python code that calls tools, and sees what the code prints.
@@ -57,8 +57,8 @@ def first_steps(trajectories, mistakes, args):
     chat, (engine, request) = endpoint.chat_with(args), endpoint.engine(args)
     known, cache = {}, None
     if args.out:
-        cache = records.Output(f"{args.out}.verdicts", {"judge": args.judge})
-        known = {r["id"]: r["verdict"] for r in records.whole_lines(cache.path)}
+        cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})
+        known = {r["id"]: r["verdict"] for r in files.whole_lines(cache.path)}
     first, unreadable = {}, set()
 
     def ask(trajectory, mistake, n=0, attempt=0):

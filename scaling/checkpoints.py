@@ -7,8 +7,8 @@ import warnings
 
 import torch
 
-import parallel
-import records
+from scaling import parallel
+from common import files
 
 
 def save(state, folder):
@@ -55,7 +55,7 @@ def _checkpoint(act, state, folder):
 
 def store(what, file):
     """torch.save, of which the whole file appears or none."""
-    records.write_whole({file: lambda part: torch.save(what, part)})
+    files.write_whole({file: lambda part: torch.save(what, part)})
 
 
 def fetch(file):

@@ -15,10 +15,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from kernels import keep_freed_memory, pack
+from engine.kernels import keep_freed_memory, pack
 from lora import fold, load_adapter
 from model import Llama, fastest_dtype, local_folder, read_weight, weight_files
-from sampler import Request, Sampler
+from engine.sampler import Request, Sampler
 
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RANK, LOCAL = (int(os.environ.get(name, 0)) if WORLD > 1 else 0 for name in ("RANK", "LOCAL_RANK"))

@@ -1,0 +1,210 @@
+"""Files that survive interruptions: whole or absent, one line per finished record, resumed by the same arguments."""
+
+import fcntl
+import glob
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from zlib import crc32
+
+from safetensors import SafetensorError
+
+
+# ---- reading
+
+def read_json(file: str | Path) -> dict:
+    """A file that holds one JSON object. Raises ValueError, naming the file, if it does not."""
+    try:
+        content = json.loads(Path(file).read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8 text") from None
+    except (json.JSONDecodeError, RecursionError) as e:
+        line, what = getattr(e, "lineno", 1), getattr(e, "msg", "nested too deep")
+        raise ValueError(f"{file}, line {line}: not JSON ({what})") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file}: not an object")
+    return content
+
+
+def read_text(file: str | Path) -> str:
+    """A file of UTF-8 text. Raises ValueError, naming the file, if it is not."""
+    try:
+        return Path(file).read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{file}: not UTF-8 text") from None
+
+
+def whole_lines(file: Path) -> list[dict]:
+    """The records of a file that may still be growing. Raises ValueError, naming file and line, if one is broken."""
+    content, found = file.read_bytes(), []
+    for n, line in enumerate(content[:content.rfind(b"\n") + 1].splitlines(), 1):
+        try:
+            if line.strip() and isinstance(json.loads(line)["id"], str):
+                found.append(json.loads(line))
+            elif line.strip():
+                raise ValueError
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise ValueError(f"{file}, line {n}: not a record; mend it, or give another --out") from None
+    return found
+
+
+# ---- writing whole files
+
+def apart(out: str | Path | None, inputs: Iterable[str | Path | None]) -> None:
+    """Raises ValueError if the output is one of the files that are read."""
+    if out and Path(out).resolve() in [Path(file).resolve() for file in inputs if file]:
+        raise ValueError(f"{out}: is read, so it cannot be written to; give another name")
+
+
+def lock(opened, name: str | Path) -> None:
+    """Keeps other runs from writing to an open file or directory until it is closed. Raises ValueError if one does."""
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise ValueError(f"{name}: another run is writing to it; wait for it or give another --out") from None
+
+
+def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
+    """Writes <file>.part to the disk and returns its path. `content` is a text, or a function that writes to a path.
+    Raises ValueError if it cannot be written, or if another run is writing it."""
+    file = Path(file)
+    part = file.with_name(file.name + ".part")
+    try:
+        with open(part, "ab") as held:
+            lock(held, file)
+            part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
+            os.fsync(held)
+    except (OSError, RuntimeError, SafetensorError) as e:       # PyTorch and safetensors have their own on a full disk
+        part.unlink(missing_ok=True)
+        raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); "
+                         "once it can be, the same command resumes") from None
+    return part
+
+
+def write_whole(contents: dict | Sequence[tuple]) -> None:
+    """Writes several files, {path: content as in `write_part`} or such pairs: all of them appear or none does, even if
+    the power fails. Until then the earlier ones stay."""
+    parts = {}
+    try:
+        for file, content in contents.items() if isinstance(contents, dict) else contents:
+            parts[file] = write_part(file, content)
+        for file, part in parts.items():
+            part.replace(file)
+    finally:
+        for part in parts.values():
+            part.unlink(missing_ok=True)
+
+
+# ---- the arguments that made a file
+
+def checksum(argument: str | Path) -> int | None:
+    """CRC-32 of what an argument names: a file, or a folder's hints (Markdown) or adapter. None if it is neither."""
+    if os.path.isfile(argument):
+        named = [Path(argument)]
+    else:
+        named = sorted(file for kind in ("*.md", "adapter_*") for file in Path(argument).glob(kind))
+    crc = 0
+    for file in named:
+        with open(file, "rb") as content:
+            while block := content.read(2 ** 24):
+                crc = crc32(block, crc)
+    return crc if named else None
+
+
+def same_arguments(note: Path, arguments: dict, made: bool) -> None:
+    """Writes a stage's arguments, with checksums of the files and hints that they name, to the file `note` beside the
+    stage's output. Raises ValueError if the output was `made` already, with other arguments."""
+    named = {k: [str(x) for x in (v if isinstance(v, list) else [v]) if isinstance(x, (str, Path))]
+             for k, v in arguments.items() if k not in ("model", "out")}
+    arguments = arguments | {f"content of {k}": sums for k, v in named.items() if any(sums := [checksum(x) for x in v])}
+    arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
+    try:
+        if not made:
+            before = arguments
+        else:
+            before = json.loads(note.read_text()) if note.exists() else {}
+        before.get("")
+    except (ValueError, AttributeError, RecursionError):
+        raise ValueError(f"{note}: not JSON of arguments; give another --out, "
+                         "or remove it and what it belongs to") from None
+    if before != arguments:
+        changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
+        output = note.parent if note.name == "arguments.json" else note.with_suffix("")
+        raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
+    if not made:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_whole({note: json.dumps(arguments)})
+
+
+# ---- JSONL that grows
+
+class Output:
+    """A JSONL file to which a stage appends one whole line per finished unit. Opened again with the same arguments it
+    resumes: `done` holds the ids that are there, and a half-written last line is dropped. <file>.args beside it holds
+    the arguments.
+
+    Under torchrun each process but the first writes to its own <file>.rank1 …, until `gather` merges them.
+
+    Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
+
+    def __init__(self, file: str | Path, arguments: dict, rank: int = 0, world: int = 1):
+        self.rank, self.world = rank, world
+        self.path = Path(file)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.file = open(self.part(rank), "a+b", buffering=0)
+        lock(self.file, file)
+        self.file.seek(0)
+        content = self.file.read()
+        if rank == 0:
+            matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox")}
+            made = any(b"\n" in part.read_bytes() for part in (self.path, *self.parts()))
+            same_arguments(self.part("args"), matter, made)
+        end = content.rfind(b"\n") + 1
+        if end < len(content):
+            self.file.truncate(end)
+        self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
+        self.synced = time.monotonic()
+
+    def part(self, name):
+        """The path of a process's own part (an int), or of a file beside the output."""
+        if not name:
+            return self.path
+        return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}")
+
+    def parts(self):
+        """The other processes' parts."""
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*"))
+
+    def write(self, record: dict) -> None:
+        """Appends a record. Raises ValueError on a full disk, with all records before it kept."""
+        line, end = json.dumps(record, ensure_ascii=False).encode() + b"\n", self.file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self.file.write(line):]
+            if time.monotonic() - self.synced > 1:              # a power cut may cost this many seconds of work
+                self.sync()
+        except OSError as e:
+            self.file.truncate(end)
+            raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records before are whole, "
+                             "the same command resumes from there") from None
+        self.done.add(record["id"])
+
+    def sync(self) -> None:
+        """Makes sure that what was written is on the disk, where other nodes' processes find it too."""
+        os.fsync(self.file)
+        self.synced = time.monotonic()
+
+    def gather(self) -> None:
+        """Once all processes are done, the first one takes over what the others have written."""
+        if self.rank == 0:
+            mine = {r["id"] for r in whole_lines(self.path)}
+            for part in self.parts():
+                for record in whole_lines(part):
+                    if record["id"] not in mine:
+                        self.write(record)
+                self.sync()
+                part.unlink()
