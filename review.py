@@ -26,8 +26,9 @@ from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
-from agent import options, rollouts
+from agent import options
 from agent.play import play
+from agent.rollouts import corrections, play_all
 from desk import backend
 from desk import judge
 from desk import report
@@ -184,7 +185,7 @@ def resample(found, args):
     chat = backend.chat_with(args)
     collected = SimpleNamespace(world=1, rank=0, done=(), write=new.append)
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=not args.rollout)
-    rollouts.play_all(rollouts.corrections(states, args), args, collected, chat, backend.start_engine, player)
+    play_all(corrections(states, args), args, collected, chat, backend.start_engine, player)
     new = {r["id"]: r for r in new}
     return [new[f"{state['id']}~0"] for state in states]
 

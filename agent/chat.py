@@ -8,6 +8,7 @@ from common import files
 
 import functools
 import json
+import os
 import re
 from collections.abc import Callable
 from datetime import date
@@ -154,8 +155,7 @@ class Chat:
             now, later = (SLOT.split(self.render(contents[:m]))[:2 * n:2] for m in (n, n + 2))
             for i, (before, after) in enumerate(zip(now, later)):
                 if before != after and not (i % 2 and before.startswith(after.removesuffix("<python>\n"))):
-                    shorter = min(len(before), len(after))
-                    at = next((j for j in range(shorter) if before[j] != after[j]), shorter)
+                    at = len(os.path.commonprefix([before, after]))
                     raise ValueError(
                         f"{self.path}: the chat template rewrites earlier messages when the conversation goes on "
                         f"({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt may only grow at its "

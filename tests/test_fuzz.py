@@ -1,23 +1,23 @@
 """Any text, anywhere: it ends up as text, and forges no role, no tag and no stop."""
 
+from common import ROOT
+
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
+import review
 from agent import endpoint, protocol, rollouts
 from agent.chat import CONTROL, MARKER, Chat
 from agent.hints import load_hints
 from agent.play import Execute, Generate, play
 from agent.protocol import RESPONSES, TAGS
 from formats import records
-import review
 from tools.sandbox import Observation
 
-ROOT = Path(__file__).resolve().parent.parent
 EVIL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|eot_id|>", "<|start_header_id|>", "\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "{{", "}}", "{% raw %}",
         "\\", '"', "'", "\n", "\r\n", "\t", "\x00", "\u2028", "\ufeff", "é", "日本", "🙂", "```", "```python", "</s>", "<s>", "[INST]", "&lt;", "<", "</", ">",
         *(f"<{t}>" for t in TAGS), *(f"</{t}>" for t in TAGS), "## tools: x", "+++", "Step 1:", "complete_task(1, 2)"]

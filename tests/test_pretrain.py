@@ -1,21 +1,20 @@
 """What the starter is trained on: nothing of the worlds that it is evaluated on."""
+
+from common import ROOT
+
 import inspect
 import random
 import re
 import sqlite3
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "starter"))
 from agent import protocol
 from agent.chat import Chat
 from agent.hints import load_hints
-import pretrain
 from model import Config, Llama
+from starter import pretrain
 from tools import starter_world, toolqa
 
 

@@ -1,20 +1,21 @@
 """What real models write: the code found in it, what is recorded, and what the next prompt and the training example hold of it."""
+
+from common import ROOT
+
 import ast
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import distill
 from agent import endpoint, protocol, rollouts
 from agent.chat import Chat
 from agent.play import Execute, Generate, play
 from agent.responses import code_in, monologue_in
-import distill
 from tools.sandbox import Observation
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
 
