@@ -8,22 +8,21 @@ heads, G key/value heads, D dimensions a head, C = hidden size, V words in the v
 """
 
 from common.command_line import Parser, number, run_stage
-from common.files import read_json
-from formats.records import mismatch
 
 import math
 from functools import partial
-from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch.utils.checkpoint import checkpoint
 
-from formats.config import QUANTIZED, SUPPORTED, Config
 from engine.kernels import cast, causal_attention, fast_bfloat16, linear
+from engine.lora_layer import load_adapter
 from engine.sampler import Request, Sampler
+from formats.config import SUPPORTED, Config
+from formats.weights import local_folder, read_weight, weight_files
 
 
 def rope_frequencies(config):
@@ -179,7 +178,7 @@ class Llama(nn.Module):
         for name in shards.keys() - model.hf_state_dict().keys() - {"lm_head.weight"}:
             if not name.endswith("rotary_emb.inv_freq"):        # which old files hold, though it follows from the config
                 raise ValueError(f"{shards[name]}: {name} has no place in the model that config.json describes; {SUPPORTED}")
-        if device != "meta":                                    # "meta": the weights come later, each process its part (parallel.py)
+        if device != "meta":                                    # "meta": the weights come later, each process its part (scaling/parallel.py)
             loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, weight.dtype)
                       for name, weight in model.hf_state_dict().items()}
             model.load_state_dict(loaded, strict=False, assign=True)
@@ -190,60 +189,12 @@ class Llama(nn.Module):
         return model.requires_grad_(False).eval()
 
 
-def local_folder(path, weights=True):
-    """`path` if it is a directory; otherwise it is a hub id, whose config, weights (if they are wanted) and tokenizer are fetched or found in the hub's cache."""
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        from huggingface_hub import snapshot_download
-        # for `lora.py merge`, whatever belongs to the weights
-        wanted = ["*.json", "*.jinja"] + ["*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*"] * weights
-        return Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except Exception as e:                                      # no such repository, no network, not a hub id at all
-        raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
-
-
-def read_weight(shards, name, shape=None, part=None):
-    """A tensor of a checkpoint, or only `part` of it (a slice of its rows, or one for each dimension); `shards` is what `weight_files`
-    gives, `shape` what config.json says, if it is to be checked.
-
-    Raises ValueError, naming the file and the tensor."""
-    if name not in shards:
-        raise ValueError(f"{next(iter(shards.values())).parent}: no tensor {name} in the safetensors files")
-    file = shards[name]
-    try:
-        with safe_open(file, "pt") as f:
-            stored = f.get_slice(name)
-            if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                raise ValueError(f"{file}: {name} holds {stored.get_dtype()}: {QUANTIZED}")
-            if shape and stored.get_shape() != list(shape):
-                raise ValueError(f"{file}: {name} is {stored.get_shape()}, config.json says {list(shape)}")
-            return f.get_tensor(name) if part is None else stored[part]
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
-
-
 def fastest_dtype(path, device):
     """What to sample in: bfloat16 on a GPU, and on a CPU that multiplies it natively if the checkpoint is stored in it; float32 otherwise."""
     if device == "cuda":
         return torch.bfloat16
     stored = read_weight(weight_files(local_folder(path)), "model.embed_tokens.weight", part=slice(1)).dtype
     return torch.bfloat16 if stored == torch.bfloat16 and fast_bfloat16() else torch.float32
-
-
-def weight_files(folder):
-    """{tensor name: its safetensors file} of a checkpoint of one or several files."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        files = read_json(index).get("weight_map")
-        if wrong := mismatch(files, dict.fromkeys(files, str) if isinstance(files, dict) else {}, "weight_map"):
-            raise ValueError(f"{index}, field {wrong[0]!r}: {wrong[1]}")
-        return {name: folder / file for name, file in files.items()}
-    try:
-        with safe_open(single, "pt") as f:
-            return dict.fromkeys(f.keys(), single)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{single}: cannot be read ({e}); is the file there and whole?") from None
 
 
 def main():
@@ -260,8 +211,6 @@ def main():
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
 
-    from tokenizers import Tokenizer
-    from lora import load_adapter
     folder = local_folder(args.model)
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.kernels import decode_attention, unseen
-from engine.sampler import drawn, likeliest, send
+from engine.sampling import draw_on_device, most_likely, to_device
 
 COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
 STEPS_BEFORE_CAPTURE = 2                                        # of a size
@@ -59,7 +59,7 @@ class Decoder:
         table[COLUMN], table[TOP_P], table[LEAD] = last, 1, slots[0]
         table[:LEAD, slots] = columns, tokens, temperature, top_p, u
         size = N, min(above(int(columns.max()) + 1), last), below(shared), (sampled := any(temperature)), sampled and min(top_p) < 1
-        self.table[:, :N].copy_(send(torch.from_numpy(table), self.cache.device))
+        self.table[:, :N].copy_(to_device(torch.from_numpy(table), self.cache.device))
         if self.gpu and self.steps == STEPS_BEFORE_COMPILING:
             self.compile()
         self.steps += 1
@@ -96,7 +96,7 @@ class Decoder:
         for block, cache in zip(self.model.layers, self.cache):
             x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide[block.window], common)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
-        before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else likeliest(logits))
+        before.copy_(draw_on_device(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else most_likely(logits))
 
 
 def can_compile():

@@ -15,7 +15,9 @@ from typing import Callable
 import numpy as np
 import torch
 
+from engine.decoder import Decoder
 from engine.kernels import causal_attention, causal_mask, decode_attention, unseen
+from engine.sampling import draw, to_device
 
 
 ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
@@ -38,38 +40,6 @@ class Request:
         self.random = random.Random(self.seed)
 
 
-def draw(logits, temperature, top_p, u):
-    """One id (N,) for each row of logits (N, V); temperature, top_p and u are lists. u in [0, 1) picks from the row's cumulative
-    distribution, so that the same u draws the same id whatever the other rows are."""
-    if not any(temperature):
-        return likeliest(logits)
-    return drawn(logits, *send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None], nucleus=min(top_p) < 1)
-
-
-def drawn(logits, temperature, top_p, u, nucleus):
-    """`draw` of float64 tensors (N, 1) on the logits' device; nucleus: is any top_p below 1?"""
-    p = (logits.float() / temperature.float().clamp(min=1e-6)).softmax(-1)
-    if nucleus:                                                 # drop what follows the smallest set with at least top_p
-        ranked, order = p.sort(dim=-1, descending=True)
-        drop = (ranked.cumsum(-1) - ranked >= top_p) & (top_p < 1)
-        drop[:, 0] = False
-        p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
-    cdf = p.cumsum(-1, dtype=torch.float64)
-    ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-    return torch.where(temperature > 0, ids, likeliest(logits)[:, None])[:, 0]
-
-
-def likeliest(logits):
-    """The id of the largest logit of each row; V, which is none, where there is one that is no number."""
-    largest, ids = logits.max(-1)
-    return ids.masked_fill(largest.isnan(), logits.shape[-1])
-
-
-def send(tensor, device):
-    """To the device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
-
-
 class Sampler:
     """Continuous batching over the slots of one KV cache.
 
@@ -89,7 +59,6 @@ class Sampler:
         self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
         self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, a function that waits for their tokens
         if ahead:
-            from engine.decoder import Decoder                         # here, as it imports from this file
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …
@@ -247,7 +216,7 @@ class Sampler:
         if plan["reach"] > self.cleared:
             self.cache[..., self.cleared:plan["reach"], :] = 0
             self.cleared = plan["reach"]
-        tokens, row, column = send(torch.from_numpy(plan["table"]), self.cache.device)
+        tokens, row, column = to_device(torch.from_numpy(plan["table"]), self.cache.device)
         masks = [causal_mask(end - start, length, row.device) for _, start, end, length in plan["prefills"]]
         if N := plan["N"]:
             (low, high), lead, until, shared = (plan[key] for key in ("slots", "lead", "until", "shared"))
@@ -273,4 +242,4 @@ class Sampler:
                 out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], window, mask))
             return torch.cat(out, dim=2)
 
-        return self.model.lm_head(self.model.hidden(tokens[None], column[None], attend, at=send(torch.from_numpy(plan["last"]), row.device))[0])
+        return self.model.lm_head(self.model.hidden(tokens[None], column[None], attend, at=to_device(torch.from_numpy(plan["last"]), row.device))[0])

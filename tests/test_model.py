@@ -13,7 +13,7 @@ from engine import kernels
 import model
 from engine.decoder import above, below
 from model import Config, Llama, Request, Sampler
-from engine.sampler import draw
+from engine.sampling import draw
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
