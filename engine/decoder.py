@@ -1,11 +1,14 @@
-"""Decoding on a GPU: the next token of every running request, captured as a CUDA graph and replayed, after a while compiled too.
+"""Decoding on a GPU: the next token of every running request as one CUDA graph, which is compiled after a while.
 
-A GPU is done with a block sooner than Python has started the block's kernels one by one. A graph starts all kernels of a step at once, but only
-on the tensors that it was captured with. So there is a graph for each of a few sizes, on a table that says what each slot of the cache is to do.
-Nothing in a step waits for the host: the next one reads the token where this one drew it, and meanwhile the host looks at it. On a CPU the
-same steps run as they are, for the tests.
+A GPU finishes a block sooner than Python can start the block's kernels one by one. A graph starts all kernels of a step
+at once, but only on the tensors that it was captured with. So there is a graph for each of a few sizes, and a table
+says what each slot of the cache is to do. No step waits for the host: it reads the token that the step before drew,
+and meanwhile the host looks at that token. On a CPU the same steps run without graphs, for the tests.
 
-Shapes: N slots, from the first one on; G key/value heads, S positions, D dimensions a head, C = hidden size.
+On an H100, collecting with Llama-3.2-1B's shape was 5.2 times as fast as with transformers (docs/results.md).
+
+Shapes: N slots, from the first one on; H query heads, G key/value heads, S positions, D dimensions of a head, C =
+hidden size.
 """
 
 import os
@@ -121,7 +124,7 @@ def decode(block, x, cos, sin, cache, column, lead, hide, common):
         y = decode_attention(q.reshape(N, G, -1, D), keys, values, hide, shared)
         return y.reshape(N, -1, 1, D)
 
-    return block.run(x, cos, sin, attend)
+    return block(x, cos, sin, attend)
 
 
 def above(n):
