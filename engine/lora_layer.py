@@ -13,7 +13,6 @@ from engine.kernels import add_linear, cast, linear
 from formats.peft_files import check_repeated, hf_name, read_adapter
 from formats.weights import checkpoint_weight, local_folder, weight_files
 
-
 # ---- the layer -----------------------------------------------------------------------------------------------------
 
 def adapted_linear(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, pairs: list) -> torch.Tensor:

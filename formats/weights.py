@@ -19,7 +19,7 @@ def local_folder(path: str | Path, weights: bool = True) -> Path:
     if Path(path).is_dir():
         return Path(path)
     try:
-        from huggingface_hub import snapshot_download           # here, as most runs need no hub
+        from huggingface_hub import snapshot_download  # here, as most runs need no hub
         wanted = ["*.json", "*.jinja"]
         if weights:                                             # and what `lora.py merge` copies along with them
             wanted += ["*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*"]
