@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from agent import Chat
+from agent.chat import Chat
 from model import Config, Llama
 from starter.samples import ROWS, World, batch, evaluated, sample, vocabulary_pieces
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from agent import Chat
+from agent.chat import Chat
 from tools import starter_world, toolqa
 
 VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"),

@@ -10,7 +10,9 @@ import sqlite3
 import pytest
 import torch
 
-import agent
+from agent import protocol
+from agent.chat import Chat
+from agent.hints import load_hints
 from model import Config, Llama
 from starter import pretrain, samples
 from tools import starter_world, toolqa
@@ -19,12 +21,12 @@ from tools import starter_world, toolqa
 @pytest.fixture(scope="module")
 def stream():
     """A part of the training stream as text, without the agent's own wording."""
-    chat, forbidden, texts = agent.Chat(ROOT / "starter"), samples.evaluated(), []
+    chat, forbidden, texts = Chat(ROOT / "starter"), samples.evaluated(), []
     for length, n in ((128, 64), (256, 64), (512, 192), (768, 96)):
         ids, _ = samples.batch(chat, f"test {length}", length, n, forbidden)
         texts += [re.sub(r"\w+$", "", chat.decode(row.tolist())) for row in ids]          # a row's last word may be cut
     text = "\n".join(texts)
-    for phrase in (agent.PROTOCOL, agent.THINK, agent.CODE):
+    for phrase in (protocol.PROTOCOL, protocol.THINK, protocol.CODE):
         text = text.replace(phrase, "")
     return text
 
@@ -62,7 +64,7 @@ def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(strea
     assert len(wordings) >= 108 and len(stretches) > 100
     stream_lower = stream.lower()
     assert not [s for s in stretches if re.search(rf"\b{re.escape(s.lower())}\b", stream_lower)]
-    hints = agent.load_hints(ROOT / "hints" / "starter" / "round1")
+    hints = load_hints(ROOT / "hints" / "starter" / "round1")
     lines = {line.strip() for section in hints for line in section["text"].splitlines()}
     lines = {re.sub(r"^Step \d: ", "", line) for line in lines if not re.fullmatch(r'\w+ = "\.\.\."', line)}
     recipes = [line for line in lines if re.search(r"\w{3}", line)]
@@ -71,13 +73,13 @@ def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(strea
 
 
 def test_the_stream_is_the_same_again_for_the_same_seed():
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     first, second = (samples.batch(chat, "7 3", 256, 4, samples.Forbidden()) for _ in range(2))
     assert (first[0] == second[0]).all() and (first[1] == second[1]).all()
 
 
 def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn_again():
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     pieces = samples.vocabulary_pieces(chat)
     w = samples.World(random.Random(0), pieces, samples.Forbidden(frozenset(pieces)))
     assert not {w.word() for _ in range(3000)} & set(pieces)
@@ -89,7 +91,7 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
 
 def learned(row, length):
     """(the text before it, its text) of each learned stretch in 20 rows, except a row's last one, which may be cut."""
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     for i in range(20):
         world = samples.World(random.Random(f"{row} {i}"), samples.vocabulary_pieces(chat), samples.Forbidden())
         ids, mask = samples.sample(world, chat, length, row=row)
