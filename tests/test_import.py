@@ -44,7 +44,8 @@ def corpora(tmp_path_factory):
                for y in range(5) for d in range(1, 29)])
     homes = [[1001254 + n, f'Cosy, "quiet" home {n}', 80014485718 + n, "unconfirmed", "Ann", "Brooklyn",
               f"Area {n % 7}", 40.6, -73.9, "United States", "US", "FALSE", "strict", "Private room", 2020,
-              f"${100 + n} ", "$193 ", 10, n, "10/19/2021", 0.21, 4, 6, 286, "No parties.\nPlease, no smoking.", ""] for n in range(60)]
+              f"${100 + n} ", "$193 ", 10, n, "10/19/2021", 0.21, 4, 6, 286, "No parties.\nPlease, no smoking.", ""]
+             for n in range(60)]
     write_csv(folder / "airbnb" / "Airbnb_Open_Data.csv", AIRBNB, homes + homes[:5])
     (folder / "yelp").mkdir()
     shops = [{"business_id": f"b{n}", "name": f"Shop {n}", "address": f"{n} Main St", "city": "Trenton", "state": "NJ",

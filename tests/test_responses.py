@@ -19,7 +19,8 @@ from tools.sandbox import Observation
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
 
-RESPONSES = [                                                              # a response to the request for code, the code to run
+# a response to the request for code, the code to run
+RESPONSES = [
     ("print(1)\n</python>", "print(1)"),
     ("print(1)", "print(1)"),
     ("Here is the code:\n```py\nprint(1)\n```\nThis prints one.", "print(1)"),
@@ -57,9 +58,11 @@ RESPONSES = [                                                              # a r
     ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),       # strings stay
     ("!pip install pandas\nprint(1)\n</python>", "!pip install pandas\nprint(1)"),
     ("print(1\n</python>", "print(1"),                                     # the sandbox says what is wrong with it
-    ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""), ("<python></python>", "")]
+    ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""),
+    ("<python></python>", "")]
 
-MONOLOGUES = [                                                             # a response to the request for a monologue: it, code it ran on into
+# a response to the request for a monologue: it, code it ran on into
+MONOLOGUES = [
     ("I look.\n</inner_monologue>", "I look.", ""),
     ("I look.", "I look.", ""),
     ("<inner_monologue>\nI look.\n</inner_monologue>", "I look.", ""),
@@ -84,7 +87,8 @@ def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, 
     assert monologue_in(response) == (monologue, code)
 
 
-PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>", "<think>", "</think>", "```", "```py", "```bash",
+PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>",
+          "<think>", "</think>", "```", "```py", "```bash",
           "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00", "\ud800", "日本", "\t", "(" * 300]
 
 
@@ -98,13 +102,16 @@ def test_any_response_has_code_or_none(response):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (", "data_filter(db, 'a<b')"]), st.sampled_from(["", "py", "Python", "python3"]),
-       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "\nI hope that helps."]))
+@given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (",
+                        "data_filter(db, 'a<b')"]), st.sampled_from(["", "py", "Python", "python3"]),
+       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]), st.booleans(), st.booleans(),
+       st.booleans(), st.sampled_from(["", "\nI hope that helps."]))
 def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, closed, after):
     text = f"{FENCE}{language}\n{code}\n{FENCE}" if fenced else code
     text = f"<python>\n{text}" if opened else text
     text = f"{text}\n</python>" if closed else text
-    before = before if opened or fenced or "think" in before else ""       # prose needs something that parts it from the code
+    # prose needs something that parts it from the code
+    before = before if opened or fenced or "think" in before else ""
     after = after if closed or fenced else ""
     assert code_in(before + text + after) == code
 
@@ -124,8 +131,11 @@ def chat(request, tmp_path_factory):
         return Chat(ROOT / "starter")
     folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
-    names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
-    tokenizer["added_tokens"] = [t | {"content": names[t["content"]]} for t in tokenizer["added_tokens"] if t["id"] in (0, 1, 3)]
+    names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>",
+                                                                                      "<|user|>": "<|im_start|>",
+                                                                                      "<|system|>": "<think>"}
+    tokenizer["added_tokens"] = [t | {"content": names[t["content"]]} for t in tokenizer["added_tokens"]
+                                 if t["id"] in (0, 1, 3)]
     tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
@@ -134,7 +144,8 @@ def chat(request, tmp_path_factory):
 
 def played(chat, responses, max_steps):
     """Plays these responses, each sampled until it is over → the trajectory, the prompts, what was sampled, the code that ran."""
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
+                  "usage": dict(rollouts.NOTHING_USED)}
     player, result, prompts, sampled, ran = play(chat, trajectory, max_steps), None, [], [], []
     responses = iter(responses)
     while True:
@@ -155,7 +166,8 @@ def played(chat, responses, max_steps):
 
 def turns(end):
     """Two steps of turns that end without their closing tags."""
-    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}", f"Again.\n</inner_monologue>{end}", f"    print(2){end}"]
+    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}", f"Again.\n</inner_monologue>{end}",
+            f"    print(2){end}"]
 
 
 def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
@@ -164,13 +176,16 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
     assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
-    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):           # it grows at its end, by what was sampled
+    # it grows at its end, by what was sampled
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert [whole[start:stop] for start, stop in spans.values()] == sampled
-    closed, _ = chat.prompt(TASK["question"], [], played(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
+    closed, _ = chat.prompt(TASK["question"], [],
+                            played(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
                                                               for n, r in enumerate(turns(end))], 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
-    assert whole.count(eot) == closed.count(eot)                           # a turn that the model ended is not ended again
+    # a turn that the model ended is not ended again
+    assert whole.count(eot) == closed.count(eot)
     assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     ids, at, targets, weights = distill.example(chat, t)
     assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
@@ -180,9 +195,11 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     if chat.tags:
         pytest.skip("where a tag is a token, it ends the turn")
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = played(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+    t, prompts, sampled, ran = played(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}",
+                                             "Again.\n</inner_monologue>", "print(2)\n</python>",
                                            "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
-    assert ran == ["print(1)", "print(2)", "print(3)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
+    assert ran == ["print(1)", "print(2)", "print(3)"]
+    assert [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
     assert chat.decode(sampled[-1]).rstrip().endswith("<observation>")     # the observation is ours to write
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
@@ -197,14 +214,18 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
 def test_thinking_does_not_end_a_turn(chat):
     if chat.tags:
         pytest.skip("the starter has no such token")
-    t, _, sampled, ran = played(chat, ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"], 1)
-    assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look." and sampled[0][0] == chat.tokenizer.token_to_id("<think>")
+    t, _, sampled, ran = played(chat, ["<think>Hm.</think>I look.\n</inner_monologue>",
+                                       "<think>Hm.</think>\nprint(1)\n</python>"], 1)
+    assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look."
+    assert sampled[0][0] == chat.tokenizer.token_to_id("<think>")
 
 
 @pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
-                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]), (["I look.", "<think>\nHm."], [])])
+                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
+                                            (["I look.", "<think>\nHm."], [])])
 def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
+                  "usage": dict(rollouts.NOTHING_USED)}
     messages, codes = endpoint.Messages(), []
     player, result, responses = play(messages, trajectory, 1), None, iter(responses)
     try:
@@ -215,4 +236,5 @@ def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
             result = (endpoint.Said(next(responses)), "stop") if isinstance(wish, Generate) else Observation("1")
     except StopIteration:
         pass
-    assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid") and trajectory["steps"][0]["token_ids"] == {}
+    assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid")
+    assert trajectory["steps"][0]["token_ids"] == {}
