@@ -1,4 +1,7 @@
-"""Broken input to every script: one line that names file, line, field and remedy; exit status 2; earlier output stays as it was."""
+"""Broken input to every script ends in one line that names file, line, field and remedy.
+
+The exit status is 2, and earlier output stays as it was.
+"""
 
 from common import ROOT, command_line
 
@@ -45,8 +48,9 @@ def good(tmp_path_factory):
     return folder
 
 
-COLLECT = "--model {f}/model --tools {f}/tools.py --data {f}/data --hint-dir {f}/hints --tasks {f}/tasks.jsonl --hints task --max-new-tokens 4 --out {f}/out.jsonl"
-RESAMPLE = "--model {f}/model --tools {f}/tools.py --data {f}/data --resample {f}/flagged.jsonl --max-new-tokens 4 --out {f}/out.jsonl"
+AGENT = "--model {f}/model --tools {f}/tools.py --data {f}/data --max-new-tokens 4 --out {f}/out.jsonl"
+COLLECT = AGENT + " --hint-dir {f}/hints --tasks {f}/tasks.jsonl --hints task"
+RESAMPLE = AGENT + " --resample {f}/flagged.jsonl"
 REVIEW = "{f}/played.jsonl --hint-dir {f}/round2 --out {f}/out.jsonl"
 DISTILL = "--model {f}/model --data {f}/played.jsonl --rank 2 --epochs 1 --out {f}/adapter"
 TABLE = "--table {f}/played.jsonl"
@@ -151,8 +155,16 @@ def damaged_checkpoint(folder):
 
 
 def flagged(**ids):
-    return lambda folder: text("flagged.jsonl", json.dumps((t := json.loads((folder / "flagged.jsonl").read_text()))
-                                                           | {"steps": [t["steps"][0] | {"token_ids": ids}]}))(folder)
+    def damage(folder):
+        trajectory = json.loads((folder / "flagged.jsonl").read_text())
+        first = trajectory["steps"][0] | {"token_ids": ids}
+        (folder / "flagged.jsonl").write_text(json.dumps(trajectory | {"steps": [first]}))
+    return damage
+
+
+def replaced(old, new, file="played.jsonl"):
+    """played.jsonl with `new` instead of `old`, under the name `file`."""
+    return lambda folder: text(file, (folder / "played.jsonl").read_text().replace(old, new))(folder)
 
 
 def corpus(content):
@@ -166,8 +178,16 @@ def questions(content):
                             for group in import_toolqa.GROUPS])
 
 
-C, R, D, E, L, M, I, S = collect, review, distill, evaluate, lora, model, import_toolqa, suites
-STACK, MERGE, MODEL = "stack {f}/adapter0 --out {f}/adapter", "merge --model {f}/model --adapter {f}/adapter0 --out {f}/merged", "--model {f}/model --prompt look --max-new-tokens 2"
+C, R, D, E, L, M, T, S = collect, review, distill, evaluate, lora, model, import_toolqa, suites
+STACK = "stack {f}/adapter0 --out {f}/adapter"
+MERGE = "merge --model {f}/model --adapter {f}/adapter0 --out {f}/merged"
+MODEL = "--model {f}/model --prompt look --max-new-tokens 2"
+FAILED = replaced('"success": true', '"success": false')
+STUBBORN = """def detect(t, s):
+    while True:
+        try:
+            while True: pass
+        except Exception: pass"""
 CASES = [                                                               # script, command, damage, what the line says
     # tasks
     (C, COLLECT, remove("tasks.jsonl"), "tasks.jsonl: no such file"),
@@ -286,14 +306,8 @@ CASES = [                                                               # script
     (D, DISTILL, line("played.jsonl", targets="all"), "line 2, field 'targets': not a list"),
     (D, DISTILL + " --balance {f}/none.jsonl", nothing, "none.jsonl: no such file"),
     (D, DISTILL + " --val {f}/none.jsonl", nothing, "none.jsonl: no such file"),
-    (D, DISTILL + " --loss ce", lambda f: text("played.jsonl",
-                                               (f / "played.jsonl").read_text().replace('"success": true',
-                                                                                        '"success": false'))(f),
-     "nothing to learn from is left"),
-    (D, DISTILL + " --verified", lambda f: text("played.jsonl",
-                                                (f / "played.jsonl").read_text().replace('"success": true',
-                                                                                         '"success": false'))(f),
-     "nothing to learn from is left"),
+    (D, DISTILL + " --loss ce", FAILED, "nothing to learn from is left"),
+    (D, DISTILL + " --verified", FAILED, "nothing to learn from is left"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --adapter {f}/adapter0", nothing,
      "a model behind an endpoint takes no --adapter"),
     (C, RESAMPLE.replace("flagged", "played"), nothing, "played.jsonl, line 1, field 'hint': missing"),
@@ -323,7 +337,7 @@ CASES = [                                                               # script
        f"no-x.md, field 'python': {says}") for code, says in (
         ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"),
         ("def detect(t, s): raise SystemExit", "on step 1 of t1#0: SystemExit"),
-        ("def detect(t, s):\n    while True:\n        try:\n            while True: pass\n        except Exception: pass", "on step 1 of t1#0: no answer after"),
+        (STUBBORN, "on step 1 of t1#0: no answer after"),
         ("def detect(t): return True", "on step 1 of t1#0: TypeError"))),
     (R, "{f}/played.jsonl --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
     (E, TABLE + " --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
@@ -422,19 +436,19 @@ CASES = [                                                               # script
        "checkpoint/1: damaged .*; remove .*checkpoint, the same command begins anew")
       for file in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
-    (D, DISTILL + " --val {f}/val.jsonl", lambda f: text("val.jsonl",
-                                                         (f / "played.jsonl").read_text().replace('"complete"', '"invalid"'))(f), "val.jsonl: no finished actions"),
+    (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),
+     "val.jsonl: no finished actions"),
     # tables and suites
     (E, TABLE, line("played.jsonl", adapters=[{}]), r"line 2, field 'adapters\[0\]': not a text"),
     (E, TABLE, line("played.jsonl", usage={"seconds": None}), "line 2, field 'usage.seconds': not a"),
-    (S, "humaneval {f}/suite.jsonl", text("suite.jsonl",
-                                          2 * (json.dumps({name: "a" for name in suites.FIELDS["humaneval"]}) + "\n")),
+    (S, "humaneval {f}/suite.jsonl",
+     text("suite.jsonl", 2 * (json.dumps({name: "a" for name in suites.FIELDS["humaneval"]}) + "\n")),
      "suite.jsonl, line 2, field 'task_id': 'a' was there before"),
     (S, "gsm8k {f}/suite.jsonl.gz", text("suite.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"),
      "suite.jsonl.gz: cannot be read"),
     (S, "gsm9k {f}/suite.jsonl.gz", nothing, "argument suite: invalid choice"),
     # ToolQA's files
-    *((I, "corpora {f}/corpora --out {f}/world", damage, says) for damage, says in (
+    *((T, "corpora {f}/corpora --out {f}/world", damage, says) for damage, says in (
         (nothing, r"flights: 0 files \*.csv; one is needed"),
         (corpus("a,b\n1\n"), "f.csv, line 2: 1 cells, the header has 2"),
         (corpus("a,a\n1,2\n"), "f.csv, line 1: the column 'a' comes twice"),
@@ -442,7 +456,7 @@ CASES = [                                                               # script
         (corpus("a,b\n1," + "x" * 200_000 + "\n"), "f.csv, line 2: field larger than"),
         (lambda f: ((f / "world").mkdir(), text("world/world.sqlite.part", "no database at all, no" * 99)(f)),
          "world.sqlite.part: .*; remove it"))),
-    *((I, "questions {f}/questions --out {f}/world", damage, says) for damage, says in (
+    *((T, "questions {f}/questions --out {f}/world", damage, says) for damage, says in (
         (nothing, r"train: 0 files flights-\*.jsonl"),
         (questions('{"question": 3, "answer": 1}\n'), "line 1: no question or no answer"),
         (questions(b"\xff\n"), "not UTF-8 text"),

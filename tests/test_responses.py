@@ -1,4 +1,4 @@
-"""What real models write: the code found in it, what is recorded, and what the next prompt and the training example hold of it."""
+"""What real models write: the code found in it, the record, the next prompt and the training example."""
 
 from common import ROOT
 
@@ -52,16 +52,18 @@ RESPONSES = [
     ("I print it.\n</inner_monologue>\nprint(1)", "print(1)"),
     ("</python>\n<python>\nprint(1)\n</python>", "print(1)"),
     ("print(1)\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.", "print(1)"),
-    ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
-    ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),       # it plays on alone
-    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nx\n", "print(1)"),
-    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),       # strings stay
+    ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),     # it plays on alone
+    ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
+    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
+     "<inner_monologue>\nx\n", "print(1)"),
+    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>",                                   # strings stay
+     "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),
     ("!pip install pandas\nprint(1)\n</python>", "!pip install pandas\nprint(1)"),
     ("print(1\n</python>", "print(1"),                                     # the sandbox says what is wrong with it
     ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""),
     ("<python></python>", "")]
 
-# a response to the request for a monologue: it, code it ran on into
+# a response to the request for a monologue: (the response, the monologue, the code that follows in it)
 MONOLOGUES = [
     ("I look.\n</inner_monologue>", "I look.", ""),
     ("I look.", "I look.", ""),
@@ -72,9 +74,11 @@ MONOLOGUES = [
     ("I look.\n<python>\nprint(1)\n</python>", "I look.", "print(1)"),
     ("I look.\n<python>\n```python\nprint(1)\n```", "I look.", "print(1)"),
     ("<python>\nprint(1)", "", "print(1)"),
-    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
+    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.\n"
+     "</inner_monologue>", "I look.", "print(1)"),
     ("I look.\n<python>\n</python>", "I look.\n<python>\n</python>", ""),
-    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>", "I try <python>\nprint(1)\n</python> next.", "")]       # the code turn decides
+    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>",          # the code turn decides
+     "I try <python>\nprint(1)\n</python> next.", "")]
 
 
 @pytest.mark.parametrize("response, code", RESPONSES)
@@ -88,8 +92,8 @@ def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, 
 
 
 PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>",
-          "<think>", "</think>", "```", "```py", "```bash",
-          "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00", "\ud800", "日本", "\t", "(" * 300]
+          "<think>", "</think>", "```", "```py", "```bash", "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00",
+          "\ud800", "日本", "\t", "(" * 300]
 
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
@@ -103,14 +107,16 @@ def test_any_response_has_code_or_none(response):
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
 @given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (",
-                        "data_filter(db, 'a<b')"]), st.sampled_from(["", "py", "Python", "python3"]),
-       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]), st.booleans(), st.booleans(),
-       st.booleans(), st.sampled_from(["", "\nI hope that helps."]))
+                        "data_filter(db, 'a<b')"]),
+       st.sampled_from(["", "py", "Python", "python3"]),
+       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]),
+       st.booleans(), st.booleans(), st.booleans(),
+       st.sampled_from(["", "\nI hope that helps."]))
 def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, closed, after):
     text = f"{FENCE}{language}\n{code}\n{FENCE}" if fenced else code
     text = f"<python>\n{text}" if opened else text
     text = f"{text}\n</python>" if closed else text
-    # prose needs something that parts it from the code
+    # prose needs something that separates it from the code
     before = before if opened or fenced or "think" in before else ""
     after = after if closed or fenced else ""
     assert code_in(before + text + after) == code
@@ -118,32 +124,40 @@ def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, c
 
 # ---- the prompt after such turns, in sampling and in training
 
-LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
+LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}"
+                "{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
                 "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
 QWEN_LIKE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|eot|>\n' }}{% endfor %}"
              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
-@pytest.fixture(scope="module", params=["starter", QWEN_LIKE, LLAMA_2_LIKE])
-def chat(request, tmp_path_factory):
-    """The starter's, whose tags are tokens, and two whose tags are text, as real models' are."""
-    if request.param == "starter":
-        return Chat(ROOT / "starter")
-    folder = tmp_path_factory.mktemp("model")
+def chat_of(template, folder):
+    """The starter's Chat, with the given template and tags that are text and no tokens, as in real models."""
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
-    names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>",
-                                                                                      "<|user|>": "<|im_start|>",
-                                                                                      "<|system|>": "<think>"}
-    tokenizer["added_tokens"] = [t | {"content": names[t["content"]]} for t in tokenizer["added_tokens"]
-                                 if t["id"] in (0, 1, 3)]
+    names = {token["content"]: f"unused {token['id']}" for token in tokenizer["added_tokens"]}
+    names |= {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
+    tokenizer["added_tokens"] = [token | {"content": names[token["content"]]} for token in tokenizer["added_tokens"]
+                                 if token["id"] in (0, 1, 3)]
     tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|eot|>"}))
     return Chat(folder)
 
 
+@pytest.fixture(scope="module", params=["Qwen", "Llama 2"])
+def text_chat(request, tmp_path_factory):
+    return chat_of({"Qwen": QWEN_LIKE, "Llama 2": LLAMA_2_LIKE}[request.param], tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module", params=["starter", "Qwen", "Llama 2"])
+def chat(request, tmp_path_factory):
+    if request.param == "starter":                                         # whose tags are tokens
+        return Chat(ROOT / "starter")
+    return chat_of({"Qwen": QWEN_LIKE, "Llama 2": LLAMA_2_LIKE}[request.param], tmp_path_factory.mktemp("model"))
+
+
 def played(chat, responses, max_steps):
-    """Plays these responses, each sampled until it is over → the trajectory, the prompts, what was sampled, the code that ran."""
+    """Plays these responses: the trajectory, the prompts, the ids sampled for each turn, the code that ran."""
     trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
                   "usage": dict(rollouts.NOTHING_USED)}
     player, result, prompts, sampled, ran = play(chat, trajectory, max_steps), None, [], [], []
@@ -166,8 +180,8 @@ def played(chat, responses, max_steps):
 
 def turns(end):
     """Two steps of turns that end without their closing tags."""
-    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}", f"Again.\n</inner_monologue>{end}",
-            f"    print(2){end}"]
+    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}",
+            f"Again.\n</inner_monologue>{end}", f"    print(2){end}"]
 
 
 def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
@@ -176,28 +190,25 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
     assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
-    # it grows at its end, by what was sampled
-    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):     # grows at its end, as sampled
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert [whole[start:stop] for start, stop in spans.values()] == sampled
-    closed, _ = chat.prompt(TASK["question"], [],
-                            played(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
-                                                              for n, r in enumerate(turns(end))], 2)[0]["steps"])
+    tags = ["\n</inner_monologue>", "\n</python>"] * 2
+    steps = played(chat, [turn.replace(end, tag) for turn, tag in zip(turns(end), tags)], 2)[0]["steps"]
+    closed, _ = chat.prompt(TASK["question"], [], steps)
     eot = chat.tokenizer.token_to_id(end)
-    # a turn that the model ended is not ended again
-    assert whole.count(eot) == closed.count(eot)
+    assert whole.count(eot) == closed.count(eot)           # a turn that the model ended is not ended again
     assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     ids, at, targets, weights = distill.example(chat, t)
     assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
 
 
-def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
-    if chat.tags:
-        pytest.skip("where a tag is a token, it ends the turn")
+def test_a_monologue_that_runs_on_into_code_is_one_turn(text_chat):
+    chat = text_chat                                       # where a tag is a token, it ends the turn
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = played(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}",
-                                             "Again.\n</inner_monologue>", "print(2)\n</python>",
-                                           "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
+    t, prompts, sampled, ran = played(chat, [
+        f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+        "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
     assert ran == ["print(1)", "print(2)", "print(3)"]
     assert [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
@@ -211,19 +222,19 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     assert distill.example(chat, t)[2] == sum(sampled, [])
 
 
-def test_thinking_does_not_end_a_turn(chat):
-    if chat.tags:
-        pytest.skip("the starter has no such token")
-    t, _, sampled, ran = played(chat, ["<think>Hm.</think>I look.\n</inner_monologue>",
-                                       "<think>Hm.</think>\nprint(1)\n</python>"], 1)
+def test_thinking_does_not_end_a_turn(text_chat):
+    t, _, sampled, ran = played(text_chat, ["<think>Hm.</think>I look.\n</inner_monologue>",
+                                            "<think>Hm.</think>\nprint(1)\n</python>"], 1)
     assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look."
-    assert sampled[0][0] == chat.tokenizer.token_to_id("<think>")
+    assert sampled[0][0] == text_chat.tokenizer.token_to_id("<think>")
 
 
-@pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
-                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
-                                            (["I look.", "<think>\nHm."], [])])
-def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
+@pytest.mark.parametrize("responses, ran", [
+    (["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
+    (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
+    (["I look.", "<think>\nHm."], []),
+])
+def test_a_model_behind_an_endpoint_is_read_in_the_same_way(responses, ran):
     trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
                   "usage": dict(rollouts.NOTHING_USED)}
     messages, codes = endpoint.Messages(), []

@@ -287,7 +287,7 @@ RIGHT = {
     "airbnb/average price": lambda a: "$" + mean(
         [dollars(r) for r in homes(a, neighbourhood="Glen Oaks") if r["price"]]),
     "airbnb/proporion of airbnbs": lambda a: str(round(
-        len(homes(a, neighbourhood="Bay Terrace", cancellation_policy="flexible")) / 20, 1)),
+        sum(r["cancellation_policy"] == "flexible" for r in homes(a, neighbourhood="Bay Terrace")) / 20, 1)),
     "airbnb/cost per night": lambda a: "${}".format(max(
         dollars(r) for r in a if (r["neighbourhood"], r["room type"]) == ("Howard Beach", "Entire home/apt")
         and r["price"])),
