@@ -377,7 +377,8 @@ ATTACKS = {
     "many files": ("for i in range(10**5): open(str(i), 'w').write('x')", "OSError|PermissionError"),
     "a deep directory": ("import os\nwhile True: os.mkdir('x'); os.chdir('x')", "OSError|PermissionError"),
     "a descriptor opened again to write": (
-        "import os\nfor fd in range(3, 64):\n    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
+        "import os\nfor fd in range(3, 64):\n"
+        "    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
         "PermissionError"),
     "a copy of the world": ("price.__globals__['connection'].execute(\"vacuum into 'PLACE/copy.db'\")",
                             "unable to open"),

@@ -24,7 +24,7 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 NEWNS, NEWIPC, NEWUSER, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000                      # <linux/sched.h>
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18                   # <linux/mount.h>
-MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 2, 16, 32                                           # <asm-generic/mman-common.h>
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 2, 16, 32                                         # <asm-generic/mman-common.h>
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38            # <linux/prctl.h>
 
 
