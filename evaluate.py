@@ -17,8 +17,8 @@ import math
 import statistics
 from pathlib import Path
 
-import agent
-import endpoint
+from agent import options, rollouts
+from desk import backend
 from scaling import parallel
 from planning import plan
 from desk import report
@@ -101,8 +101,8 @@ def run_page(paths):
 
 def main():
     parser = command_line.Parser(__doc__)
-    agent.add_arguments(parser)
-    agent.add_task_arguments(parser)
+    options.add_arguments(parser)
+    options.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, instead of playing")
     parser.add_argument("--html", metavar="FILE", help="with --table: write the run as a page, too")
     parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
@@ -126,13 +126,13 @@ def main():
         tasks, args.tools, args.data, args.hints = suites.read_suite(args.suite, args.file), None, None, "none"
     else:
         tasks = records.read_tasks(args.tasks)
-    chat = endpoint.chat_with(args)
+    chat = backend.chat_with(args)
     player = functools.partial(suites.attempt, chat) if args.suite else None
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
         output = files.Output(args.out, vars(args), replica, replicas)
-        agent.play_all(agent.trials(tasks, args), args, output, chat, endpoint.engine, player)
+        rollouts.play_all(rollouts.trials(tasks, args), args, output, chat, backend.start_engine, player)
         output.sync()
         parallel.dismiss()
     else:
@@ -140,7 +140,7 @@ def main():
     parallel.wait()
     if parallel.RANK == 0:
         output.gather()
-        print(table([args.out]), agent.summary(args.out), sep="\n\n")
+        print(table([args.out]), rollouts.summary(args.out), sep="\n\n")
     parallel.stop()
 
 

@@ -26,8 +26,10 @@ from itertools import zip_longest
 from pathlib import Path
 from types import SimpleNamespace
 
-import agent
-import endpoint
+from agent import options
+from agent.play import play
+from agent.rollouts import corrections, play_all
+from desk import backend
 from desk import judge
 from desk import report
 
@@ -180,10 +182,10 @@ def resample(found, args):
     """An action with the hint from each flagged state, as collect.py --resample makes them: records, the same order."""
     states, new = [flag(*f) for f in found], []
     args.samples, args.control = 1, False
-    chat = endpoint.chat_with(args)
+    chat = backend.chat_with(args)
     collected = SimpleNamespace(world=1, rank=0, done=(), write=new.append)
-    player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=not args.rollout)
-    agent.play_all(agent.corrections(states, args), args, collected, chat, endpoint.engine, player)
+    player = functools.partial(play, chat, max_steps=args.max_steps, only_next=not args.rollout)
+    play_all(corrections(states, args), args, collected, chat, backend.start_engine, player)
     new = {r["id"]: r for r in new}
     return [new[f"{state['id']}~0"] for state in states]
 
@@ -234,7 +236,7 @@ def main():
     p.add_argument("--judge", metavar="MODEL", help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME")
     p.add_argument("--states", type=command_line.number(int, 1), default=8, help="how many states to --try at most, failures first")
     p.add_argument("--rollout", action="store_true", help="with --try: play on to the task's end")
-    agent.add_arguments(p)
+    options.add_arguments(p)
     args = p.parse_args()
     if args.attempt and (args.hint_dir or args.out or args.corrected or args.control):
         p.error("--try looks at one mistake alone: no --hint-dir, --out, --corrected or --control with it")

@@ -10,7 +10,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-import endpoint
+from desk import backend
 from common import files
 
 TRIES = 3
@@ -54,7 +54,7 @@ def first_steps(trajectories, mistakes, args):
 
     args: the command line; `args.judge` is the model. Beside `args.out` the verdicts are kept: a rerun asks for none twice."""
     args = Namespace(**vars(args) | {"model": args.judge, "adapter": []})
-    chat, (engine, request) = endpoint.chat_with(args), endpoint.engine(args)
+    chat, (engine, request) = backend.chat_with(args), backend.start_engine(args)
     known, cache = {}, None
     if args.out:
         cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})

@@ -17,7 +17,8 @@ import zlib
 from pathlib import Path
 
 from common import command_line
-from agent import Execute, Generate, code_in
+from agent.play import Execute, Generate
+from agent.responses import code_in
 from tools.sandbox import World
 
 PROMPTS = {
@@ -67,7 +68,7 @@ def number(text):
 
 
 def attempt(chat, trajectory):
-    """The counterpart of agent.play: one response, graded. A generator that yields Generate and Execute requests."""
+    """The counterpart of `play`: one response, graded. A generator that yields Generate and Execute requests."""
     task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
     prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
     said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))

@@ -196,8 +196,8 @@ def resident(what):
 
 def records(trajectories, steps, hints=1500):
     """Trajectories of random tokens: those of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
-    import agent
-    rng, chat = random.Random(0), agent.Chat(ROOT / "starter")
+    from agent.chat import Chat
+    rng, chat = random.Random(0), Chat(ROOT / "starter")
     words = sorted(w for w in chat.tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
     text = lambda n: " ".join(rng.choice(words) for _ in range(n // 2))
     tag = lambda name: [chat.tokenizer.token_to_id(f"</{name}>")]

@@ -90,14 +90,14 @@ def replica(tp: int) -> tuple[int, int, bool]:
         raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, and is {WORLD}; "
                          "start them with torchrun --nproc-per-node")
     if tp > 1:
-        from torch.distributed.device_mesh import init_device_mesh     # here and below, as they take a second to import
+        from torch.distributed.device_mesh import init_device_mesh  # here and below, as they take a second to import
         mesh = init_device_mesh(device_and_dtype()[0].type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))
         REPLICA = mesh["part"]
     return RANK // tp, WORLD // tp, RANK % tp == 0
 
 
 def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:
-    """A sampler of the model that the command line's options name, and what makes a request for it."""
+    """A sampler of the model that the options of agent/options.py name, and what makes a request for it."""
     device = device_and_dtype()[0].type
     dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device)
     model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)
@@ -129,7 +129,7 @@ def split(model: Llama, path: str | Path) -> None:
         if size % parts:
             config_json = local_folder(path) / "config.json"
             raise ValueError(f"{config_json}: {name} is {size}, which --tp {parts} does not divide")
-    outputs, inputs = {"weight": 0, "bias": 0, "frozen_B": 0}, {"weight": 1, "frozen_A": 1}    # which dimension is split
+    outputs, inputs = {"weight": 0, "bias": 0, "frozen_B": 0}, {"weight": 1, "frozen_A": 1}    # dimensions
     split_along = {**dict.fromkeys(("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj"), outputs),
                    **dict.fromkeys(("o_proj", "down_proj"), inputs)}
 
@@ -141,7 +141,7 @@ def split(model: Llama, path: str | Path) -> None:
     for module, dimension, kind, p in parameters():
         placement = Shard(dimension[kind]) if kind in dimension else Replicate()
         part = distribute_tensor(p, REPLICA, [placement], src_data_rank=None)
-        part = part if p.is_meta else part.to_local().clone()          # frees the rest of an adapter, which all have read
+        part = part if p.is_meta else part.to_local().clone()          # of an adapter: frees the rest of it
         module.register_parameter(kind, torch.nn.Parameter(part, requires_grad=False))
     read_parts(model, path)
     for module, dimension, kind, p in parameters():

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [                                                 # top to bottom
     ["collect", "review", "distill", "evaluate", "starter", "docs"],         # run by a user, imported by no other
     ["desk", "planning"],
-    ["agent", "endpoint", "scaling", "training", "tools"],
+    ["agent", "scaling", "training", "tools"],
     ["lora"],
     ["model"],
     ["engine"],
@@ -29,7 +29,6 @@ EXCEPTIONS = {                                           # (importer, imported):
     ("planning.plan", "distill"): "moves to training/",
 }
 SHADOWS = {                                              # (file, name): why it is still there
-    ("endpoint", "parallel"): "moves to agent/",
     ("planning.bench", "plan"): "moves with planning/",
 }
 

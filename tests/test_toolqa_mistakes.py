@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import agent
+from agent.hints import load_hints
 from desk import judge
 import review
 
@@ -112,6 +112,6 @@ def test_a_judged_mistake_describes_one_step(name):
 
 def test_a_hint_is_short_and_its_templates_are_the_questions_own():
     """Of the templates that mistakes name, each has a worked example in round 1."""
-    examples = {t for s in agent.load_hints(ROOT / "hints" / "toolqa" / "round1") if s["templates"] for t in s["templates"]}
+    examples = {t for s in load_hints(ROOT / "hints" / "toolqa" / "round1") if s["templates"] for t in s["templates"]}
     for name, m in MISTAKES.items():
         assert len(m.hint) < 350 and set(m.templates or ()) <= examples, name
