@@ -91,7 +91,8 @@ def same(folder, a, b):
     losses = [[json.loads(line) for line in open(folder / out / "log.jsonl")] for out in (a, b)]
     assert len(losses[0]) == len(losses[1]) >= 9 and "validation_loss" in losses[0][-1]
     for x, y in zip(*losses):
-        assert x.keys() == y.keys() and all(y[k] == pytest.approx(x[k], rel=1e-5 if x["update"] == 1 else 1e-4) for k in x)
+        tolerance = 1e-5 if x["update"] == 1 else 1e-4
+        assert x.keys() == y.keys() and all(y[k] == pytest.approx(x[k], rel=tolerance) for k in x)
     (config, one), (other, two) = read_adapter(folder / a), read_adapter(folder / b)
     assert config == other and one.keys() == two.keys()
     for name in one:
@@ -264,7 +265,7 @@ def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_
     assert all(one[key]["steps"] == two[key]["steps"] for key in one)
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
 
-    lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)      # what a run of three leaves when it dies
+    lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)   # three died
     (tmp_path / "two.jsonl").write_text("".join(lines[:5]))
     (tmp_path / "two.jsonl.rank1").write_text("".join(lines[4:9]))              # one of its lines was gathered already
     (tmp_path / "two.jsonl.rank2").write_text("".join(lines[9:12]) + lines[12][:40])
