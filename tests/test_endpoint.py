@@ -88,7 +88,8 @@ def play(body):
 def test_tasks_are_played_with_retries_and_tokens_as_billed(server, stage, tmp_path, capfd):
     trouble = iter([(429, {"error": "slow"}), (500, b"no"), (200, b'{"cho'), said("")])
     server.answer = lambda body: play(body) if len(server.seen) > 3 else next(trouble)
-    stage(evaluate, "--model", "openai:some-model", *world(tmp_path, server.url), "--hints", "none", "--trials", 2, "--temperature", 0.5, "--batch", 4, "--out", tmp_path / "out.jsonl")
+    stage(evaluate, "--model", "openai:some-model", *world(tmp_path, server.url), "--hints", "none",
+          "--trials", 2, "--temperature", 0.5, "--batch", 4, "--out", tmp_path / "out.jsonl")
     results = records.read_trajectories(tmp_path / "out.jsonl")
     assert len(results) == 12 and all(t["success"] and t["stop"] == "complete" for t in results)
     assert all(t["usage"]["input_tokens"] == 200 and t["usage"]["output_tokens"] == 14 for t in results)
@@ -110,7 +111,8 @@ def test_a_response_is_begun_for_a_server_that_can_go_on(server, stage, tmp_path
         return said("looking\n" if monologue else "print(look(1))\n", "stop" if monologue else "length")
     server.answer = answer
     (tmp_path / "tasks.jsonl").write_text((tmp_path / "tasks.jsonl").read_text().splitlines()[0])
-    stage(evaluate, "--model", "openai:m", "--prefill", *world(tmp_path, server.url), "--trials", 1, "--out", tmp_path / "out.jsonl")
+    stage(evaluate, "--model", "openai:m", "--prefill", *world(tmp_path, server.url), "--trials", 1,
+          "--out", tmp_path / "out.jsonl")
     assert [b["messages"][-1] for _, _, b in server.seen] == [
         {"role": "assistant", "content": f"<{tag}>\n"} for tag in ("inner_monologue", "python")]
     assert all(b["continue_final_message"] for _, _, b in server.seen)
