@@ -1,5 +1,7 @@
 """Sampling in bfloat16: which checkpoints it is for, and how near it stays to float32."""
 
+from common.files import Output
+
 import argparse
 import sys
 from pathlib import Path
@@ -8,17 +10,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from agent import options
-from engine import kernels
 import lora
 import model
-from scaling import parallel
+from agent import options
+from engine import kernels
 from model import Sampler
-from common.files import Output
+from scaling import parallel
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-import make as recorded     # noqa: E402
+import make as recorded  # noqa: E402
 
 
 def parsed(*given):

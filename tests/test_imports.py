@@ -27,8 +27,6 @@ TOOLS_MAY_IMPORT = {"tools", "formats", "common"}        # the agent's world kno
 EXCEPTIONS = {                                           # (importer, imported): why it is still there
     ("planning.bench", "distill"): "moves to training/",
     ("planning.plan", "distill"): "moves to training/",
-    ("model", "lora"): "model.py's command line loads adapters",
-    ("engine.sampler", "engine.decoder"): "the sampler creates its decoder",
 }
 SHADOWS = {                                              # (file, name): why it is still there
     ("planning.bench", "plan"): "moves with planning/",

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from safetensors.torch import save_file
 
+from formats.records import read_trajectories
 from lora import read_adapter
 from model import Config, Llama
-from formats.records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
