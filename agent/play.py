@@ -25,7 +25,8 @@ class Execute:
     code: str
 
 
-def play(chat, trajectory: dict, max_steps: int, only_next: bool = False) -> Generator[Generate | Execute, object, None]:
+def play(chat, trajectory: dict, max_steps: int,
+         only_next: bool = False) -> Generator[Generate | Execute, object, None]:
     """Plays a trajectory to its end, or with `only_next` for one step.
 
     chat: a `chat.Chat`, or `endpoint.Messages` for a model behind an endpoint. trajectory: a record, changed in place.
