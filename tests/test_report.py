@@ -9,8 +9,8 @@ import subprocess
 import pytest
 
 import evaluate
-from desk import report
 import review
+from desk import report
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 HOSTILE = "<script>document.title = 'run'</script><img src=x onerror=\"document.title='run'\"></script><!-- {{title}} \u2028 & &lt;b&gt;"

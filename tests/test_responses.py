@@ -1,4 +1,4 @@
-"""What real models write: the code found in it, the record, the next prompt and the training example."""
+"""What real models write: the code found in it, what is recorded, and what the next prompt and training see of it."""
 
 from common import ROOT
 
@@ -19,8 +19,7 @@ from tools.sandbox import Observation
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
 
-# a response to the request for code, the code to run
-RESPONSES = [
+RESPONSES = [                                            # (a response to the request for code, the code to run)
     ("print(1)\n</python>", "print(1)"),
     ("print(1)", "print(1)"),
     ("Here is the code:\n```py\nprint(1)\n```\nThis prints one.", "print(1)"),
@@ -52,19 +51,17 @@ RESPONSES = [
     ("I print it.\n</inner_monologue>\nprint(1)", "print(1)"),
     ("</python>\n<python>\nprint(1)\n</python>", "print(1)"),
     ("print(1)\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.", "print(1)"),
-    ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),     # it plays on alone
+    ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
     ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
-    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
-     "<inner_monologue>\nx\n", "print(1)"),
-    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>",                                   # strings stay
-     "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),
+    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n"           # it plays on alone
+     "<observation>\n1\n</observation>\n<inner_monologue>\nx\n", "print(1)"),
+    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),
     ("!pip install pandas\nprint(1)\n</python>", "!pip install pandas\nprint(1)"),
     ("print(1\n</python>", "print(1"),                                     # the sandbox says what is wrong with it
-    ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""),
-    ("<python></python>", "")]
+    ("", ""), ("\n</python>", ""), ("<python></python>", ""), ("<python>\n```python\n```\n</python>", ""),
+    ("<think>\nHm, print(1).", "")]
 
-# a response to the request for a monologue: (the response, the monologue, the code that follows in it)
-MONOLOGUES = [
+MONOLOGUES = [                      # (a response to the request for a monologue, the monologue, the code after it)
     ("I look.\n</inner_monologue>", "I look.", ""),
     ("I look.", "I look.", ""),
     ("<inner_monologue>\nI look.\n</inner_monologue>", "I look.", ""),
@@ -74,10 +71,10 @@ MONOLOGUES = [
     ("I look.\n<python>\nprint(1)\n</python>", "I look.", "print(1)"),
     ("I look.\n<python>\n```python\nprint(1)\n```", "I look.", "print(1)"),
     ("<python>\nprint(1)", "", "print(1)"),
-    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.\n"
-     "</inner_monologue>", "I look.", "print(1)"),
+    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
+     "<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
     ("I look.\n<python>\n</python>", "I look.\n<python>\n</python>", ""),
-    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>",          # the code turn decides
+    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>",                 # the code is yet to be asked for
      "I try <python>\nprint(1)\n</python> next.", "")]
 
 
@@ -92,8 +89,8 @@ def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, 
 
 
 PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>",
-          "<think>", "</think>", "```", "```py", "```bash", "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00",
-          "\ud800", "日本", "\t", "(" * 300]
+          "<think>", "</think>", "```", "```py", "```bash",
+          "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00", "\ud800", "日本", "\t", "(" * 300]
 
 
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
@@ -116,8 +113,7 @@ def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, c
     text = f"{FENCE}{language}\n{code}\n{FENCE}" if fenced else code
     text = f"<python>\n{text}" if opened else text
     text = f"{text}\n</python>" if closed else text
-    # prose needs something that separates it from the code
-    before = before if opened or fenced or "think" in before else ""
+    before = before if opened or fenced or "think" in before else ""     # only tags and fences separate prose from code
     after = after if closed or fenced else ""
     assert code_in(before + text + after) == code
 
@@ -125,41 +121,43 @@ def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, c
 # ---- the prompt after such turns, in sampling and in training
 
 LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}"
-                "{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
-                "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
+                "{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}{% else %}"
+                "{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
 QWEN_LIKE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|eot|>\n' }}{% endfor %}"
              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
 
-def chat_of(template, folder):
-    """The starter's Chat, with the given template and tags that are text and no tokens, as in real models."""
+@pytest.fixture(scope="module", params=["starter", QWEN_LIKE, LLAMA_2_LIKE])
+def chat(request, tmp_path_factory):
+    """The starter's, whose tags are tokens, and two whose tags are text, as real models' are."""
+    if request.param == "starter":
+        return Chat(ROOT / "starter")
+    folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
-    names = {token["content"]: f"unused {token['id']}" for token in tokenizer["added_tokens"]}
+    added, vocabulary = tokenizer["added_tokens"], tokenizer["model"]["vocab"]
+    names = {token["content"]: f"unused {token['id']}" for token in added}
     names |= {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
-    tokenizer["added_tokens"] = [token | {"content": names[token["content"]]} for token in tokenizer["added_tokens"]
-                                 if token["id"] in (0, 1, 3)]
-    tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
+    tokenizer["added_tokens"] = [token | {"content": names[token["content"]]}
+                                 for token in added if token["id"] in (0, 1, 3)]
+    tokenizer["model"]["vocab"] = {names.get(token, token): i for token, i in vocabulary.items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|eot|>"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
     return Chat(folder)
 
 
-@pytest.fixture(scope="module", params=["Qwen", "Llama 2"])
-def text_chat(request, tmp_path_factory):
-    return chat_of({"Qwen": QWEN_LIKE, "Llama 2": LLAMA_2_LIKE}[request.param], tmp_path_factory.mktemp("model"))
+WHERE_TAGS_ARE_TEXT = pytest.mark.parametrize("chat", [QWEN_LIKE, LLAMA_2_LIKE], indirect=True, scope="module")
 
 
-@pytest.fixture(scope="module", params=["starter", "Qwen", "Llama 2"])
-def chat(request, tmp_path_factory):
-    if request.param == "starter":                                         # whose tags are tokens
-        return Chat(ROOT / "starter")
-    return chat_of({"Qwen": QWEN_LIKE, "Llama 2": LLAMA_2_LIKE}[request.param], tmp_path_factory.mktemp("model"))
+def unplayed():
+    """The record of a trajectory that is still to be played."""
+    return {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
+            "usage": dict(rollouts.NOTHING_USED)}
 
 
 def played(chat, responses, max_steps):
-    """Plays these responses: the trajectory, the prompts, the ids sampled for each turn, the code that ran."""
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
-                  "usage": dict(rollouts.NOTHING_USED)}
+    """Plays these responses, each sampled until it is over. Returns the trajectory, the prompts, what was sampled and
+    the code that ran."""
+    trajectory = unplayed()
     player, result, prompts, sampled, ran = play(chat, trajectory, max_steps), None, [], [], []
     responses = iter(responses)
     while True:
@@ -190,25 +188,24 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
     assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
-    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):     # grows at its end, as sampled
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):     # it grows by what was sampled
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert [whole[start:stop] for start, stop in spans.values()] == sampled
-    tags = ["\n</inner_monologue>", "\n</python>"] * 2
-    steps = played(chat, [turn.replace(end, tag) for turn, tag in zip(turns(end), tags)], 2)[0]["steps"]
-    closed, _ = chat.prompt(TASK["question"], [], steps)
+    ended = [text.replace(end, f"\n</{tag}>") for text, tag in zip(turns(end), ["inner_monologue", "python"] * 2)]
+    closed, _ = chat.prompt(TASK["question"], [], played(chat, ended, 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
-    assert whole.count(eot) == closed.count(eot)           # a turn that the model ended is not ended again
+    assert whole.count(eot) == closed.count(eot)         # a turn that the model ended is not ended again
     assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     ids, at, targets, weights = distill.example(chat, t)
     assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
 
 
-def test_a_monologue_that_runs_on_into_code_is_one_turn(text_chat):
-    chat = text_chat                                       # where a tag is a token, it ends the turn
+@WHERE_TAGS_ARE_TEXT
+def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = played(chat, [
-        f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
-        "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
+    responses = [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+                 "<python>print(3)</python>\n<observation>\n1\n</observation>"]
+    t, prompts, sampled, ran = played(chat, responses, 3)
     assert ran == ["print(1)", "print(2)", "print(3)"]
     assert [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
@@ -222,21 +219,19 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(text_chat):
     assert distill.example(chat, t)[2] == sum(sampled, [])
 
 
-def test_thinking_does_not_end_a_turn(text_chat):
-    t, _, sampled, ran = played(text_chat, ["<think>Hm.</think>I look.\n</inner_monologue>",
-                                            "<think>Hm.</think>\nprint(1)\n</python>"], 1)
+@WHERE_TAGS_ARE_TEXT
+def test_thinking_does_not_end_a_turn(chat):
+    responses = ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"]
+    t, _, sampled, ran = played(chat, responses, 1)
     assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look."
-    assert sampled[0][0] == text_chat.tokenizer.token_to_id("<think>")
+    assert sampled[0][0] == chat.tokenizer.token_to_id("<think>")
 
 
-@pytest.mark.parametrize("responses, ran", [
-    (["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
-    (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
-    (["I look.", "<think>\nHm."], []),
-])
-def test_a_model_behind_an_endpoint_is_read_in_the_same_way(responses, ran):
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
-                  "usage": dict(rollouts.NOTHING_USED)}
+@pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
+                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
+                                            (["I look.", "<think>\nHm."], [])])
+def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
+    trajectory = unplayed()
     messages, codes = endpoint.Messages(), []
     player, result, responses = play(messages, trajectory, 1), None, iter(responses)
     try:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from desk import report
 import review
+from desk import report
 from test_distill import tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent

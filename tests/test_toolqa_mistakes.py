@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import review
 from agent.hints import load_hints
 from desk import judge
-import review
 
 ROOT = Path(__file__).resolve().parent.parent
 MISTAKES = {f"{folder}/{m.name}": m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder)}
