@@ -427,8 +427,10 @@ def trials(tasks, args):
     """The empty trajectories of all tasks and trials, in order, with the hints that --hints, --kinds and --hints-for choose."""
     sections = load_hints(args.hint_dir) if args.hints != "none" else []
     if args.hints_for:
-        templates = {task["template"] for task in records.read_tasks(args.hints_for)}
-        sections = [s for s in sections if s["templates"] is None or templates & set(s["templates"])]
+        shown = records.read_tasks(args.hints_for)
+        groups, templates = ({task[field] for task in shown} for field in ("group", "template"))
+        sections = [s for s in sections if s["group"] in groups | {"common"}
+                    and (s["templates"] is None or templates & set(s["templates"]))]
     without = {task["group"] for task in tasks} - {s["group"] for s in sections}
     if args.hints == "task" and without and not any(s["group"] == "common" for s in sections):
         raise ValueError(f"{args.hint_dir}: no hints for the group {min(without)!r}; write {min(without)}.md or common.md")
@@ -531,7 +533,8 @@ def add_task_arguments(parser):
     add("--tasks", metavar="FILE", help="JSONL of tasks")
     add("--hints", choices=("none", "task", "combined"), default="none", help="which hints stand in the prompt")
     add("--kinds", nargs="+", choices=("tools", "practice", "example"), help="keep only these kinds of hint sections")
-    add("--hints-for", metavar="FILE", help="JSONL of tasks: leave out hint sections for templates that none of these has, as if nobody had written them")
+    add("--hints-for", metavar="FILE",
+        help="JSONL of tasks: leave out hint sections for groups or templates that none of these has, as if nobody had written them")
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
     add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")
 
