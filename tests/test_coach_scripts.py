@@ -3,6 +3,8 @@
 Every flag is known, and every file that a stage reads was written by a stage before it.
 """
 
+from common import command_line
+
 import json
 import os
 import shlex
@@ -17,7 +19,6 @@ import collect
 import distill
 import evaluate
 import review
-from common import command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = """#!/usr/bin/env bash

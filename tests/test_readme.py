@@ -1,4 +1,5 @@
 """The README's example, run as it stands there; and that what the documentation names exists."""
+
 import os
 import re
 import subprocess
