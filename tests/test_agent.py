@@ -232,12 +232,12 @@ def test_hints_are_chosen_for_the_type_of_task(tmp_path):
     assert hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
 
 
-def test_hints_for_other_tasks_templates_can_be_left_out(tmp_path):
-    folder = hint_dir(tmp_path, coffee=COFFEE)
+def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):
+    folder = hint_dir(tmp_path, flights="## tools: f\nE", common="## practice: all\nA", coffee=COFFEE)
     (tmp_path / "seen.jsonl").write_text(json.dumps(TASK | {"template": "closing price"}) + "\n")
     args = types.SimpleNamespace(hints="combined", kinds=None, hint_dir=folder, hints_for=tmp_path / "seen.jsonl",
                                  trials=1, model="m", adapter=[], seed=0)
-    assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p"]
+    assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p", "common/all"]
 
 
 def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
