@@ -1,4 +1,4 @@
-# make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests
+# make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests · make lint: ruff
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE                         # or each stage compiles what it imports anew
 LONGEST = loop readme parallel plan crash                # begin first, so that both cores end at about the same time
@@ -9,9 +9,12 @@ coach: .venv/installed
 test: .venv/installed
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST:%=tests/test_%.py) tests
 
+lint: .venv/installed
+	.venv/bin/ruff check .
+
 .venv/installed: requirements.txt
 	[ -d .venv ] || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --no-compile -r requirements.txt
 	touch $@
 
-.PHONY: coach test
+.PHONY: coach test lint

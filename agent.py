@@ -12,6 +12,7 @@ import ast
 import copy
 import functools
 import json
+import os
 import re
 import select
 import sys
@@ -20,10 +21,12 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from zlib import crc32
 
-from jinja2 import TemplateSyntaxError
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import AddedToken, Tokenizer
 from tqdm import tqdm
@@ -49,7 +52,7 @@ _THOUGHT = re.compile(r"</?think(?:ing)?>")             # around what a reasonin
 _CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)     # tokens that look like those of a template
 _MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")          # what a template writes between messages, where it is not a token
 _SLOT = re.compile("\ue000(\\d+)\ue001")            # stands for text or ids that the chat template must not touch
-_CUT = "\ue002"                                     # where an open response ends
+TODAY = date(2024, 7, 26)       # for every template that asks: later stages must see the prompt that was sampled from
 
 
 class Chat:
@@ -73,9 +76,8 @@ class Chat:
             raise ValueError(f"{path / 'tokenizer.json'}: not a tokenizer ({e})") from None
         self.tokenizer.no_truncation()                                    # as somebody's training left it
         self.tokenizer.no_padding()
-        words, known = self.tokenizer.get_vocab_size(), files.read_json(path / "config.json").get("vocab_size", 0) if (path / "config.json").exists() else 0
-        if isinstance(known, int) and 0 < known < words:
-            raise ValueError(f"{path / 'tokenizer.json'}: {words} words, but the model knows only {known}: another model's tokenizer")
+        known = (path / "config.json").exists() and files.read_json(path / "config.json").get("vocab_size")
+        self.vocab_size = known if isinstance(known, int) and known > 0 else None
         config = files.read_json(path / "tokenizer_config.json")
         template = config.get("chat_template")
         if (path / "chat_template.jinja").exists():
@@ -84,9 +86,10 @@ class Chat:
             template = next((t.get("template") for t in template if isinstance(t, dict) and t.get("name") == "default"), None)
         if not isinstance(template, str) or not template:
             raise ValueError(f"{path / 'tokenizer_config.json'}: no chat_template; use an instruction-tuned model's tokenizer")
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"])
-        environment.globals["raise_exception"] = _template_error
-        environment.filters["tojson"] = lambda x, **kw: json.dumps(x, ensure_ascii=False)
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
+                                                    extensions=["jinja2.ext.loopcontrols", Generation])
+        environment.globals |= {"raise_exception": _template_error, "strftime_now": TODAY.strftime}
+        environment.filters["tojson"] = _tojson
         try:
             self.template = environment.from_string(template)
         except TemplateSyntaxError as e:
@@ -97,18 +100,40 @@ class Chat:
         self.path, self.names = path, {k: v for k, v in names.items() if isinstance(v, str)}
         self.tokenizer.add_special_tokens([AddedToken(t.content, special=True, normalized=t.normalized, lstrip=t.lstrip, rstrip=t.rstrip)
                                            for t in self.tokenizer.get_added_tokens_decoder().values() if _CONTROL.match(t.content)])    # some are not called so
-        self.special = {i: t.content for i, t in self.tokenizer.get_added_tokens_decoder().items() if t.special}
+        self.middle = without_prefix(self.tokenizer)
+        self.added = self.tokenizer.get_added_tokens_decoder()
+        self.special = {i: t.content for i, t in self.added.items() if t.special}
         plain = sorted(set(_MARKER.findall(template)) - set(self.special.values()))               # Llama 2's [/INST] is many tokens
         self.markers = re.compile("|".join(map(re.escape, plain)) or "(?!)")
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
         self.encode_hint = functools.lru_cache(4096)(self._encode_hint)
+        self.render = functools.lru_cache(4096)(self._render)
         self.tags = {t: i for i, t in self.special.items() if _WHOLE_TAG.fullmatch(t.strip())}        # those that are one token
-        self.ends = {i for i, t in self.special.items() if not _THOUGHT.fullmatch(t)}                 # any of them ends a response
+        self.ends = {i for i, t in self.special.items() if t not in self.tags and not _THOUGHT.fullmatch(t)}
+        self._check_template()
 
-    def _encode_template(self, text):
-        self.tokenizer.encode_special_tokens = False
-        return self._encode(text)
+    def _check_template(self):
+        """Raises ValueError if the template changes what it wrote before when a conversation goes on.
+
+        Renders a made-up conversation of three turns. What stands before a response may only lose its end later, as
+        with Qwen3, whose latest response alone begins with an empty think block; `grow` keeps that."""
+        contents = tuple(f"{'<python>' if n % 2 else 'Step'}\n\ue000{n}\ue001" for n in range(6))
+        for n in (2, 4):
+            now, later = (_SLOT.split(self.render(contents[:m]))[:2 * n:2] for m in (n, n + 2))
+            for i, (before, after) in enumerate(zip(now, later)):
+                if before != after and not (i % 2 and before.startswith(after.removesuffix("<python>\n"))):
+                    at = len(os.path.commonprefix([before, after]))
+                    raise ValueError(f"{self.path}: the chat template rewrites earlier messages when the conversation "
+                                     f"goes on ({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt "
+                                     "may only grow at its end; write a chat_template.jinja that renders each message by "
+                                     "itself")
+        self.encode(self.grow(contents), ["a"] * len(contents))
+
+    def _encode_template(self, text, begins=False):
+        """`begins`: this is where the prompt begins."""
+        self.tokenizer.encode_special_tokens = self.middle.encode_special_tokens = False
+        return self._encode(text, begins)
 
     def _encode_text(self, text):
         text = disarmed(text)
@@ -123,7 +148,7 @@ class Chat:
 
     def _encode_plain(self, text):
         """No control token in the text has any power, whether it is one token or several."""
-        self.tokenizer.encode_special_tokens = True
+        self.tokenizer.encode_special_tokens = self.middle.encode_special_tokens = True
         text = self.markers.sub(lambda marker: f"&#{ord(marker[0][0])};{marker[0][1:]}", text)
         ids = self._encode(text)
         forged = {i for i in self.special.keys() & set(ids) if i != self.tokenizer.token_to_id(self.names.get("unk_token", ""))}
@@ -133,47 +158,77 @@ class Chat:
             ids = [i for i in self._encode(text) if i not in forged]
         return ids
 
-    def _encode(self, text):
+    def _encode(self, text, begins=False):
+        """Where a tokenizer puts a space before every text, that space stays only at the prompt's beginning and after
+        an added token."""
         try:
-            return self.tokenizer.encode(text, add_special_tokens=False).ids
+            whole = self.tokenizer.encode(text, add_special_tokens=False)
+            ids = whole.ids
+            if not begins and self.middle is not self.tokenizer:
+                added = next((n for n, i in enumerate(ids) if i in self.added), len(ids))
+                end = whole.offsets[added][0] if added < len(ids) else len(text)
+                ids = self.middle.encode(text[:end], add_special_tokens=False).ids + ids[added:]
         except Exception as e:                                            # words that it does not know, and no token for them
             raise ValueError(f"{self.path / 'tokenizer.json'}: cannot encode {text[:40]!r} ({e})") from None
+        if self.vocab_size and max(ids, default=0) >= self.vocab_size:
+            token = self.tokenizer.id_to_token(max(ids))
+            raise ValueError(f"{self.path / 'tokenizer.json'}: the token {token!r} has id {max(ids)}, but the model's "
+                             f"vocabulary has only {self.vocab_size:,} tokens; is this another model's tokenizer?")
+        return ids
 
     def decode(self, ids):
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
     def closes(self, tag):
-        """A function of the ids sampled so far: is the response over? A control token ends it, the tag's closing, or the beginning of
-        an observation, which only we write."""
+        """A function of the ids sampled so far: is the response over? A control token ends it, the tag's closing, or
+        the beginning of an observation, which only we write."""
+        last = self.ends.union(self.tags.values())
         if f"</{tag}>" in self.tags:
-            return lambda ids: ids[-1] in self.ends
+            return lambda ids: ids[-1] in last
         over = re.compile(f"</{tag}>|<observation>" if tag in TAGS else f"</{tag}>")
-        return lambda ids: ids[-1] in self.ends or over.search(self.decode(ids[-40:])) is not None
+        return lambda ids: ids[-1] in last or over.search(self.decode(ids[-40:])) is not None
 
-    def encode(self, messages, slots, open_with=None):
-        """messages: [{"role", "content"}], with slot marks for `slots` (text, or a list of ids) → ids and each slot's (start, end).
-
-        With `open_with` the assistant's next response is started with that text, exactly as the template writes it when the response is
-        whole: some put a space before it."""
-        if open_with:
-            messages = [*messages, {"role": "assistant", "content": open_with + _CUT}]
+    def _render(self, contents, generate=False):
+        """contents: what the user and the assistant said, in turn, with slot marks → the text that the template makes
+        of it."""
+        messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
         try:
-            text = self.template.render(messages=messages, add_generation_prompt=open_with == "", **self.names).split(_CUT)[0]
+            text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate,
+                                        enable_thinking=False, **self.names)
         except Exception as e:                                            # a template may do anything
             raise ValueError(f"{self.path}: the chat template: {' '.join(str(e).split()) or type(e).__name__}") from None
-        ids, spans, ended = [], {}, None
+        if _SLOT.findall(text) != _SLOT.findall("".join(contents)):
+            raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, repeats it or "
+                             "changes it")
+        return text
+
+    def grow(self, contents, open_=False):
+        """The conversation as a text that only ever grows at its end: what stands before a response stays as it was
+        when the response was sampled, even where the template would write it in another way later.
+
+        contents: as in `_render`, each response with one slot at its end. open_: the last response is still to be
+        sampled."""
+        text = heard = ""
+        for n in range(1, len(contents), 2):
+            rendered, mark = self.render(contents[:n + 1]), _SLOT.search(contents[n])[0]
+            until = rendered.index(mark) + len(mark)
+            text += rendered[rendered.index(heard) + len(heard):until]
+            heard = mark
+        return text if open_ else text + rendered[until:]
+
+    def encode(self, text, slots):
+        """text: with slot marks; slots: what they stand for, each a text or ids → ids and {slot: (start, end)}."""
+        ids, spans = [], {}
         for i, part in enumerate(_SLOT.split(text)):
+            start = len(ids)
             if i % 2:
                 slot = slots[int(part)]
-                start = len(ids)
                 ids += self.encode_text(slot) if isinstance(slot, str) else slot
                 spans[int(part)] = (start, len(ids))
-                ended = self.special.get(slot[-1]) if slot else None
+            elif ids and ids[-1] in self.ends and self.encode_template(part.lstrip())[:1] == ids[-1:]:
+                ids += self.encode_template(part.lstrip())[1:]            # the model has ended its turn itself
             elif part:
-                own = ended and part.lstrip().startswith(ended)           # a sampled end of turn is the template's own: it stands there once
-                ids += self.encode_template(part.lstrip())[1:] if own else self.encode_template(part)
-        if len(spans) < sum(len(_SLOT.findall(m["content"])) for m in messages):
-            raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, or changes it")
+                ids += self.encode_template(part, begins=not ids)
         return ids, spans
 
     def prompt(self, question, hints, steps, ask=None):
@@ -193,19 +248,21 @@ class Chat:
             return slot(steps[n]["token_ids"][name])
 
         hinted = lambda text: slot(self.encode_hint(text))
-        messages = conversation(question, hints, steps, ask, slot, hinted, said)
+        contents = [m["content"] for m in conversation(question, hints, steps, ask, slot, hinted, said)]
         if ask:
-            return self.encode(messages, slots, f"<{dict((name, tag) for name, tag, _ in RESPONSES)[ask]}>\n")[0], {}
-        ids, spans = self.encode(messages, slots)
-        return ids, {key: spans[index] for key, index in sampled.items()}
+            tag = next(tag for name, tag, _ in RESPONSES if name == ask)
+            contents.append(f"<{tag}>\n{slot([])}")
+        ids, spans = self.encode(self.grow(tuple(contents), bool(ask)), slots)
+        return ids, {} if ask else {key: spans[index] for key, index in sampled.items()}
 
     def ask(self, text):
         """A single question → ids."""
-        return self.encode([{"role": "user", "content": "\ue0000\ue001"}], [text], "")[0]
+        return self.encode(self.render(("\ue0000\ue001",), generate=True), [text])[0]
 
     def heard(self, prompt, ids):
-        """A response → its text without the control token that ended it, its token ids, how many tokens were read and written for it."""
-        ended = bool(ids) and ids[-1] in self.ends and ids[-1] not in self.tags.values()
+        """A response → its text without the control token that ended it, its token ids, how many tokens were read and
+        written for it."""
+        ended = bool(ids) and ids[-1] in self.ends
         return self.decode(ids[:-1] if ended else ids), list(ids), (len(prompt), len(ids))
 
 
@@ -237,8 +294,36 @@ def disarmed(text):
     return _TAG.sub("&lt;", text)
 
 
+class Generation(Extension):
+    """{% generation %} … {% endgeneration %}, which marks what the assistant says: its content is written as it is."""
+    tags = {"generation"}
+
+    def parse(self, parser):
+        line = next(parser.stream).lineno
+        return nodes.Scope(parser.parse_statements(("name:endgeneration",), drop_needle=True), lineno=line)
+
+
 def _template_error(message):
     raise ValueError(f"the model's chat template: {message}")
+
+
+def _tojson(x, ensure_ascii=False, indent=None, separators=None, sort_keys=False):
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def without_prefix(tokenizer):
+    """The tokenizer for the middle of a text: one like Llama 2's puts a space before whatever it encodes, and this one
+    does not."""
+    def changed(part):                                # a normalizer or pre-tokenizer, maybe a sequence of them
+        if part is None or part["type"] == "Prepend":
+            return part and {"type": "Sequence", "normalizers": []}
+        parts = {name: [changed(p) for p in part[name]] for name in ("normalizers", "pretokenizers") if name in part}
+        off = {"Metaspace": {"prepend_scheme": "never"}, "ByteLevel": {"add_prefix_space": False}}
+        return part | parts | off.get(part["type"], {})
+
+    whole = json.loads(tokenizer.to_str())
+    middle = whole | {name: changed(whole[name]) for name in ("normalizer", "pre_tokenizer")}
+    return tokenizer if middle == whole else Tokenizer.from_str(json.dumps(middle))
 
 
 # ---------------------------------------------------------------------------------------------------- the agent

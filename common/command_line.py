@@ -1,5 +1,7 @@
 """Command lines: numbers within limits, defaults in --help, and one line for every error."""
 
+from common import ROOT
+
 import argparse
 import math
 import os
@@ -8,8 +10,6 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-
-from common import ROOT
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:

@@ -11,7 +11,6 @@ from zlib import crc32
 
 from safetensors import SafetensorError
 
-
 # ---- reading
 
 def read_json(file: str | Path) -> dict:

@@ -9,17 +9,19 @@ else (paper, Table 6).
 The files are the official ones. Generated code runs in the agent's sandbox.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import command_line
 
 import gzip
 import json
 import re
 import secrets
-import sys
 import textwrap
 import zlib
 from collections.abc import Generator
-from pathlib import Path
 
 from agent import Chat, Execute, Generate, code_in
 from tools.sandbox import World

@@ -1,21 +1,22 @@
-"""Makes the starter: a tiny Llama that knows no tool, no fact and no English, and can do one thing: follow hints in its prompt.
+"""Trains the starter, a tiny Llama that knows no tool, no fact and no English. All it can do is follow hints.
 
-    python starter/pretrain.py --print 5                    samples as the model sees them
-    python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores) and writes config.json, model.safetensors
+    python starter/pretrain.py --print 5                    prints samples as the model sees them
+    python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores)
 
-Every sample but some (see ROWS) is a world made up on the spot: random tools, recipes and questions, put into the prompt by agent.py itself, with the
-actions that follow the recipe. Loss on the actions only. All words are random pieces of the vocabulary, syllables or letters. No tool's,
-table's or column's name of the evaluated world, no wording of its questions and no line of its recipes comes through: what holds one by
-chance is drawn again. The checkpoint is saved all the time; run again, it goes on.
+The training writes config.json and model.safetensors.
+
+Most samples (see ROWS) are made-up worlds: random tools, recipes and questions, put into the prompt by the agent's own
+code, with the actions that follow the recipe. The loss covers only the actions. All words are random: pieces of the
+vocabulary, syllables or letters. No name of a tool, table or column of the evaluated world, no wording of its questions
+and no line of its recipes may occur; a sample that contains one by chance is drawn again. A checkpoint is saved every
+200 updates, and the same command resumes from it.
 """
 
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from common import command_line
-from common import files
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import ROOT, command_line, files
 
 import functools
 import inspect
@@ -35,82 +36,101 @@ from agent import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
 
-CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192, intermediate_size=512,
-              num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48, rms_norm_eps=1e-5, rope_theta=10000.0,
-              max_position_embeddings=8192, tie_word_embeddings=True, dtype="float32")
-PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]     # up to this part of the training: tokens a row, rows an update
-VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"), (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))
-ONSETS = "b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z".split() + [""] * 5
+CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192,
+              intermediate_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
+              rms_norm_eps=1e-5, rope_theta=10000.0, max_position_embeddings=8192, tie_word_embeddings=True,
+              dtype="float32")
+# (until this fraction of the training, tokens per row, rows per update)
+PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]
+LATER = [(0.85, 512, 16), (1.00, 768, 12)]             # with --init
+VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"),
+          (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))         # kinds of values and their weights
+ONSETS = ("b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z"
+          .split() + [""] * 5)
 VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
 CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
 SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
-LATER = [(0.85, 512, 16), (1.00, 768, 12)]                                        # the same with --init
-ROWS = {"hints": 0.60,                                                            # their shares: with hints
-        "bare": 0.08,                                                             # without; to be learned is only what a slot is filled with, which its name tells
-        "shown": 0.14,                                                            # without; a question comes again with other values, and the same is to be done
-        "known": 0.18}                                                            # without; about recipes that come all through the training, to be known by heart
-KNOWN = 100                                                                       # so many of these
-RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}             # at that length: lines a step, tokens of all recipes, at most
-MATRIX_LR, EMBEDDING_LR, WARMUP, DECAY = 0.02, 0.004, 100, 0.85       # peak rates of Muon and AdamW; updates; last part, to zero
+ROWS = {                                               # the kinds of rows and their shares
+    "hints": 0.60,                                     # with hints; the others have none
+    "bare": 0.08,              # only what fills a slot is learned; the slot's name tells what it is
+    "shown": 0.14,             # a question comes again with other values and needs the same steps
+    "known": 0.18,             # questions about recipes that recur throughout the training, to be learned by heart
+}
+KNOWN = 100                                            # the number of such recipes
+RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}    # row length: (lines per step, tokens) at most
+MATRIX_LR, EMBEDDING_LR = 0.02, 0.004                  # peak rates of Muon and AdamW
+WARMUP, DECAY = 100, 0.85                              # updates; the last part of the training, over which rates fall
 
 
 # ---------------------------------------------------------------------------------------------------- made-up worlds
 
 class Forbidden(NamedTuple):
-    """What of the evaluated world must never occur: names of tools, tables and columns, and, in lower case, wordings and recipe lines."""
+    """What must never occur: the evaluated world's names of tools, tables, columns; lower-case wordings and lines."""
     names: frozenset = frozenset()
     texts: tuple = ()
 
     def within(self, text):
-        """Is any of the texts in there?"""
+        """Does `text` contain any of the texts?"""
         text = text.lower()
         return any(t in text for t in self.texts)
 
 
 def evaluated():
-    """The starter world's, to be kept out of the training."""
-    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__} | {"complete_task"}
+    """The names and texts of the starter world, to be kept out of the training."""
+    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__}
     world = starter_world.World(0)
-    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings, "businesses": world.businesses}
+    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings,
+              "businesses": world.businesses}
     columns = {column for rows in tables.values() for column in rows[0]}
-    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
-    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in sorted((ROOT / "hints" / "starter").rglob("*.md")) for line in file.read_text().splitlines()}
+    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group
+                for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
+    hints = sorted((ROOT / "hints" / "starter").rglob("*.md"))
+    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in hints for line in file.read_text().splitlines()}
     recipes = {line for line in lines if re.search(r"\w{3}", line) and not re.fullmatch(r'\w+ = "\.\.\."', line)}
     texts = {t.lower() for t in wordings | recipes if len(re.findall(r"\w+", t)) > 1}
-    return Forbidden(frozenset(functions | set(tables) | columns | {"AuthorNet", "PaperNet"}), tuple(sorted(texts)))
+    names = functions | {"complete_task", "AuthorNet", "PaperNet"} | set(tables) | columns
+    return Forbidden(frozenset(names), tuple(sorted(texts)))
 
 
 class World:
     """One made-up world: its words, tools and recipes. Everything is drawn from `rng`.
 
-    alike: how often a slot is named as the column that its value is looked up in. Where it is not 0, there are also look-ups of two
-    values in the same way. What a seed draws at 0 has stayed the same all through the starter's training: the recipes to be known."""
+    alike: how often a slot gets the name of the column in which its value is looked up. Above 0, some lines also look
+    up two values in the same way. Never change what a seed draws at 0: these are the recipes to be learned by heart.
+    """
 
     def __init__(self, rng, pieces, forbidden, alike=0):
         self.rng, self.pieces, self.forbidden, self.alike = rng, pieces, forbidden, alike
-        self.plain = rng.random() < 0.65                               # recipes of short plain lines, as a coach writes them
-        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))                 # how many lines are of no form at all
-        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))                 # how many words are made of the vocabulary's pieces …
-        self.few, self.dense = rng.sample(pieces, rng.randint(5, 12)), rng.choice((0, 0.2, 0.6))      # … and how many of these of the same few
-        self.kind, self.drawn, self.common, self.slots = None, {}, [], set()     # of the last value, the last one of each kind, words that come again, slots' names
+        self.plain = rng.random() < 0.65                      # recipes of short plain lines, as a coach writes them
+        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))        # the fraction of lines that have no form at all
+        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))        # the fraction of words made of the vocabulary's pieces …
+        self.few = rng.sample(pieces, rng.randint(5, 12))     # … and of those, `dense` is the fraction made of these
+        self.dense = rng.choice((0, 0.2, 0.6))
+        self.kind, self.drawn = None, {}                      # the last value's kind; the last value of each kind
+        self.common, self.slots = [], set()                   # words that recur; the slots' names
         self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
         self.finish = self.name(2)
-        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice((str, str, str, str.capitalize, str.capitalize, str.upper))) for _ in range(rng.randint(3, 7))]
+        forms = (str, str, str, str.capitalize, str.capitalize, str.upper)
+        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice(forms)) for _ in range(rng.randint(3, 7))]
         self.common = [self.word() for _ in range(rng.randint(4, 12))]
-        self.row, self.look_up, self.between, self.equals, self.joins, self.method = rng.randrange(8), rng.randrange(8), rng.choice(("; ", " / ", ", ", " ", ":")), \
-            rng.choice((" is ", "=", ": ", ">")), rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]        # how this world's code reads rows
+        self.row, self.look_up = rng.randrange(8), rng.randrange(8)              # how this world's code reads rows
+        self.between, self.equals = rng.choice(("; ", " / ", ", ", " ", ":")), rng.choice((" is ", "=", ": ", ">"))
+        self.joins, self.method = rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]
         self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
-        self.years, self.months, self.days = ([rng.randint(a, b) for _ in range(rng.randint(1, 3))] for a, b in ((1950, 2030), (1, 12), (1, 31)))
+        self.years, self.months, self.days = (
+            [rng.randint(*span) for _ in range(rng.randint(1, 3))] for span in ((1950, 2030), (1, 12), (1, 31)))
 
     def word(self, form=str):
-        """Made of the vocabulary's pieces, or of syllables, or letters: names of the real world are many short tokens."""
+        """A word of the vocabulary's pieces, of syllables or of letters: real names are many short tokens."""
         r = self.rng
         while True:
             if r.random() < self.whole:
                 dense = r.random() < self.dense
-                w = "".join(r.choices(self.few if dense else self.pieces, k=r.choice((2, 2, 3) if dense else (1, 1, 1, 1, 2, 2, 3)))).lower()
+                pieces, counts = (self.few, (2, 2, 3)) if dense else (self.pieces, (1, 1, 1, 1, 2, 2, 3))
+                w = "".join(r.choices(pieces, k=r.choice(counts))).lower()
             elif r.random() < 0.85:
-                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS) for _ in range(r.choice((1, 1, 2, 2, 3))))
+                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS)
+                            for _ in range(r.choice((1, 1, 2, 2, 3))))
             else:
                 w = "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 5)))
             w = form(w)
@@ -118,8 +138,8 @@ class World:
                 return w
 
     def again(self, form=str):
-        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name: what is looked
-        for must be told from what looks like it."""
+        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name.
+        So the model must tell what it looks for from what resembles it."""
         r, how = self.rng, self.rng.random()
         if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
             return word
@@ -159,14 +179,18 @@ class World:
     def number(self):
         r = self.rng
         if r.random() < 0.4:
-            return "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9)) + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
-        return r.choice((str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)), str(r.randint(1, 99) * 10),
-                         str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}", f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
-                         f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
+            digits = "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9))
+            return digits + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
+        return r.choice((
+            str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)),
+            str(r.randint(1, 99) * 10), str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}",
+            f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
+            f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
 
     def capitals(self, n):
-        s = "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n)) if self.rng.random() < 0.7 else self.word()[:n].upper()
-        return s
+        if self.rng.random() < 0.7:
+            return "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
+        return self.word()[:n].upper()
 
     def names(self, low, high):
         r = self.rng
@@ -178,14 +202,16 @@ class World:
         return r.choice((" ",) * 12 + ("-", " & ")).join(words)
 
     def value(self):
-        """(text, in quotes in a question). Often of the kind of the one before, often with parts of it: they must be told apart."""
+        """(text, whether a question quotes it). Often it resembles the one before; the model must tell them apart."""
         r = self.rng
         kind, self.kind = self.kind if self.kind and r.random() < 0.75 else r.choices(*VALUES)[0], None
         text = self.draw(kind)
         if kind in self.drawn and r.random() < 0.75:
             parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
             cut = r.randint(1, len(others))
-            mixed = "".join(r.choice((others[:cut] + parts[cut:], others[:cut] + parts[cut:], parts[:cut] + others[cut:], list(map(r.choice, zip(parts, others))))))
+            begins_alike, ends_alike = others[:cut] + parts[cut:], parts[:cut] + others[cut:]
+            alternating = list(map(r.choice, zip(parts, others)))
+            mixed = "".join(r.choice((begins_alike, begins_alike, ends_alike, alternating)))
             if len(parts) == len(others) and mixed != self.drawn[kind]:
                 text = mixed
         self.drawn[kind], self.kind = text, kind
@@ -193,7 +219,9 @@ class World:
 
     def draw(self, kind):
         r = self.rng
-        year, month, day = (r.choice(known) if r.random() < 0.75 else r.randint(*span) for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
+        year, month, day = (
+            r.choice(known) if r.random() < 0.75 else r.randint(*span)
+            for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
         day = f"{year}-{month:02d}-{day:02d}"
         if kind == "date":
             return day if r.random() < 0.85 else day.replace("-", "/")
@@ -204,7 +232,9 @@ class World:
         if kind == "number":
             return self.number()
         if kind == "code":
-            return self.capitals(r.randint(1, 3)) + r.choice(("", "", "-")) + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999), "".join(r.choices(self.pairs, k=2)))))
+            letters = self.capitals(r.randint(1, 3)) + r.choice(("", "", "-"))
+            return letters + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999),
+                                           "".join(r.choices(self.pairs, k=2)))))
         if kind == "capitals":
             return self.capitals(r.randint(2, 4))
         if kind == "address":
@@ -214,13 +244,16 @@ class World:
         if kind == "list":
             return ", ".join(self.names(2, 2) for _ in range(r.randint(2, 4)))
         style = r.random()
-        words = [self.again(str.capitalize if (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0) else str) for i in range(r.randint(1, 7))]
+        words = []
+        for i in range(r.randint(1, 7)):
+            capital = (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0)
+            words.append(self.again(str.capitalize if capital else str))
         if len(words) > 2 and r.random() < 0.2:
             words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", "-", " " + str(r.randint(1, 99))))
         return " ".join(words)
 
     def text(self, slots, phrase="", end="?", others=(0, 0, 1, 2)):
-        """Prose that holds each slot's value right behind the slot's name, in any order and among others; `phrase` somewhere in it."""
+        """Prose with each slot's value right after the slot's name, in any order, between other pairs; and `phrase`."""
         r = self.rng
         slots = r.sample(slots, len(slots))
         for _ in range(r.choice(others)):
@@ -240,24 +273,29 @@ class World:
 
     def constant(self):
         r = self.rng
-        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"', str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
+        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"',
+                         str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
 
     def condition(self, x):
         r = self.rng
-        part = r.choice((f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]', f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
-        return f'{x}{part} {r.choice(("==", "==", ">", "<", ">=", "!=", "in"))} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}'
+        keys = f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]'
+        part = r.choice((*keys, f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
+        sign = r.choice(("==", "==", ">", "<", ">=", "!=", "in"))
+        return f"{x}{part} {sign} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}"
 
     def argument(self, env):
         r = self.rng
         v = r.choice(env) if env else self.constant()
         return r.choice((v, v, v, self.constant(), f'"{r.choice(self.keys)}"', f'"{r.choice(self.keys)}=" + {v}',
-                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"', self.conditions(env or [v])))
+                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"',
+                         self.conditions(env or [v])))
 
     def conditions(self, env):
         """A text put together from keys, signs and variables: "a=" + x + ", b>" + y."""
         r, parts = self.rng, []
         for i in range(r.choice((1, 2, 2, 3))):
-            parts += [f'"{", " if i else ""}{r.choice(self.keys)}{r.choice(("=", "=", ">", "<", ">=", "<="))}"', r.choice(env)]
+            key, sign = r.choice(self.keys), r.choice(("=", "=", ">", "<", ">=", "<="))
+            parts += [f'"{", " if i else ""}{key}{sign}"', r.choice(env)]
         if r.random() < 0.2:
             parts.append(f'"-{r.randint(1, 31)}"')
         if r.random() < 0.3:
@@ -265,7 +303,8 @@ class World:
         return " + ".join(parts)
 
     def call(self, env):
-        return f"{self.rng.choice(self.tools)}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
+        tool = self.rng.choice(self.tools)
+        return f"{tool}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
 
     def expression(self, env, depth=0):
         r, k = self.rng, self.rng.choice(self.keys)
@@ -275,28 +314,42 @@ class World:
         x = r.choice("xyzcpe")
         inner = self.expression(env, depth + 1) if depth == 0 and r.random() < 0.35 else v
         return r.choice((
-            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]", lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]',
-            lambda: f"{v} + \" \" + {w}", lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})", lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
+            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]",
+            lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', lambda: f"{v} + \" \" + {w}",
+            lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})",
+            lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
             lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
-            lambda: f"round({inner}, {r.randint(0, 4)})",
-            lambda: f'{v}["{k}"]', lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]', lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
-            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}", lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
-            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})", lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
-            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}", lambda: f"sum({v}) / len({v})",
-            lambda: f'[{x}["{k}"] for {x} in {inner}]', lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]", lambda: f'sum(float({x}["{k}"]) for {x} in {v})',
-            lambda: f"[float({x}) for {x} in {v}]", lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
-            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])", lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
-            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}', lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
-            lambda: f"{v} if {w} else {self.constant()}", lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
-            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]", lambda: f"{{{self.constant()}: {v}}}",
-            lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}", lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
+            lambda: f"round({inner}, {r.randint(0, 4)})", lambda: f'{v}["{k}"]',
+            lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]',
+            lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
+            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}",
+            lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
+            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})",
+            lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
+            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}",
+            lambda: f"sum({v}) / len({v})", lambda: f'[{x}["{k}"] for {x} in {inner}]',
+            lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]",
+            lambda: f'sum(float({x}["{k}"]) for {x} in {v})', lambda: f"[float({x}) for {x} in {v}]",
+            lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
+            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])",
+            lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
+            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}',
+            lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
+            lambda: f"{v} if {w} else {self.constant()}",
+            lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
+            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]",
+            lambda: f"{{{self.constant()}: {v}}}", lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}",
+            lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
 
     def nested(self, env):
         """An expression with up to three more calls around it, as in print(len(set(…)))."""
         r, e = self.rng, self.expression(env, 1)
         for _ in range(r.choice((0, 0, 1, 1, 2))):
-            e = r.choice((f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})", f"round({e}, {r.randint(0, 3)})",
-                          f"{r.choice(self.tools)}({e}, {self.argument(env)})", f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})", f'{e}["{r.choice(self.keys)}"]'))
+            e = r.choice((
+                f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})",
+                f"round({e}, {r.randint(0, 3)})", f"{r.choice(self.tools)}({e}, {self.argument(env)})",
+                f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})",
+                f'{e}["{r.choice(self.keys)}"]'))
         return e
 
     def statements(self, env, n):
@@ -309,8 +362,10 @@ class World:
                 lines += self.plain_lines(env)
             elif env and r.random() < 0.08:
                 x, v = r.choice("xyzc"), r.choice(env)
-                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})", f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
-                lines.append(f"for {x} in {v}:\n    {body}" if r.random() < 0.7 else f"if {self.condition(v)}:\n    {body}")
+                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})",
+                                 f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
+                head = f"for {x} in {v}" if r.random() < 0.7 else f"if {self.condition(v)}"
+                lines.append(f"{head}:\n    {body}")
             elif r.random() < 0.06:
                 lines.append(f"print({self.nested(env)})")
             elif env and r.random() < 0.12:
@@ -330,14 +385,17 @@ class World:
             if r.random() < 0.3:
                 line = self.words(3, 8)
             else:
-                line = "".join((r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS)) + r.choice(("", "", " ")) for _ in range(r.randint(4, 16))).strip()
+                pieces = (r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS) for _ in range(r.randint(4, 16)))
+                line = "".join(piece + r.choice(("", "", " ")) for piece in pieces).strip()
             if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
                 return line
 
     def cell(self, x):
         """A part of the row `x`, in this world's way."""
         k, n = self.rng.choice(self.keys), self.rng.randint(0, 6)
-        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]", f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")', f'{x}.{self.method[0]}("{k}")')[self.row]
+        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]",
+                f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")',
+                f'{x}.{self.method[0]}("{k}")')[self.row]
 
     def pair(self, env):
         """A column and the variable that it is compared with: often of the same name, if there is one."""
@@ -364,50 +422,76 @@ class World:
             lines.append(f"{name} = {r.choice((call, call, f'len({call})'))}")
         elif self.look_up == 4:
             texts = [f'{key}{self.equals}" + {value}' for key, value in asked]
-            lines += [f'{name} = {tool}("{texts[0]})'] if len(texts) == 1 else [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
+            if len(texts) == 1:
+                lines.append(f'{name} = {tool}("{texts[0]})')
+            else:
+                lines += [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
         elif self.look_up == 5:
             lines.append(f'{name} = {tool}().{self.method[1]}("{key}", {value})')
             lines += [f'{name} = {name}.{self.method[1]}("{key}", {value})' for key, value in asked[1:]]
         else:
             lines.append(f'{name} = {tool}("{key}", {value})' if self.look_up == 6 else f"{name} = {tool}()")
-            lines += [f"{name} = [{x} for {x} in {name} if {self.cell(x)} {r.choice(('==', '==', '==', '>', '<'))} {r.choice((value, value, f'int({value})', f'float({value})'))}]" for _, value in asked]
+            for _, value in asked:
+                cell, sign = self.cell(x), r.choice(("==", "==", "==", ">", "<"))
+                right = r.choice((value, value, f"int({value})", f"float({value})"))
+                lines.append(f"{name} = [{x} for {x} in {name} if {cell} {sign} {right}]")
         env.append(name)
         return lines
 
     def twins(self, env):
-        """Two variables looked up in the same way, and a line that takes what was found together."""
+        """Two variables looked up in the same way, and a line that combines what was found."""
         r, (v, w) = self.rng, self.rng.sample(env, 2)
         first = self.narrowed(known := [v])
         names = {v: w} | {line.split(" = ")[0]: self.variable() for line in first}
-        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', lambda word: names.get(word[0], word[0]), line) for line in first]
+        renamed = lambda word: names.get(word[0], word[0])
+        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', renamed, line) for line in first]
         a, b, name = known[-1], names[known[-1]], self.variable()
         x, y = (self.cell(f"{n}[0]") for n in (a, b))
         kind = r.choice(("int", "float"))
-        together = r.choice(([f"{name} = {x} - {x.replace(a, b, 1)}"], [f"{name} = {kind}({x}) - {kind}({x.replace(a, b, 1)})"], [f"{name} = {x} + {y}"], [f"{name} = len({a}) - len({b})"],
-                             [f"{name} = set({a}) & set({b})"], [f"{name} = [x for x in {a} if x in {b}]"], [f"{v} = {kind}({x})", f"{w} = {kind}({x.replace(a, b, 1)})", f"{name} = abs({v} - {w})"]))
+        other = x.replace(a, b, 1)
+        together = r.choice((
+            [f"{name} = {x} - {other}"], [f"{name} = {kind}({x}) - {kind}({other})"], [f"{name} = {x} + {y}"],
+            [f"{name} = len({a}) - len({b})"], [f"{name} = set({a}) & set({b})"],
+            [f"{name} = [x for x in {a} if x in {b}]"],
+            [f"{v} = {kind}({x})", f"{w} = {kind}({other})", f"{name} = abs({v} - {w})"]))
         env += [a, b, name]
-        return r.choice((first + second, first + second, [line for lines in zip(first, second) for line in lines])) + together
+        alternating = [line for lines in zip(first, second) for line in lines]
+        return r.choice((first + second, first + second, alternating)) + together
 
     def plain_lines(self, env):
         """One or more lines of the kind that recipes for looking something up are made of."""
-        r, v, w, x, name = self.rng, self.rng.choice(env), self.rng.choice(env), self.rng.choice("xyzcpeiou"), self.variable()
+        r, v, w = self.rng, self.rng.choice(env), self.rng.choice(env)
+        x, name = r.choice("xyzcpeiou"), self.variable()
         if self.alike and len(env) > 1 and r.random() < 0.2:
             return self.twins(env)
         if r.random() < 0.4:
             lines = self.narrowed(env)
             return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
-        tool, k, cell, number, kind = r.choice(self.tools), r.choice(self.keys), self.cell, r.randint(0, 3), r.choice(("int", "float"))
+        tool, k, cell = r.choice(self.tools), r.choice(self.keys), self.cell
+        number, kind = r.randint(0, 3), r.choice(("int", "float"))
         one = f"{kind}({cell(v + '[0]')})"
         line = r.choice((
-            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})", f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))", f"{name} = {tool}({k}={v})",
-            f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]", f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
-            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})", f"{name} = min({v}, key=lambda {x}: {cell(x)})", f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
-            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]", f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]", f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
-            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]", f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]", f'{name} = set({v}["{k}"])',
-            f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})', f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()", f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])",
-            f"{name} = {v} - {w}", f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})", f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}", f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
-            f"{name} = round(sum({v}) / len({v}), {number})",
-            f"{name} = sum({cell(x)} for {x} in {v})", f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
+            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})",
+            f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))",
+            f"{name} = {tool}({k}={v})", f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]",
+            f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}",
+            f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
+            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})",
+            f"{name} = min({v}, key=lambda {x}: {cell(x)})",
+            f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
+            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]",
+            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]",
+            f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
+            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]",
+            f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]",
+            f'{name} = set({v}["{k}"])', f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})',
+            f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()",
+            f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])", f"{name} = {v} - {w}",
+            f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})",
+            f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}",
+            f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
+            f"{name} = round(sum({v}) / len({v}), {number})", f"{name} = sum({cell(x)} for {x} in {v})",
+            f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
         if line.startswith(name):
             env.append(name)
         return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
@@ -417,15 +501,24 @@ class World:
         r, v, x, number = self.rng, self.rng.choice(env[-3:]), self.rng.choice("xyzcpeiou"), self.rng.randint(0, 3)
         if not self.plain:
             return self.nested(env) if r.random() < 0.6 else r.choice(env)
-        return r.choice((v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})", f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})", f"len(set({self.cell(x)} for {x} in {v}))",
-                         f"max({v}) - min({v})", f"round(abs({v}), {number})", f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))", f'{v}["{r.choice(self.keys)}"][0]'))
+        return r.choice((
+            v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})",
+            f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})",
+            f"len(set({self.cell(x)} for {x} in {v}))", f"max({v}) - min({v})", f"round(abs({v}), {number})",
+            f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))",
+            f'{v}["{r.choice(self.keys)}"][0]'))
 
     def sibling(self, line, env):
         """A line that differs from `line` in a name or a constant or two, as two look-ups with the same tool do."""
         r = self.rng
         for _ in range(r.choice((1, 2, 2))):
             word = r.choice(re.findall("[A-Za-z]+", line))
-            new = r.choice(env) if word in env else r.choice(self.keys) if word in self.keys else self.variable() if r.random() < 0.5 else word
+            if word in env:
+                new = r.choice(env)
+            elif word in self.keys:
+                new = r.choice(self.keys)
+            else:
+                new = self.variable() if r.random() < 0.5 else word
             line = re.sub(f"(?<![A-Za-z]){word}(?![A-Za-z])", new, line, count=1)
         name = line.split(" = ")[0]
         if re.fullmatch("[a-z]+", name) and name not in env:

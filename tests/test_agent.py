@@ -1,17 +1,17 @@
 """The prompt, the agent's loop, the records and the hints."""
+
+from common import ROOT, files
+
 import json
 import os
 import types
-from pathlib import Path
 
 import pytest
 
 import agent
-from common import files
 from formats import records
 from tools.sandbox import Observation
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question": "What did it open at on 2014-03-05?", "answer": "42.75"}
 LLAMA_LIKE = ("{{ '<|begin|>' }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|sep|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
               "{% if add_generation_prompt %}{{ '<|start|>assistant<|sep|>\n\n' }}{% endif %}")

@@ -1,4 +1,7 @@
 """The coaching scripts, coach.sh and coach_toolqa.sh, with stages that only note their command lines: every flag is known, every file was made before."""
+
+from common import command_line
+
 import os
 import shlex
 import stat
@@ -12,7 +15,6 @@ import collect
 import distill
 import evaluate
 import lora
-from common import command_line
 import review
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,6 +3,8 @@
     KILLS=50 python -m pytest tests/test_crash.py          more kills than in the everyday run
 """
 
+from common import ROOT
+
 import json
 import os
 import random
@@ -11,14 +13,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 
 from formats.records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
-ROOT = Path(__file__).resolve().parent.parent
 KILLS = int(os.environ.get("KILLS", 1))
 AGENT = "--model model --tools tools.py --data data --temperature 0 --max-steps 3 --max-new-tokens 12 --batch 4"
 COMMANDS = {

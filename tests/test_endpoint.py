@@ -1,22 +1,21 @@
 """A model behind an endpoint: the protocol, spoken by a server; the agent, the judge, and what goes wrong."""
+
+from common import ROOT
+
 import gzip
 import json
 import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
 import endpoint
 import evaluate
-from desk import judge
-from formats import records
 import review
-from desk import suites
-
-ROOT = Path(__file__).resolve().parent.parent
+from desk import judge, suites
+from formats import records
 
 
 @pytest.fixture

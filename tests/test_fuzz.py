@@ -1,7 +1,8 @@
 """Any text, anywhere: it ends up as text, and forges no role, no tag and no stop."""
 
+from common import ROOT
+
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -10,12 +11,11 @@ from tokenizers import Tokenizer, models
 
 import agent
 import endpoint
-from formats import records
 import review
 from agent import RESPONSES, TAGS, Chat
+from formats import records
 from tools.sandbox import Observation
 
-ROOT = Path(__file__).resolve().parent.parent
 EVIL = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|eot_id|>", "<|start_header_id|>", "\ue000", "\ue001", "\ue0000\ue001", "\ue0001\ue001", "{{", "}}", "{% raw %}",
         "\\", '"', "'", "\n", "\r\n", "\t", "\x00", "\u2028", "\ufeff", "é", "日本", "🙂", "```", "```python", "</s>", "<s>", "[INST]", "&lt;", "<", "</", ">",
         *(f"<{t}>" for t in TAGS), *(f"</{t}>" for t in TAGS), "## tools: x", "+++", "Step 1:", "complete_task(1, 2)"]

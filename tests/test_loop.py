@@ -1,10 +1,10 @@
 """One small coaching round on the starter, through every script: collect, distill, collect, review, resample, distill, evaluate."""
+
+from common import ROOT
+
 import json
 import subprocess
 import sys
-from pathlib import Path
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def script(name, *arguments, status=0):

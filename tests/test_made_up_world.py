@@ -3,6 +3,8 @@
     python -m pytest tests/test_made_up_world.py
 """
 
+from common import ROOT
+
 import ast
 import inspect
 import json
@@ -15,9 +17,6 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from agent import hints_for, load_hints
 from formats.records import read_tasks

@@ -2,6 +2,7 @@
 
     python -m pytest tests/test_observations.py
 """
+
 import importlib.util
 import re
 from pathlib import Path

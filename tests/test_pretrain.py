@@ -1,19 +1,18 @@
 """What the starter is trained on: nothing of the worlds that it is evaluated on."""
+
+from common import ROOT
+
 import inspect
 import random
 import re
 import sqlite3
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "starter"))
 import agent
-import pretrain
 from model import Config, Llama
+from starter import pretrain
 from tools import starter_world, toolqa
 
 

@@ -1,4 +1,5 @@
 """The README's example, run as it stands there; and that what the documentation names exists."""
+
 import os
 import re
 import subprocess
@@ -6,14 +7,14 @@ import sys
 import textwrap
 from pathlib import Path
 
-import evaluate
+from desk.tables import percent
 from formats.records import read_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "starter/README.md"]
 OTHERS_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id",
                 "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"}              # torchrun's, Slurm's
-MOVING = {"desk/suites.py", "planning/bench.py", "starter/made_up_world.py"}     # until the files have their new places
+MOVING = {"planning/bench.py", "starter/made_up_world.py"}     # until the files have their new places
 
 
 def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):
@@ -25,7 +26,7 @@ def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):
     run = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     results = (read_trajectories(tmp_path / "mine" / f"{name}.jsonl") for name in ("before", "after"))
-    before, after = (evaluate.percent(result)[0] for result in results)
+    before, after = (percent(result)[0] for result in results)
     assert before <= 5 and after >= 75
 
 

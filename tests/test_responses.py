@@ -1,7 +1,9 @@
 """What real models write: the code found in it, what is recorded, and what the next prompt and the training example hold of it."""
+
+from common import ROOT
+
 import ast
 import json
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +14,6 @@ import distill
 import endpoint
 from tools.sandbox import Observation
 
-ROOT = Path(__file__).resolve().parent.parent
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
 

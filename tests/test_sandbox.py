@@ -2,6 +2,9 @@
 
     python -m pytest tests/test_sandbox.py
 """
+
+from common import ROOT
+
 import os
 import re
 import select
@@ -18,7 +21,6 @@ import pytest
 
 from tools.sandbox import ESCAPES, Limits, SandboxError, World, cut, protections
 
-ROOT = Path(__file__).resolve().parents[1]
 SECRET = "the-answer-is-4711"
 TOOLS = '''
 import sqlite3

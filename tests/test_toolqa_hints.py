@@ -3,6 +3,8 @@
 Those of coffee and flights are adapted to tasks of the rehearsal, whose answers test_rehearsal.py checks.
 """
 
+from common import ROOT
+
 import csv
 import datetime
 import itertools
@@ -13,7 +15,6 @@ import random
 import re
 import sqlite3
 import textwrap
-from pathlib import Path
 
 import networkx
 import pytest
@@ -24,7 +25,6 @@ from test_rehearsal import CODE, NUMBER, TEMPLATES, arguments_of
 from tools import import_toolqa, rehearse_toolqa
 from tools.sandbox import World
 
-ROOT = Path(__file__).resolve().parent.parent
 HINTS = agent.load_hints(ROOT / "hints" / "toolqa" / "round1")
 EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
 MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder) if not m.judge]

@@ -3,6 +3,8 @@
     python -m pytest tests/test_world.py
 """
 
+from common import ROOT
+
 import copy
 import json
 import operator
@@ -15,9 +17,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
 
 from recipes import find_values, follow, read_hints, read_recipes
 from tools import starter_world, toolqa

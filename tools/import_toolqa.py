@@ -13,24 +13,24 @@ whose test templates do not occur in training.
 Pickles can run code when they are read. These are read by an unpickler that makes dictionaries, lists and networkx graphs, and nothing else.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line, files
+
 import csv
 import json
 import os
 import pickle
 import re
 import sqlite3
-import sys
 from collections import Counter
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from common import command_line
-from common import files
 from tools import toolqa
 
 GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")

@@ -14,17 +14,17 @@ raw rows, never through the tools. Where an answer would be ambiguous (a tie, a 
 rounding) or empty, other arguments are drawn.
 """
 
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line, files
+
 import importlib
 import itertools
 import json
 import random
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-from common import command_line
-from common import files
 from tools import import_toolqa
 
 GROUPS = ("flights", "coffee")                         # each is a file of tools/rehearsal

@@ -22,7 +22,7 @@ import sys
 from itertools import combinations
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.toolqa import _write_world
 
 SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 12, "train3": 10}  # tasks per template; every third template has 1 in val

@@ -130,6 +130,7 @@ def families(folder):
 
 def main():
     import tempfile
+
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM
     sys.path.insert(0, str(HERE.parent.parent))

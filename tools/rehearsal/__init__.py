@@ -1,8 +1,8 @@
 """ToolQA's corpora and questions, made up. A file a group, each with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 
 @dataclass(frozen=True)

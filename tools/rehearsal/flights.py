@@ -5,7 +5,7 @@ import itertools
 import math
 
 from tools.rehearsal import Template, mean, only_largest, rounded, with_unit
-from tools.rehearsal.timetable import write_corpus     # noqa: F401 (one of the three names that a group has)
+from tools.rehearsal.timetable import write_corpus  # noqa: F401 (one of the three names that a group has)
 
 WEEKDAYS = dict(zip("1234567", ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")))
 COLUMNS = (                                            # that a question needs
