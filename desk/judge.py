@@ -1,8 +1,10 @@
-"""The LLM judge: does a step have a mistake that a person describes in words? (paper §3.2: one judge prompt per mistake.)
+"""The LLM judge: does a step have a mistake that is described in words? (paper §3.2, one prompt per mistake)
 
-A judge reasons and then gives a verdict on one step at a time, the first steps first. A verdict that cannot be read is asked for again;
-if none of the tries can be read it counts as none, is reported, and never guessed.
+A judge reasons and then gives a verdict on one step at a time, the first steps first. A verdict that cannot be read is
+asked for again. If no attempt can be read, it counts as no mistake and is reported; it is never guessed.
 """
+
+from common import files
 
 import re
 from argparse import Namespace
@@ -11,10 +13,12 @@ from zlib import crc32
 from tqdm import tqdm
 
 from desk import backend
-from common import files
+from desk.mistakes import Mistake
 
-TRIES = 3
-PROMPT = """You check the work of an agent that solves tasks step by step: it reasons, then writes Python code that calls tools, and sees what the code prints.
+ATTEMPTS = 3                                      # at a verdict that can be read
+PROMPT = """\
+You check the work of an agent that solves tasks step by step: it reasons, then writes Python code that calls tools, \
+and sees what the code prints.
 Look for one mistake only, and in one step only.
 
 # The mistake
@@ -29,69 +33,70 @@ Look for one mistake only, and in one step only.
 # The step to check
 {step}
 
-Say in a few sentences whether this step has the mistake. Then end with <verdict>yes</verdict> or <verdict>no</verdict>."""
+Say in a few sentences whether this step has the mistake. \
+Then end with <verdict>yes</verdict> or <verdict>no</verdict>."""
 
 
-def written(n, step):
-    return f"Step {n + 1}: {step['monologue']}\n{step['code']}\nprinted: {step['observation']}"
-
-
-def question(trajectory, mistake, n):
-    """What the judge is asked about step n. What the agent wrote cannot bring a verdict of its own along."""
-    steps = trajectory["steps"]
-    parts = {"mistake": mistake.judge, "question": trajectory["task"]["question"], "before": "\n\n".join(written(i, s) for i, s in enumerate(steps[:n])) or "none", "step": written(n, steps[n])}
+def question(trajectory: dict, mistake: Mistake, n: int) -> str:
+    """The judge's prompt about step n. The agent's own text cannot smuggle in a verdict."""
+    steps = [f"Step {i}: {step['monologue']}\n{step['code']}\nprinted: {step['observation']}"
+             for i, step in enumerate(trajectory["steps"][:n + 1], 1)]
+    parts = {"mistake": mistake.judge, "question": trajectory["task"]["question"],
+             "before": "\n\n".join(steps[:n]) or "none", "step": steps[n]}
     return PROMPT.format_map({k: re.sub(r"<(?=/?verdict)", "&lt;", v) for k, v in parts.items()})
 
 
-def verdict(text):
-    """True, False, or None if there is none."""
+def verdict(text: str) -> bool | None:
+    """The verdict at the end of a response, or None if there is none."""
     found = re.findall(r"(?:^|<verdict>)\s*(yes|no)\s*(?:</verdict>|\Z)", text, re.I)
     return found[-1].lower() == "yes" if found else None
 
 
-def first_steps(trajectories, mistakes, args):
-    """{(trajectory's id, mistake's name): the first step that has it, or None}, and how many verdicts could not be read.
+def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> tuple[dict, int]:
+    """{(trajectory's id, mistake's name): the first step with it, or None}, and how many verdicts could not be read.
 
-    args: the command line; `args.judge` is the model. Beside `args.out` the verdicts are kept: a rerun asks for none twice."""
+    args: the command line; `args.judge` is the model. The verdicts are stored beside `args.out`, so that a second run
+    does not ask for them again."""
     args = Namespace(**vars(args) | {"model": args.judge, "adapter": []})
     chat, (engine, request) = backend.chat_with(args), backend.start_engine(args)
-    known, cache = {}, None
+    known, cache = {}, None                                           # key of a question → verdict
     if args.out:
         cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})
         known = {r["id"]: r["verdict"] for r in files.whole_lines(cache.path)}
     first, unreadable = {}, set()
 
     def ask(trajectory, mistake, n=0, attempt=0):
-        """Goes on to the first step whose verdict is not known, and asks for it."""
+        """Asks about the first step, from n on, whose verdict is not known. → False if the search is over."""
+        first[trajectory["id"], mistake.name] = None
         while n < len(trajectory["steps"]):
             text = question(trajectory, mistake, n)
             key = f"{trajectory['id']}!{mistake.name}@{n}#{crc32(text.encode()):08x}"
             if key not in known:
-                engine.add(request((trajectory, mistake, n, attempt, key), chat.ask(text), stop=chat.closes("verdict"), seed=f"{args.seed}/{key}/{attempt}"))
-                return 1
+                engine.add(request((trajectory, mistake, n, attempt, key), chat.ask(text), stop=chat.closes("verdict"),
+                                   seed=f"{args.seed}/{key}/{attempt}"))
+                return True
             if known[key]:
                 first[trajectory["id"], mistake.name] = n
-                return 0
+                return False
             if known[key] is None:
                 unreadable.add(key)
             n, attempt = n + 1, 0
-        first[trajectory["id"], mistake.name] = None
-        return 0
+        return False
 
     pairs = [(t, m) for t in trajectories for m in mistakes if m.concerns(t["task"])]
     with tqdm(total=len(pairs), unit="trajectory", desc="judge") as progress:
-        open_ = sum(ask(t, m) for t, m in pairs)
-        progress.update(len(pairs) - open_)
-        while open_:
+        pending = sum(ask(t, m) for t, m in pairs)
+        progress.update(len(pairs) - pending)
+        while pending:
             for done in engine.step():
                 t, m, n, attempt, key = done.key
                 text = chat.heard(done.prompt, done.new_ids)[0]
-                answer = verdict(text)
-                if answer is not None or attempt + 1 == TRIES:
-                    known[key], attempt = answer, -1
+                answer, attempt = verdict(text), attempt + 1
+                if answer is not None or attempt == ATTEMPTS:
+                    known[key], attempt = answer, 0
                     if cache:
                         cache.write({"id": key, "verdict": answer, "reasoning": text})
-                if not ask(t, m, n, attempt + 1):
-                    open_ -= 1
+                if not ask(t, m, n, attempt):
+                    pending -= 1
                     progress.update()
     return first, len(unreadable)

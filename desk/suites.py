@@ -1,39 +1,51 @@
-"""Standard benchmarks, to see whether coaching has cost a model anything else (paper, Table 6): HumanEval's pass@1 and GSM8K, zero-shot.
+"""Standard benchmarks: HumanEval's pass@1 and GSM8K, zero-shot. They show whether coaching has cost a model anything
+else (paper, Table 6).
 
-    python evaluate.py --suite humaneval --file HumanEval.jsonl.gz --model M [--adapter A …] --trials 1 --temperature 0 --out humaneval.jsonl
-    python evaluate.py --suite gsm8k --file test.jsonl --model M [--adapter A …] --trials 1 --temperature 0 --out gsm8k.jsonl
-    python suites.py humaneval HumanEval.jsonl.gz          grades the official solutions: 100 %, or something is wrong here
+    greedy="--model M --trials 1 --temperature 0"
+    python evaluate.py $greedy --suite humaneval --file HumanEval.jsonl.gz --out humaneval.jsonl
+    python evaluate.py $greedy --suite gsm8k --file test.jsonl --out gsm8k.jsonl
+    python desk/suites.py humaneval HumanEval.jsonl.gz      grades the official solutions: 164 of 164 must pass
 
 The files are the official ones. Generated code runs in the agent's sandbox.
 """
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line
 
 import gzip
 import json
 import re
 import secrets
-import sys
 import textwrap
 import zlib
-from pathlib import Path
+from collections.abc import Generator
 
-from common import command_line
+from agent.chat import Chat
 from agent.play import Execute, Generate
 from agent.responses import code_in
 from tools.sandbox import World
 
 PROMPTS = {
-    "humaneval": "Write this Python function, the whole of it with its imports, between <python> and </python>, and nothing else.\n\n{question}",
-    "gsm8k": "Solve this problem. Reason step by step, then write the answer, a number alone, between <answer> and </answer>.\n\n{question}",
+    "humaneval": "Write this Python function, the whole of it with its imports, between <python> and </python>, "
+                 "and nothing else.\n\n{question}",
+    "gsm8k": "Solve this problem. Reason step by step, then write the answer, a number alone, between <answer> and "
+             "</answer>.\n\n{question}",
 }
 TAGS = {"humaneval": "python", "gsm8k": "answer"}
-FIELDS = {"humaneval": ("task_id", "prompt", "entry_point", "canonical_solution", "test"), "gsm8k": ("question", "answer")}
+FIELDS = {"humaneval": ("task_id", "prompt", "entry_point", "canonical_solution", "test"),
+          "gsm8k": ("question", "answer")}
 
 
-def read_suite(suite, file):
-    """The official file (JSONL, or that gzipped) → tasks as evaluate.py plays them. Raises ValueError, naming file, line and field."""
+def read_suite(suite: str, file: str | Path) -> list[dict]:
+    """The official file, JSONL or JSONL gzipped → tasks as evaluate.py plays them. Raises ValueError, naming file, line
+    and field."""
     file = Path(file)
     try:
-        lines = (gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()).decode().split("\n")
+        content = file.read_bytes()
+        lines = (gzip.decompress(content) if file.suffix == ".gz" else content).decode().split("\n")
     except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
         raise ValueError(f"{file}: cannot be read ({e}); --file names the official file of {suite}") from None
     tasks, known = [], set()
@@ -42,15 +54,20 @@ def read_suite(suite, file):
             continue
         try:
             given = json.loads(line)
-            json.dumps(given, ensure_ascii=False).encode()                 # half a character cannot be written
+            json.dumps(given, ensure_ascii=False).encode()            # fails if half a character stands there
         except (ValueError, RecursionError) as e:
             raise ValueError(f"{file}, line {n}: not JSON ({e})") from None
         for name in FIELDS[suite]:
             if not isinstance(given, dict) or not isinstance(given.get(name), str):
-                raise ValueError(f"{file}, line {n}, field {name!r}: missing, or not text; is this {suite}'s official file?")
-        task = {"id": f"gsm8k/{n}", "question": given["question"], "answer": number(given["answer"]), "solution": given["answer"]} if suite == "gsm8k" else {
-            "id": given["task_id"], "question": given["prompt"], "answer": "passed", "solution": given["prompt"] + given["canonical_solution"],
-            "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
+                raise ValueError(f"{file}, line {n}, field {name!r}: missing, or not text; "
+                                 f"is this {suite}'s official file?")
+        if suite == "gsm8k":
+            task = {"id": f"gsm8k/{n}", "question": given["question"], "answer": number(given["answer"]),
+                    "solution": given["answer"]}
+        else:
+            task = {"id": given["task_id"], "question": given["prompt"], "answer": "passed",
+                    "solution": given["prompt"] + given["canonical_solution"],
+                    "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
         if task["id"] in known:
             raise ValueError(f"{file}, line {n}, field 'task_id': {task['id']!r} was there before")
         known.add(task["id"])
@@ -60,41 +77,42 @@ def read_suite(suite, file):
     return tasks
 
 
-def number(text):
-    """The last number of a text, in one form: "1,200.00" is "1200"; "" if there is none."""
+def number(text: str) -> str:
+    """The last number in a text, in one form: "1,200.00" becomes "1200". "" if there is none."""
     found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
     value = found[-1].replace(",", "") if found else ""
     return value.rstrip("0").rstrip(".") if "." in value else value
 
 
-def attempt(chat, trajectory):
-    """The counterpart of `play`: one response, graded. A generator that yields Generate and Execute requests."""
+def attempt(chat: Chat, trajectory: dict) -> Generator:
+    """The counterpart of agent.play: one response, graded. A generator that yields Generate and Execute requests."""
     task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
     prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
     said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))
     text, ids, (read, written) = chat.heard(prompt, said)
     trajectory["usage"]["input_tokens"] += read
     trajectory["usage"]["output_tokens"] += written
-    before, _, inside = text.rpartition(f"<{tag}>")                    # without it: the response was begun with the tag, or has none
+    before, _, inside = text.rpartition(f"<{tag}>")       # no opening tag: it began the response, or was forgotten
     inside, closed, _ = inside.partition(f"</{tag}>")
     code = code_in(text) if tag == "python" else ""
-    step = {"monologue": before, "code": code, "observation": "", "hint": None, "token_ids": {} if ids is None else {"code": ids}}
+    step = {"monologue": before, "code": code, "observation": "", "hint": None,
+            "token_ids": {} if ids is None else {"code": ids}}
     trajectory["steps"].append(step)
     cut = end == "length" and not closed
     trajectory["stop"] = "length" if cut else "complete" if code or tag == "answer" else "invalid"
     if tag == "answer":
         trajectory["answer"] = number(inside)
     elif code and not cut:
-        passed = secrets.token_hex(8)                                  # the code cannot say so by itself
+        passed = secrets.token_hex(8)                                  # unknown to the code, which cannot claim it
         observation = yield Execute(program(task, step["code"], passed))
         step["observation"] = observation.text
         trajectory["answer"] = "passed" if observation.completed and observation.completed[1] == passed else "failed"
     trajectory["success"] = trajectory["stop"] == "complete" and trajectory["answer"] == task["answer"]
 
 
-def program(task, code, passed):
-    """The prompt (its imports and helpers), the code, the tests."""
-    if not re.search("^(?:async def|def|class) ", code, re.M):        # the body alone, which goes on where the prompt ends
+def program(task: dict, code: str, passed: str) -> str:
+    """The prompt with its imports and helpers, the code, and the tests, after which it answers `passed`."""
+    if not re.search("^(?:async def|def|class) ", code, re.M):        # the body alone, which continues the prompt
         code = textwrap.indent(code, "    ")
     return f"{task['question']}\n\n{code}\n\n{task['test']}\ncomplete_task('', {passed!r})"
 
@@ -102,7 +120,7 @@ def program(task, code, passed):
 def main():
     parser = command_line.Parser(__doc__)
     parser.add_argument("suite", choices=PROMPTS)
-    parser.add_argument("file")
+    parser.add_argument("file", help="its official file")
     args = parser.parse_args()
     tasks, right = read_suite(args.suite, args.file), 0
     with World(None) as world:
@@ -115,7 +133,7 @@ def main():
                 ok = observation.completed == ("", "yes")
             right += ok
             if not ok:
-                print(f"{task['id']}: {observation.text if args.suite == 'humaneval' else task['solution']}")
+                print(f"{task['id']}: {task['solution'] if args.suite == 'gsm8k' else observation.text}")
     print(f"{args.suite}: {right} of {len(tasks)} official solutions pass, {100 * right / len(tasks):.1f} %")
     sys.exit(right < len(tasks))
 

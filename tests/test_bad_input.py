@@ -343,7 +343,7 @@ CASES = [                                                               # script
     (R, "{f}/played.jsonl --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
     (E, TABLE + " --html {f}/played.jsonl", nothing, "played.jsonl: is read, so it cannot be written to"),
     (R, REVIEW + " --corrected {f}/played.jsonl", text("round2/no-x.md", MISTAKE.replace("'x'", "''")),
-     "t1#0 goes on from a state that is not flagged here"),
+     "t1#0 continues from a state that is not flagged here"),
     # more of the model
     *((C, COLLECT, config(**{field: value}), f"config.json, field '{field}.*': {says}") for field, value, says in (
         ("num_attention_heads", 0, "0; it has to be from 1 to 2147483648"),

@@ -5,29 +5,34 @@ import math
 import numpy as np
 import pytest
 
-import evaluate
+from desk.tables import percent, table
 
 
 def results(rates, group="coffee", tokens=100):
     """Trajectories of 10 tasks, of which rates[k] succeed in trial k."""
-    return [{"id": f"{group}{n}#{k}", "task": {"id": f"{group}{n}", "group": group, "template": "p", "question": "q", "answer": "a"}, "seed": 0, "hints": [], "steps": [], "answer": "", "success": n < rate,
-             "stop": "complete", "usage": {"input_tokens": tokens, "output_tokens": 5, "seconds": 0.5}} for k, rate in enumerate(rates) for n in range(10)]
+    return [{"id": f"{group}{n}#{k}",
+             "task": {"id": f"{group}{n}", "group": group, "template": "p", "question": "q", "answer": "a"},
+             "seed": 0, "hints": [], "steps": [], "answer": "", "success": n < rate, "stop": "complete",
+             "usage": {"input_tokens": tokens, "output_tokens": 5, "seconds": 0.5}}
+            for k, rate in enumerate(rates) for n in range(10)]
 
 
 def test_success_is_in_percent_with_the_standard_error_over_trials():
-    mean, error = evaluate.percent(results([8, 9, 10]))
+    mean, error = percent(results([8, 9, 10]))
     rates = np.array([80, 90, 100])
     assert mean == pytest.approx(rates.mean()) and error == pytest.approx(rates.std(ddof=1) / math.sqrt(3))
-    assert math.isnan(evaluate.percent(results([8]))[1])
-    both = results([8, 9, 10]) + [t for t in results([4, 2, 3], "yelp") if t["task"]["id"] < "yelp5"]           # five tasks, of which four, two and three succeed
-    rates = np.array([80 + 80, 90 + 40, 100 + 60]) / 2                         # a group counts as one, whatever its size
-    assert evaluate.percent(both) == pytest.approx((rates.mean(), rates.std(ddof=1) / math.sqrt(3)))
+    assert math.isnan(percent(results([8]))[1])
+    yelp = [t for t in results([4, 2, 3], "yelp") if t["task"]["id"] < "yelp5"]     # of five tasks 4, 2 and 3 succeed
+    both = results([8, 9, 10]) + yelp
+    rates = np.array([80 + 80, 90 + 40, 100 + 60]) / 2              # a group counts as one, whatever its size
+    assert percent(both) == pytest.approx((rates.mean(), rates.std(ddof=1) / math.sqrt(3)))
 
 
 def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):
-    for name, trajectories in (("none", results([0, 0])), ("task", results([10, 10]) + results([5, 5], "yelp", tokens=300))):
+    files = {"none": results([0, 0]), "task": results([10, 10]) + results([5, 5], "yelp", tokens=300)}
+    for name, trajectories in files.items():
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trajectories))
-    lines = evaluate.table([tmp_path / "none.jsonl", tmp_path / "task.jsonl"]).splitlines()
+    lines = table([tmp_path / "none.jsonl", tmp_path / "task.jsonl"]).splitlines()
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     assert rows[0] == ["agent", "coffee", "yelp", "all", "input tokens", "output tokens", "seconds"]
     assert rows[2] == ["none", "0.0 ± 0.0", "", "0.0 ± 0.0", "100", "5", "0.50"]

@@ -7,7 +7,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-import evaluate
+from desk.tables import percent
 from formats.records import read_trajectories
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -25,7 +25,7 @@ def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):
     run = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, env=environment)
     assert run.returncode == 0, run.stderr[-2000:]
     results = (read_trajectories(tmp_path / "mine" / f"{name}.jsonl") for name in ("before", "after"))
-    before, after = (evaluate.percent(result)[0] for result in results)
+    before, after = (percent(result)[0] for result in results)
     assert before <= 5 and after >= 75
 
 

@@ -1,4 +1,5 @@
-"""Every mistake in hints/starter/round2 and later: found in a trajectory that has it, not in one that follows round 1's recipe."""
+"""Every mistake in hints/starter/round2 and later: found in a trajectory that has it, not in one that follows round 1's
+recipe."""
 
 import copy
 import json
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-import review
+from desk.mistakes import load_mistakes
 from recipes import fill, read_recipes
 from tools.sandbox import World
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = read_recipes(ROOT / "hints" / "starter" / "round1")
-MISTAKES = {f"{folder.name}/{m.name}": m for folder in sorted((ROOT / "hints" / "starter").glob("round[2-9]")) for m in review.load_mistakes(folder)}
+LATER_ROUNDS = sorted((ROOT / "hints" / "starter").glob("round[2-9]"))
+MISTAKES = {f"{folder.name}/{m.name}": m for folder in LATER_ROUNDS for m in load_mistakes(folder)}
 
 
 @pytest.fixture(scope="module")
@@ -31,9 +33,11 @@ def played(tmp_path_factory):
                 for thought, code in RECIPES[template]:
                     code = fill(code, text)
                     text, completed, _ = box.run(code)
-                    steps.append({"monologue": thought, "code": code, "observation": text, "hint": None, "token_ids": {}})
+                    steps.append({"monologue": thought, "code": code, "observation": text, "hint": None,
+                                  "token_ids": {}})
             assert completed[1] == tasks[template]["answer"]
-            trajectories[template] = {"id": f"{template}#0", "task": tasks[template], "hints": [], "steps": steps, "success": True}
+            trajectories[template] = {"id": f"{template}#0", "task": tasks[template], "hints": [], "steps": steps,
+                                      "success": True}
     return trajectories
 
 
@@ -43,7 +47,8 @@ def test_a_mistake_is_found_where_it_is_and_nowhere_else(name, played):
     template, = mistake.templates
     good = played[template]
     assert mistake.first_step(good) is None
-    n = next(i for i, (thought, _) in enumerate(RECIPES[template]) if mistake.hint.startswith(f"Step {i + 1}: {thought}"))
+    n = next(i for i, (thought, _) in enumerate(RECIPES[template])
+             if mistake.hint.startswith(f"Step {i + 1}: {thought}"))
     spoiled = {"monologue": lambda s: s + " them", "code": lambda s: s.replace("print(", "print(len(", 1) + ")"}
     if '"..."' in mistake.hint:
         spoiled |= {"value": lambda s: re.sub(r' = ".', ' = "', s, count=1)}

@@ -1,0 +1,64 @@
+"""Success rates and the table of several results, as in the paper."""
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from formats import records
+
+USAGE = {"input tokens": ("input_tokens", "{:,.0f}"),                 # column: (field of the record, format)
+         "output tokens": ("output_tokens", "{:,.0f}"),
+         "seconds": ("seconds", "{:.2f}")}
+
+
+def percent(trajectories: list[dict]) -> tuple[float, float]:
+    """The success rate and its standard error over the trials, in percent. The error of a single trial is nan.
+
+    As in the paper's tables each group of tasks counts alike, however many tasks it has."""
+    trials = {}
+    for t in trajectories:
+        groups = trials.setdefault(t["id"].rpartition("#")[2], {})
+        groups.setdefault(t["task"]["group"], []).append(t["success"])
+    rates = [100 * statistics.mean(sum(s) / len(s) for s in groups.values()) for groups in trials.values()]
+    error = statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan
+    return statistics.mean(rates), error
+
+
+def by_group(trajectories: list[dict]) -> dict[str, list[dict]]:
+    """{group of tasks: its trajectories}, in the order in which the groups occur."""
+    groups = {}
+    for t in trajectories:
+        groups.setdefault(t["task"]["group"], []).append(t)
+    return groups
+
+
+def mean_usage(trajectories: list[dict], field: str) -> float:
+    """Tokens or seconds per task. A task's input tokens are the sum over its prompts."""
+    return sum(t["usage"].get(field, 0) for t in trajectories) / len(trajectories)
+
+
+def table(paths: Sequence[str | Path]) -> str:
+    """Several results files as Markdown: a row per file; a column per group, one for all, and the usage per task."""
+    rows = [{"agent": Path(file).stem, **describe(records.read_trajectories(file))} for file in paths]
+    last = ["all", *USAGE]
+    columns = [*dict.fromkeys(column for row in rows for column in row if column not in last), *last]
+    cells = [columns, *([row.get(column, "") for column in columns] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
+    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def describe(trajectories: list[dict]) -> dict[str, str]:
+    """A row of the table, {column: text}."""
+    groups = by_group(trajectories)
+    row = {group: with_error(groups[group]) for group in sorted(groups)}
+    row["all"] = with_error(trajectories)
+    return row | {column: form.format(mean_usage(trajectories, field)) for column, (field, form) in USAGE.items()}
+
+
+def with_error(trajectories: list[dict]) -> str:
+    """The success rate with its standard error, if it has one: "52.3 ± 1.4"."""
+    mean, error = percent(trajectories)
+    return f"{mean:.1f}" + (f" ± {error:.1f}" if math.isfinite(error) else "")
