@@ -5,7 +5,7 @@
 writes world/world.sqlite and seven files of tasks, in which no question occurs twice:
 
     train.jsonl  val.jsonl  test.jsonl        10, 1 or 2, and 5 tasks of each of the 36 templates
-    train2.jsonl  train3.jsonl                15 and 10 more a template: an agent must meet new tasks for its mistakes to be seen
+    train2.jsonl  train3.jsonl                12 and 10 more a template: an agent must meet new tasks for its mistakes to be seen
     train-unseen.jsonl  test-unseen.jsonl     15 tasks a template; two templates of each group are only in test-unseen
 
 A template is one function: its docstring holds its three wordings, and it draws a question's values and computes the
@@ -25,7 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.toolqa import _write_world
 
-SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 15, "train3": 10}  # tasks per template; every third template has 1 in val
+SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 12, "train3": 10}  # tasks per template; every third template has 1 in val
 DRAWS = 20_000  # tries to find a template's tasks
 
 # The words of the world. None of them is a slot of a recipe in hints/starter.
