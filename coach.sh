@@ -11,7 +11,7 @@ agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hi
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_proj up_proj down_proj
        --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
-rates=([2]=5e-4 [3]=2.5e-4) epochs=([2]=2 [3]=1)           # the fewer mistakes are left, the less should change
+rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # fewer mistakes left, smaller changes
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 
@@ -38,8 +38,13 @@ for round in 2 3; do
     $python review.py $run/seen$round.jsonl $mistakes --out $run/flagged$round.jsonl
     $python collect.py $agent $adapters $again --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl --balance $earlier \
-        --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --out $run/round$round
+    for seed in 0 1; do                        # two trainings copy different values wrongly, their mean fewer
+        $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
+            --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --seed $seed --row 2730 \
+            --out $run/round$round-seed$seed
+    done
+    $python lora.py stack --weight ${weights[$round]} $run/round$round-seed[01] --out $run/round$round
+    cp $run/round$round-seed0/{arguments.json,log.jsonl} $run/round$round/       # for the run's page
 
     # The page for the coach: what each hint did, against the same steps without it.
     $python collect.py $agent $adapters $again --control --out $run/control$round.jsonl

@@ -18,6 +18,7 @@ import pytest
 import collect
 import distill
 import evaluate
+import lora
 import review
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,11 +28,12 @@ out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; don
 case $out in
     "" | data/*) ;;
     *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "opening price"}}' > "$out";;
-    *) mkdir -p "$out";;
+    *) mkdir -p "$out"; touch "$out"/{{arguments.json,log.jsonl}};;
 esac
 """
-STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, review)}
-READ = ("adapter", "data", "balance", "resample", "corrected", "control", "trajectories", "table")    # earlier outputs
+STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, lora, review)}
+READ = (    # the options that name outputs of earlier stages
+    "adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table")
 
 
 class Parsed(Exception):
@@ -85,7 +87,7 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "HINTS": "hints/toolqa", "H
 
 
 @pytest.mark.parametrize("script, environment, stages", [
-    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 3, "evaluate": 7}),
+    ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"},
      {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),

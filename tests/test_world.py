@@ -22,7 +22,7 @@ from recipes import find_values, follow, read_hints, read_recipes
 from tools import starter_world, toolqa
 from tools.sandbox import World as Sandboxes
 
-SPLITS = {"train": 360, "val": 60, "test": 180, "train-unseen": 360, "test-unseen": 180, "train2": 540, "train3": 360}
+SPLITS = {"train": 360, "val": 60, "test": 180, "train-unseen": 360, "test-unseen": 180, "train2": 432, "train3": 360}
 HINTS = ROOT / "hints" / "starter" / "round1"
 
 
