@@ -121,14 +121,14 @@ def unseen(columns, until, window=None):
     return ((behind < 0) | (behind >= window) if window else behind < 0) * -1e30
 
 
-def packed_attention(lengths, common=0):
+def packed_attention(lengths, common=0, causal=causal_attention):
     """Causal attention within each of several documents that stand one after the other in a row, without padding; before them stand `common`
-    tokens with which all of them begin."""
+    tokens with which all of them begin. causal: the attention within a document."""
     def attend(layer, q, k, v, window=None):
         first, *own = zip(*(x.split([common, *lengths], dim=2) for x in (q, k, v)))
-        out = [causal_attention(*first, window)] if common else []
+        out = [causal(*first, window)] if common else []
         for q, k, v in own:
-            out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v))), window))
+            out.append(causal(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v))), window))
         return torch.cat(out, dim=2)
     return attend
 
