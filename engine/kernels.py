@@ -160,15 +160,16 @@ def unseen(positions: torch.Tensor, S: int, window: int | None = None) -> torch.
     return ((distance < 0) | (distance >= window) if window else distance < 0) * -1e30
 
 
-def packed_attention(lengths: Sequence[int], common: int = 0) -> Callable:
+def packed_attention(lengths: Sequence[int], common: int = 0, causal: Callable = causal_attention) -> Callable:
     """`attend` for `Llama.hidden`: causal attention within each of several documents that stand one after the other in
-    a row, without padding. The row begins with `common` tokens, the beginning of every document."""
+    a row, without padding. The row begins with `common` tokens, the beginning of every document. causal: the attention
+    within a document."""
     def attend(layer, q, k, v, window=None):
         first, *own = zip(*(x.split([common, *lengths], dim=2) for x in (q, k, v)))
-        out = [causal_attention(*first, window)] if common else []
+        out = [causal(*first, window)] if common else []
         for q, k, v in own:
             keys, values = (torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v)))
-            out.append(causal_attention(q, keys, values, window))
+            out.append(causal(q, keys, values, window))
         return torch.cat(out, dim=2)
     return attend
 

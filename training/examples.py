@@ -1,0 +1,127 @@
+"""Records → token examples: which records are learned, in which batches, and what the teacher and the student see.
+
+A record is a trajectory or a corrected action (formats/records.py). Both are read the same way: `targets` names the
+steps to learn, and without it every step is learned. An action is a step's monologue and code.
+"""
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from formats.records import read_trajectories
+
+
+@dataclass
+class Example:
+    """A record as tokens. N is the number of tokens in its learned actions."""
+    tokens: list[int]
+    at: list[int]                                               # (N,) positions at which an action's token is predicted
+    targets: list[int] = field(default_factory=list)            # (N,) those tokens
+    weights: list[float] = field(default_factory=list)          # (N,) 1 / the number of tokens in the action
+    states: Path | None = None                                  # file of the teacher's hidden states at the N tokens
+    noise_seed: int = 0                                         # of the student's LoRA dropout
+
+
+def to_example(chat, record: dict, dropout: float = 0.0, rng=random) -> Example:
+    """Each hint section and each corrective hint is left out with probability `dropout`. Targets and weights do not
+    depend on what is left out."""
+    def keep():
+        return rng.random() >= dropout
+
+    learned = learned_steps(record)
+    hints = [h["text"] for h in record["hints"] if keep()]
+    steps = [s if s["hint"] is None or n in learned and keep() else s | {"hint": None}      # seen in its own step only
+             for n, s in enumerate(record["steps"][:max(learned) + 1])]
+    tokens, spans = chat.prompt(record["task"]["question"], hints, steps)
+    example = Example(tokens, [])
+    for n in learned:
+        action = [i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
+        example.at += [i - 1 for i in action]
+        example.targets += [tokens[i] for i in action]
+        example.weights += [1 / len(action)] * len(action)
+    return example
+
+
+# ---- which records are learned
+
+def read(paths: Sequence[str]) -> list[dict]:
+    """The records of several files, sorted by id. Raises ValueError if a file is given twice."""
+    seen = set()
+    for file in paths:
+        if Path(file).resolve() in seen:
+            raise ValueError(f"{file}: given twice")
+        seen.add(Path(file).resolve())
+    return sorted((r for file in paths for r in read_trajectories(file)), key=lambda r: r["id"])
+
+
+def learned_steps(record: dict) -> Sequence[int]:
+    return record.get("targets", range(len(record["steps"])))
+
+
+def count_actions(records: Sequence[dict]) -> int:
+    """How many actions are learned from the records."""
+    return sum(len(learned_steps(r)) for r in records)
+
+
+def usable(record: dict) -> bool:
+    """Was every learned action sampled to its end?"""
+    learned, last = learned_steps(record), len(record["steps"]) - 1
+    cut = last in learned and record["stop"] in ("length", "invalid")
+    sampled = (record["steps"][n]["token_ids"] for n in learned)
+    return bool(learned) and not cut and all(ids.get("monologue") and "code" in ids for ids in sampled)
+
+
+def spells(chat, step: dict, vocab_size: int) -> bool:
+    """Do a step's token ids spell its monologue and code with this tokenizer, apart from white space?"""
+    ids = [i for part in step["token_ids"].values() for i in part]      # the monologue's may contain the code
+    if not all(0 <= i < vocab_size for i in ids):
+        return False
+    text = "".join(chat.decode(ids).split())
+    parts = (step[name] for name in ("monologue", "code") if name in step["token_ids"])
+    return all("".join(part.split()) in text for part in parts)
+
+
+def select(records: Sequence[dict], successes_only: bool) -> list[dict]:
+    """The records to learn from."""
+    return [r for r in records if usable(r) and (r["success"] or not successes_only)]
+
+
+def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -> list[dict]:
+    """Full trajectories to train on beside the corrected actions (paper, Appendix F):
+    1. Templates with few corrected actions are filled up to the mean, from the same template.
+    2. Groups with few examples are filled up to the largest, templates with more mistakes first.
+    3. As many again as 1 and 2 added, but at least a quarter of the corrected, are drawn from the tasks not yet chosen.
+    """
+    mistakes, pool = Counter(r["task"]["template"] for r in corrected), {}
+    for t in rng.sample(candidates, len(candidates)):
+        pool.setdefault(t["task"]["template"], []).append(t)
+    chosen, mean = [], round(sum(mistakes.values()) / max(len(mistakes), 1))
+    for template, n in mistakes.items():
+        while n < mean and pool.get(template):
+            chosen.append(pool[template].pop())
+            n += 1
+    groups = Counter(r["task"]["group"] for r in corrected + chosen)
+    for group in sorted({t["task"]["group"] for t in candidates}):
+        templates = sorted(pool, key=lambda name: -mistakes[name])
+        rest = [t for template in templates for t in pool[template] if t["task"]["group"] == group]
+        added = rest[:max(groups.values(), default=0) - groups[group]]
+        chosen += added
+        for t in added:
+            pool[t["task"]["template"]].remove(t)
+    tasks = {t["task"]["id"] for t in corrected + chosen}
+    others = [t for trajectories in pool.values() for t in trajectories if t["task"]["id"] not in tasks]
+    return chosen + rng.sample(others, min(len(others), max(len(chosen), len(corrected) // 4)))
+
+
+def batches(records: list[dict], size: int, rng: random.Random) -> Iterator[list[dict]]:
+    """Shuffled records in batches of at least `size` actions. The last batch may have fewer."""
+    batch = []
+    for record in rng.sample(records, len(records)):
+        batch.append(record)
+        if count_actions(batch) >= size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,138 @@
+"""The loss of the paper (§3.1): first as the equation, then as it is computed.
+
+Shapes: N tokens of learned actions, n of one action or of one chunk, C hidden size, V vocabulary size.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from engine.kernels import cast, causal_attention, give_back_freed_memory
+from lora import both_logits
+from training.packing import Row, hidden_states
+
+
+# ---- the definition
+
+def kl_divergence(student_logits: Sequence, teacher_logits: Sequence, temperature: float) -> torch.Tensor:
+    """KL(teacher ‖ student) over the vocabulary, both at `temperature`; the mean over an action's tokens, then over
+    actions.
+
+    student_logits, teacher_logits: for each action, the logits at its tokens, (n, V) → ()"""
+    losses = []
+    for student, teacher in zip(student_logits, teacher_logits, strict=True):
+        log_q = F.log_softmax(student / temperature, dim=-1)
+        log_p = F.log_softmax(teacher / temperature, dim=-1)
+        losses.append((log_p.exp() * (log_p - log_q)).sum(-1).mean())
+    return torch.stack(losses).mean()
+
+
+def cross_entropy(student_logits: Sequence, targets: Sequence) -> torch.Tensor:
+    """The paper's comparison (--loss ce): cross-entropy on the sampled tokens, with the same means. targets: for each
+    action, its tokens, (n,)."""
+    return torch.stack([F.cross_entropy(*action) for action in zip(student_logits, targets, strict=True)]).mean()
+
+
+# ---- the fast version
+
+def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Σ weights · KL(teacher ‖ student), in float32, of logits (n, V) that are divided by the temperature already;
+    weights (n,).
+
+    The gradient with respect to the student's logits is weights · (softmax(student) - softmax(teacher)). It replaces
+    the teacher's logits in memory, so that no third (n, V) is needed."""
+    log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
+    terms = log_p - log_q
+    p, q = (x.mul_(math.log2(math.e)).exp2_() for x in (log_p, log_q))                 # exp2_ is faster than exp_ on a CPU
+    losses = terms.mul_(p).sum(-1)
+    teacher.copy_(q.sub_(p).mul_(weights[:, None]))
+    return (losses * weights).sum()
+
+
+@dataclass(frozen=True)
+class Backend:
+    """What suits a device."""
+    chunk_bytes: int                                            # of logits in memory at a time, in lm_head's precision
+    float32_logits: int                                         # in memory at a time; on a CPU what its cache holds
+    causal: Callable = causal_attention
+    kl: Callable = kl_and_gradient
+
+
+BACKENDS = {"cuda": Backend(2 ** 26, 2 ** 25), "cpu": Backend(2 ** 25, 2 ** 19)}
+
+
+def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperature: float = 1.0, learn: bool = True,
+                 actions: int | None = None, processes: int = 1, backend: Backend | None = None) -> torch.Tensor:
+    """The same loss of a packed row: `kl_divergence` or, without a teacher, `cross_entropy` → (). With `learn` the
+    gradients are added to the adapter's parameters.
+
+    It saves memory: the (N, V) logits never exist as a whole. The model runs up to lm_head once for the row. Then one
+    chunk of tokens after the other goes through lm_head, the loss and their backward pass, which frees its logits. A
+    last backward pass goes from lm_head's input through the rest of the model.
+
+    teacher: what lm_head reads in the teacher's pass, (N, C). actions: how many the whole batch has [those of the row];
+    the results of its rows add up. processes: over how many of them FSDP takes the mean of the gradients."""
+    backend = backend or BACKENDS[model.device.type]
+    vocab_size = model.config.vocab_size
+    hidden = hidden_states(model, row, backend.causal)                                                  # (N, C)
+    weights = torch.tensor([w for x in row.examples for w in x.weights], device=hidden.device)          # (N,)
+    targets = torch.tensor([t for x in row.examples for t in x.targets], device=hidden.device)          # (N,)
+    actions = actions or weights.sum()                          # an action's weights add up to 1
+    head_input = hidden.detach().requires_grad_(learn)
+    size = chunk_size(model, len(hidden), backend.chunk_bytes)
+    total = hidden.new_zeros((), dtype=torch.float32)
+    with freed_memory_given_back(hidden.device.type == "cpu" and len(hidden) * vocab_size > 2 ** 22):
+        precision = cast(hidden[:0]).dtype
+        rows = 2 * size if teacher is not None and precision != torch.float32 else 0
+        buffer = hidden.new_empty(rows, vocab_size, dtype=precision)                                    # for both_logits
+        for start in range(0, len(hidden), size):
+            chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
+            x = head_input[chunk]
+            if teacher is None:
+                logits = model.lm_head(x).float()
+                losses = F.cross_entropy(logits, targets[chunk], reduction="none")
+                loss = (losses * weights[chunk]).sum() / actions
+                if learn:
+                    (loss * processes).backward()
+            else:
+                logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, buffer)
+                loss = sum(backend.kl(*piece) for piece in pieces(logits, gradient, weights[chunk], backend)) / actions
+                if learn:
+                    logits.backward(gradient.mul_(processes / actions))
+                del gradient
+            del logits                                          # before the next chunk's
+            total += loss.detach()
+        del buffer
+    if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
+        hidden.backward(head_input.grad)
+    return total
+
+
+def chunk_size(model, tokens: int, chunk_bytes: int) -> int:
+    """How many tokens' logits are computed at a time: as few chunks as possible of at most `chunk_bytes`, of equal size,
+    and in multiples of 32 tokens if the row has such a number (see packing.pad)."""
+    limit = max(1, chunk_bytes // (model.config.vocab_size * model.lm_head.weight.element_size()))
+    unit = 32 if limit >= 32 and tokens % 32 == 0 else 1
+    chunks = math.ceil(tokens / (limit // unit * unit))
+    return math.ceil(tokens / (chunks * unit)) * unit
+
+
+def pieces(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, backend: Backend) -> Iterator:
+    """Of a chunk, as many tokens at a time as are computed in float32."""
+    tokens = max(1, backend.float32_logits // student.shape[1])
+    return zip(student.detach().split(tokens), teacher.split(tokens), weights.split(tokens), strict=True)
+
+
+@contextmanager
+def freed_memory_given_back(large: bool) -> Iterator[None]:
+    """A CPU's C library keeps freed memory. If the logits are large, they can have what the pass through the model has
+    freed, and the backward pass can have theirs."""
+    if large:
+        give_back_freed_memory()
+    yield
+    if large:
+        give_back_freed_memory()
