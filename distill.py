@@ -31,15 +31,15 @@ from tqdm import tqdm
 from agent.chat import Chat
 from engine.decoder import can_compile, compiled
 from engine.kernels import fast_bfloat16
+from formats.weights import local_folder
 from lora import TARGETS, adapters, add_adapter, noise, save_adapter, seed_dropout, trainable
-from model import local_folder
 from planning import plan as planning
 from scaling import checkpoints, parallel
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
 from training.loss import BACKENDS, chunked_loss, kl_and_gradient
 from training.packing import Row, hidden_states, longest_row, pack, pack_by_prefix, pad, row_limits
 
-COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about as long as these
+COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
 
 # ---- the loop

@@ -134,8 +134,7 @@ class Block(nn.Module):
     @recomputable
     def forward(self, x, cos, sin, attend, at=None):
         """x (B, T, C) → (B, T, C); of some positions only, `at` (N,), → (B, N, C)."""
-        q, k, v = self.before(x, cos, sin)
-        y = attend(q, k, v, self.window)                        # softmax(q kᵀ / √D) v, (B, H, T, D)
+        y = attend(*self.before(x, cos, sin), self.window)      # softmax(q kᵀ / √D) v, (B, H, T, D); q, k, v are freed
         if at is not None:
             x, y = x.index_select(1, at), y.index_select(2, at)
         return self.after(x, y)

@@ -1,7 +1,7 @@
 """The bytes and the operations of code that runs on tensors without storage.
 
 `with without_storage() as memory:` runs any PyTorch code on shapes alone, in seconds for a model of any size. `Memory`
-sees every operation. It adds up the storages that are alive, remembers their peak, and counts floating-point operations.
+sees every operation. It adds up the storages that are alive, remembers their peak, and counts operations.
 """
 
 import weakref

@@ -17,7 +17,7 @@ import torch
 
 from engine.kernels import packed_attention
 from engine.sampler import ADMITTED
-from lora import add_adapter, adapters
+from lora import adapters, add_adapter
 from model import Config
 from planning.memory import bare, by_layers, fused_attention, size, without_storage
 from training.examples import Example
@@ -25,7 +25,8 @@ from training.loss import BACKENDS, chunked_loss
 from training.packing import Row, hidden_states, pack, row_limits
 
 GIB = 2 ** 30
-HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100        # tokens of a typical trajectory: hints; shown and sampled per step
+# tokens of a typical trajectory: hints; shown and sampled per step
+HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100
 
 
 # ---- distill.py
@@ -144,7 +145,8 @@ def print_distillation(args, lengths: list[Lengths] | None = None, longest: Call
     first, update = (max(flops / rate, received / bandwidth) for flops, received in costs)
     between = f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else ""
     print(f"the teacher's pass before the first update: {rows * teacher / 1e12:,.0f} TFLOP on a GPU, "
-          f"{rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s at {rate / 1e12:g} TFLOP/s"
+          f"{rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
+          f"at {rate / 1e12:g} TFLOP/s"
           f"{between}; with {updates:,} updates in {args.epochs} epochs "
           f"{(rows * first + updates * update) / 3600:.2g} h")
     if gpus > len(lengths):
@@ -164,7 +166,8 @@ def print_distillation(args, lengths: list[Lengths] | None = None, longest: Call
     more = next((n for n in range(gpus + 1, 513) if (n % 8 == 0 or n < 8) and may_fit(n)), None)
     row = next((n for n in halves(limit) if n >= longest_record and may_fit(gpus, row=n)), None)
     rank = next((n for n in halves(args.rank) if n >= 4 and may_fit(gpus, rank=n)), None)
-    ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row) + [f"with --rank {rank}"] * bool(rank)
+    ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row)
+    ways += [f"with --rank {rank}"] * bool(rank)
     print(advice(ways, "with shorter trajectories: no number of GPUs is enough"))
     return False
 
@@ -248,8 +251,9 @@ def print_collection(args) -> bool:
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --plan to a stage's options."""
     parser.add_argument("--plan", nargs="+", type=float, metavar="N",
-                        help="GPUS GIB [TFLOPS GBS]: only print what each of so many GPUs of so much memory would hold, "
-                             "and how long it takes if each computes at TFLOPS [400] and moves GBS gigabytes a second "
+                        help="GPUS GIB [TFLOPS GBS]: only print what each of so many GPUs of so much memory would "
+                             "hold, and how long it takes if each computes at TFLOPS [400] and moves GBS gigabytes a "
+                             "second "
                              "[300 between GPUs, 2500 out of its memory]")
 
 

@@ -51,7 +51,7 @@ def _complete(folder):
 
 def _checkpoint(act, state, folder):
     """Saves or loads without PyTorch's warnings. Of the processes' failures the first is raised."""
-    import torch.distributed.checkpoint as engine               # here, since it takes a second
+    import torch.distributed.checkpoint as engine  # here, since it takes a second
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):

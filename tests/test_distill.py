@@ -7,8 +7,10 @@ import random
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,9 +21,14 @@ import distill
 from agent.chat import Chat
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
+from training.examples import Example, balance, to_example, usable
+from training.loss import BACKENDS, chunked_loss, cross_entropy, kl_divergence
+from training.packing import Row, hidden_states, longest_row, pack_by_prefix, pad
 
 ROOT = Path(__file__).resolve().parent.parent
 T = 2.0
+SHAPE = dict(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+             num_key_value_heads=2, tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module")
@@ -32,77 +39,94 @@ def chat():
 def record(chat, number, steps=3, targets=None, corrective=()):
     def ids(text, tag):
         return chat.encode_text(text + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
-    r = {"id": f"t{number}#0", "task": {"id": f"t{number}", "group": "g", "template": "p", "question": f"What is {number}?", "answer": "1"}, "success": True,
-         "hints": [{"name": "a", "kind": "tools", "text": "## tools: a\nlook(x): looks"}, {"name": "b", "kind": "practice", "text": f"## practice: b\nprint(look({number}))"}],
-         "steps": [{"monologue": f"look at {number} {n}", "code": "x = look(3)\nprint(x)" * (n + 1), "observation": f"seen {number + n}", "hint": {"name": "c", "text": f"Mind {n}."} if n in corrective else None,
-                    "token_ids": {"monologue": ids(f"look at {number} {n}", "inner_monologue"), "code": ids("x = look(3)\nprint(x)" * (n + 1), "python")}} for n in range(steps)]}
+
+    def step(n):
+        thought, code = f"look at {number} {n}", "x = look(3)\nprint(x)" * (n + 1)
+        return {"monologue": thought, "code": code, "observation": f"seen {number + n}",
+                "hint": {"name": "c", "text": f"Mind {n}."} if n in corrective else None,
+                "token_ids": {"monologue": ids(thought, "inner_monologue"), "code": ids(code, "python")}}
+
+    task = {"id": f"t{number}", "group": "g", "template": "p", "question": f"What is {number}?", "answer": "1"}
+    hints = [{"name": "a", "kind": "tools", "text": "## tools: a\nlook(x): looks"},
+             {"name": "b", "kind": "practice", "text": f"## practice: b\nprint(look({number}))"}]
+    r = {"id": f"t{number}#0", "task": task, "success": True, "hints": hints, "steps": [step(n) for n in range(steps)]}
     return r | ({"targets": targets} if targets else {})
 
 
 @pytest.fixture
 def model():
     torch.manual_seed(0)
-    c = Config(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
-    m = Llama(c)
+    m = Llama(Config(**SHAPE))
     for p in m.parameters():
         torch.nn.init.normal_(p, std=0.2)
     add_adapter(m, 4, 8)
-    for p in add_adapter(m, 4, 8):                                     # one frozen adapter below the newest, both not zero
+    # one frozen adapter below the newest, both not zero
+    for p in add_adapter(m, 4, 8):
         torch.nn.init.normal_(p, std=0.4)
     return m.train()
 
 
 def tiny_checkpoint(folder):
     """A random model with the starter's tokenizer, in Hugging Face format."""
-    config = dict(model_type="llama", vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True)
-    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps(SHAPE | {"model_type": "llama"}))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((ROOT / "starter" / name).read_bytes())
     torch.manual_seed(0)
-    m = Llama(Config(**{k: v for k, v in config.items() if k != "model_type"}))
-    save_file({("" if k.startswith("lm_head") else "model.") + k: v.detach().clone() for k, v in m.state_dict().items() if k != "lm_head.weight"}, folder / "model.safetensors")
+    save_file(Llama(Config(**SHAPE)).hf_state_dict(), folder / "model.safetensors")
+
+
+def action_logits(m, ids, spans, n):
+    """The logits at the tokens of step n, from a pass over the whole prompt."""
+    out = m(torch.tensor([ids]))[0]
+    return torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])])
 
 
 def plain_loss(model, teacher, chat, records, dropped):
-    """KL at temperature 2 (paper §3.1), the mean over an action's tokens, then over actions; full logits of one action at a time."""
-    losses = []
+    """The definition, with full logits of one action at a time."""
+    logits = [], []                                                     # the student's, the teacher's
     for r in records:
         for n in r.get("targets", range(len(r["steps"]))):
-            seen = [r["steps"][:n + 1], [s | {"hint": None} for s in r["steps"][:n + 1]] if dropped else r["steps"][:n + 1]]
-            rows = [chat.prompt(r["task"]["question"], [] if dropped and student else [h["text"] for h in r["hints"]], seen[student]) for student in (0, 1)]
-            logits = []
-            for (ids, spans), m in zip(rows, (teacher, model)):
-                out = m(torch.tensor([ids]))[0]
-                logits.append(torch.cat([out[a - 1:b - 1] for a, b in (spans[n, "monologue"], spans[n, "code"])]) / T)
-            p, q = (x.log_softmax(-1) for x in logits)
-            losses.append((p.exp() * (p - q)).sum(-1).mean())
-    return torch.stack(losses).mean()
+            hints, steps = [h["text"] for h in r["hints"]], r["steps"][:n + 1]
+            bare = [s | {"hint": None} for s in steps]
+            student = chat.prompt(r["task"]["question"], *(([], bare) if dropped else (hints, steps)))
+            logits[0].append(action_logits(model, *student, n))
+            logits[1].append(action_logits(teacher, *chat.prompt(r["task"]["question"], hints, steps), n))
+    return kl_divergence(*logits, T)
 
 
-@pytest.mark.parametrize("dropped, fused, mixed", [(0.0, False, False), (1.0, False, False), (1.0, True, False), (1.0, False, True), (1.0, True, True)])
-def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, model, dropped, fused, mixed, monkeypatch):
+def test_the_definition_is_pytorchs_kl_divergence_of_the_two_softmaxes():
+    torch.manual_seed(0)
+    logits = [[torch.randn(n, 50, dtype=torch.float64) for n in (3, 7)] for _ in range(2)]
+    expected = [torch.nn.functional.kl_div(q.div(T).log_softmax(-1), p.div(T).softmax(-1), reduction="batchmean")
+                for q, p in zip(*logits)]
+    assert torch.allclose(kl_divergence(*logits, T), torch.stack(expected).mean(), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dropped, fused, mixed", [
+    (0.0, False, False), (1.0, False, False), (1.0, True, False), (1.0, False, True), (1.0, True, True)])
+def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model, dropped, fused, mixed, monkeypatch):
     reference, autocast = copy.deepcopy(model).double(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed)
+    backend = replace(BACKENDS["cpu"], chunk_bytes=4 * 7 * 1536, float32_logits=3 * 1536)
     if fused:                                                          # as on a GPU, up to the kernels
-        monkeypatch.setattr(distill, "can_compile", lambda: True)
         counter = CompileCounterWithBackend("aot_eager")
+        monkeypatch.setattr(distill, "can_compile", lambda: True)
         monkeypatch.setattr(distill, "compiled", partial(torch.compile, backend=counter, dynamic=True, fullgraph=True))
-        monkeypatch.setattr(distill.Divergence, "kernel", distill.divergence)
         for block in model.layers:
             block.recompute = True
-        distill.fuse(model)
-    records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]), record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
-    monkeypatch.setitem(distill.CHUNK, "cpu", 4 * 7 * 1536)
-    monkeypatch.setitem(distill.CACHED, "cpu", 3 * 1536)
-    rows = [distill.example(chat, r, dropped) for r in records]
-    taught = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
-    assert [(common > 0, len(row)) for common, row in taught] == [(True, 3)]       # in one row, what all begin with once
+        trainer = SimpleNamespace(model=model, backend=backend)
+        distill.Trainer.compile(trainer)
+        backend = trainer.backend
+    records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]),
+               record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
+    row, = pack_by_prefix([replace(to_example(chat, r), states=n) for n, r in enumerate(records)], 10 ** 6)
+    assert row.shared > 0 and len(row.examples) == 3                   # in one row, what all begin with once
     with torch.no_grad(), autocast, adapters(model, newest=False):
-        common, row = taught[0]
-        states = dict(zip((x[2] for x in row), distill.hidden_at(model, row, common).split([len(x[1]) for x in row])))
-    hidden = torch.cat([states[n] for n in range(3)])
+        parts = hidden_states(model, row).split([len(x.at) for x in row.examples])
+    states = dict(zip((x.states for x in row.examples), parts))
     with autocast:
-        loss = distill.loss_of(model, rows, hidden, T)
-    assert not fused or counter.frame_count >= 3                       # before, after, divergence
+        student = Row([to_example(chat, r, dropped) for r in records])
+        loss = chunked_loss(model, student, torch.cat([states[n] for n in range(3)]), T, backend=backend)
+    assert not fused or counter.frame_count >= 3                       # before, after, the divergence
     teacher = copy.deepcopy(reference)
 
     def frozen_only(tokens):
@@ -111,7 +135,8 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
 
     expected = plain_loss(reference, frozen_only, chat, records, dropped)
     expected.backward()
-    assert abs(loss.item() - expected.item()) <= (3e-2 if mixed else 1e-5) * abs(expected.item())        # bfloat16 has 8 bits
+    tolerance = 3e-2 if mixed else 1e-5                                # bfloat16 has 8 bits
+    assert abs(loss.item() - expected.item()) <= tolerance * abs(expected.item())
     assert loss.item() > 1e-3
     pairs = [(p.grad, q.grad) for p, q in zip(model.parameters(), reference.parameters()) if p.requires_grad]
     assert len(pairs) == 2 * (7 * 2 + 1)
@@ -119,39 +144,44 @@ def test_the_loss_and_its_gradients_equal_a_plain_float64_implementation(chat, m
         assert (ours.double() - theirs).norm() <= (1e-1 if mixed else 1e-4) * theirs.norm()
 
 
-def test_a_filler_changes_neither_the_teachers_states_nor_the_loss_nor_its_gradients(chat, model):
+def test_padding_changes_neither_the_teachers_states_nor_the_loss_nor_its_gradients(chat, model):
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2])]
-    (common, row), = distill.together([(*distill.example(chat, r)[:2], n) for n, r in enumerate(records)], 10 ** 6)
-    seen, states, found = [distill.example(chat, records[n], 1.0) for _, _, n in row], [], []
-    for fillers in ([], distill.filler(row, common)):
+    row, = pack_by_prefix([replace(to_example(chat, r), states=n) for n, r in enumerate(records)], 10 ** 6)
+    seen, states, found = Row([to_example(chat, records[x.states], 1.0) for x in row.examples]), [], []
+    for teachers in (row, pad(row)):
         with torch.no_grad():
-            states.append(distill.hidden_at(model, row + fillers, common)[:sum(len(x[1]) for x in row)])
-    assert common and (common + sum(len(x[0]) - common for x in row + fillers)) % 64 == 0 == sum(len(x[1]) for x in row + fillers) % 32
-    for fillers in ([], distill.filler(seen)):
+            states.append(hidden_states(model, teachers)[:row.learned])
+    assert row.shared and pad(row).length % 64 == 0 == pad(row).learned % 32
+    for students in (seen, pad(seen)):
         model.zero_grad()
-        hidden = torch.nn.functional.pad(states[0], (0, 0, 0, sum(len(x[1]) for x in fillers)))
-        loss = distill.loss_of(model, seen + fillers, hidden, T)
+        hidden = torch.nn.functional.pad(states[0], (0, 0, 0, students.learned - seen.learned))
+        loss = chunked_loss(model, students, hidden, T)
         found.append([loss, *(p.grad for p in model.parameters() if p.requires_grad)])
-    assert fillers and len(found[0]) == 31 and found[0][0] > 1e-3
+    assert students.length > seen.length and len(found[0]) == 31 and found[0][0] > 1e-3
     for one, other in (states, *zip(*found)):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
-    assert not distill.filler([([1] * 128, [5] * 64)]) and len(distill.filler([([1] * 128, [5] * 63)])[0][0]) == 64       # tokens for an action's to stand on
+    full, nearly = (Row([Example([1] * 128, [5] * n)]) for n in (64, 63))
+    assert pad(full) is full
+    assert pad(nearly).length == 192                                   # a learned token needs tokens to stand on
 
 
 def test_the_teacher_computes_once_what_examples_have_in_common_and_never_more_than_without():
     rng = random.Random(0)
     hints = {n: [rng.randrange(9) for _ in range(n)] for n in (0, 40, 200)}
-    examples = [(h := hints[rng.choice(list(hints))]) + [rng.randrange(9) for _ in range(rng.randint(5, 60))] for _ in range(60)]
-    examples = [(ids, [len(ids) - 2], n) for n, ids in enumerate([*examples, examples[0], examples[0][:-3], [1] * 700])]
-    for most in (1, 300, 600, 10 ** 6):
-        rows = distill.together(examples, most)
-        assert sorted(x[2] for _, row in rows for x in row) == list(range(63))
-        for common, row in rows:
-            assert all(x[0][:common] == row[0][0][:common] and len(x[0]) > common for x in row)
-            assert common + sum(len(x[0]) - common for x in row) <= most or len(row) == 1 and not common
-        (_, fullest), times = distill.longest(examples, most)
-        whole = sum(len(x[0]) for x in examples)
-        assert sum(common + sum(len(x[0]) - common for x in row) for common, row in rows) <= whole and (most < 10 ** 6 or times * 700 < 0.5 * whole)
+    examples = [hints[rng.choice(list(hints))] + [rng.randrange(9) for _ in range(rng.randint(5, 60))]
+                for _ in range(60)]
+    examples = [Example(ids, [len(ids) - 2], states=n)
+                for n, ids in enumerate([*examples, examples[0], examples[0][:-3], [1] * 700])]
+    whole = sum(len(x.tokens) for x in examples)
+    for limit in (1, 300, 600, 10 ** 6):
+        rows = pack_by_prefix(examples, limit)
+        assert sorted(x.states for row in rows for x in row.examples) == list(range(63))
+        for row in rows:
+            beginning = row.examples[0].tokens[:row.shared]
+            assert all(x.tokens[:row.shared] == beginning and len(x.tokens) > row.shared for x in row.examples)
+            assert row.length <= limit or len(row.examples) == 1 and not row.shared
+        _, times = longest_row(examples, limit)
+        assert sum(row.length for row in rows) <= whole and (limit < 10 ** 6 or times * 700 < 0.5 * whole)
 
 
 def test_weights_that_are_in_bfloat16_already_change_nothing_under_autocast():
@@ -163,37 +193,41 @@ def test_weights_that_are_in_bfloat16_already_change_nothing_under_autocast():
 
 def test_cross_entropy_is_that_of_the_sampled_tokens(chat, model):
     r = record(chat, 5)
-    loss = distill.loss_of(model, [distill.example(chat, r)])
+    loss = chunked_loss(model, Row([to_example(chat, r)]))
     ids, spans = chat.prompt(r["task"]["question"], [h["text"] for h in r["hints"]], r["steps"])
-    logp = model(torch.tensor([ids]))[0].log_softmax(-1)
-    actions = [torch.stack([-logp[i - 1, ids[i]] for name in ("monologue", "code") for i in range(*spans[n, name])]).mean() for n in range(3)]
-    assert torch.allclose(loss, torch.stack(actions).mean(), rtol=1e-5)
+    sampled = [torch.tensor([ids[i] for name in ("monologue", "code") for i in range(*spans[n, name])])
+               for n in range(3)]
+    logits = [action_logits(model, ids, spans, n) for n in range(3)]
+    by_hand = [-x.log_softmax(-1)[range(len(t)), t].mean() for x, t in zip(logits, sampled)]
+    assert torch.allclose(loss, torch.stack(by_hand).mean(), rtol=1e-5)
+    assert torch.allclose(loss, cross_entropy(logits, sampled), rtol=1e-5)
 
 
 def test_hint_sections_are_left_out_one_by_one_with_the_given_probability(chat):
     r, rng, lengths = record(chat, 1, corrective=[0]), random.Random(0), Counter()
     for _ in range(1000):
-        ids, *rest = distill.example(chat, r, 0.9, rng)
-        lengths[len(ids)] += 1
-        assert rest[1:] == list(distill.example(chat, r)[2:])
+        x, whole = to_example(chat, r, 0.9, rng), to_example(chat, r)
+        lengths[len(x.tokens)] += 1
+        assert (x.targets, x.weights) == (whole.targets, whole.weights)
     assert len(lengths) == 8                                           # 2 × 2 × 2 combinations
     assert abs(max(lengths.values()) / 1000 - 0.9 ** 3) < 0.05
 
 
 def test_only_target_steps_are_learned_and_later_steps_are_not_seen(chat):
     r = record(chat, 1, steps=4, targets=[1])
-    ids, at, targets, weights = distill.example(chat, r)
-    assert targets == r["steps"][1]["token_ids"]["monologue"] + r["steps"][1]["token_ids"]["code"]
-    assert [ids[i + 1] for i in at] == targets and abs(sum(weights) - 1) < 1e-9
-    assert at[-1] < len(ids) and len(ids) < len(distill.example(chat, record(chat, 1, steps=4))[0])
+    x = to_example(chat, r)
+    assert x.targets == r["steps"][1]["token_ids"]["monologue"] + r["steps"][1]["token_ids"]["code"]
+    assert [x.tokens[i + 1] for i in x.at] == x.targets and abs(sum(x.weights) - 1) < 1e-9
+    assert x.at[-1] < len(x.tokens) < len(to_example(chat, record(chat, 1, steps=4)).tokens)
 
 
 def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned():
     def t(n, group, template):
         return {"id": f"{n}", "task": {"id": f"{group}{template}{n}", "group": group, "template": template}}
-    corrected = [t(f"c{i}", "a", "a1") for i in range(9)] + [t("c9", "a", "a2"), t("c10", "b", "b1"), t("c11", "b", "b1")]
-    candidates = [t(i, g, x) for g, x in (("a", "a1"), ("a", "a2"), ("a", "a3"), ("b", "b1"), ("b", "b2"), ("c", "c1")) for i in range(20)]
-    chosen = distill.balance(corrected, candidates, random.Random(0))
+    corrected = [t(f"c{i}", "a", "a1") for i in range(9)]
+    corrected += [t("c9", "a", "a2"), t("c10", "b", "b1"), t("c11", "b", "b1")]
+    candidates = [t(i, x[0], x) for x in ("a1", "a2", "a3", "b1", "b2", "c1") for i in range(20)]
+    chosen = balance(corrected, candidates, random.Random(0))
     assert len({id(c) for c in chosen}) == len(chosen)
     templates, groups = Counter(c["task"]["template"] for c in chosen), Counter(c["task"]["group"] for c in chosen)
     assert templates["a2"] >= 3 and templates["b1"] >= 2               # 1. up to the mean of 12 / 3
@@ -207,8 +241,10 @@ def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
     data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     data.write_text("".join(json.dumps(record(chat, n) | fields | {"success": n < 8}) + "\n" for n in range(10)))
-    run = subprocess.run([sys.executable, ROOT / "distill.py", "--model", tmp_path, "--data", data, "--loss", "ce", "--verified", "--rank", "4", "--alpha", "8", "--lr", "1e-2", "--warmup", "2",
-                          "--epochs", "6", "--batch", "6", "--out", tmp_path / "adapter"], capture_output=True, text=True)
+    run = subprocess.run([sys.executable, ROOT / "distill.py", "--model", tmp_path, "--data", data, "--loss", "ce",
+                          "--verified", "--rank", "4", "--alpha", "8", "--lr", "1e-2", "--warmup", "2",
+                          "--epochs", "6", "--batch", "6", "--out", tmp_path / "adapter"], capture_output=True,
+                         text=True)
     assert run.returncode == 0, run.stderr
     assert run.stdout.startswith("8 records, 24 actions")             # the failures are left out
     losses = [json.loads(line)["loss"] for line in open(tmp_path / "adapter" / "log.jsonl")]
@@ -222,7 +258,8 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
     data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(8)))
-    command = ["distill.py", "--model", str(tmp_path), "--data", str(data), "--loss", loss, "--rank", "4", "--lr", "1e-2", "--warmup", "2", "--epochs", "3", "--batch", "6",
+    command = ["distill.py", "--model", str(tmp_path), "--data", str(data), "--loss", loss, "--rank", "4", "--lr",
+               "1e-2", "--warmup", "2", "--epochs", "3", "--batch", "6",
                "--lora-dropout", "0.2", "--hint-dropout", "0.5", "--out"]
 
     def run(out, last=None):
@@ -237,12 +274,14 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
         with monkeypatch.context() as m:
             m.setattr(sys, "argv", [*command, str(tmp_path / out)])
             m.setattr(torch.nn.utils, "clip_grad_norm_", clip)
-            m.setattr(distill.time, "time", iter(range(0, 10**6, 100)).__next__)      # a minute passes with every update
+            # a minute passes with every update
+            m.setattr(distill.time, "time", iter(range(0, 10**6, 100)).__next__)
             distill.main()
         return (tmp_path / out / "adapter_model.safetensors").read_bytes()
 
     whole = run("whole")
-    for last in (3, 4):                                                # 12 updates: killed after 3, and again after 4 more
+    # 12 updates: killed after 3, and again after 4 more
+    for last in (3, 4):
         with pytest.raises(KeyboardInterrupt):
             run("killed", last)
     assert run("killed") == whole
@@ -253,7 +292,8 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
 
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out", str(tmp_path / "a")])
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", "m", "--data", "d", "--lr", "1", "--out",
+                                      str(tmp_path / "a")])
     files.same_arguments(tmp_path / "a" / "arguments.json", {"lr": 2.0}, made=False)
     (tmp_path / "a" / "adapter_model.safetensors").touch()
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
@@ -267,9 +307,12 @@ def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeyp
 
 def test_a_loss_that_is_no_number_ends_the_training(chat, tmp_path, monkeypatch):
     tiny_checkpoint(tmp_path)
-    (tmp_path / "d.jsonl").write_text(json.dumps(record(chat, 1) | {"seed": 1, "answer": "", "stop": "complete", "usage": {}}) + "\n")
-    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", str(tmp_path), "--data", str(tmp_path / "d.jsonl"), "--lr", "1e9", "--warmup", "0", "--epochs", "9", "--out", str(tmp_path / "out")])
-    with pytest.raises(ValueError, match=r"update \d: the loss or its gradient is no number; a lower --lr may help"):
+    (tmp_path / "d.jsonl").write_text(json.dumps(record(chat, 1) | {"seed": 1, "answer": "", "stop": "complete",
+                                                                    "usage": {}}) + "\n")
+    monkeypatch.setattr(sys, "argv", ["distill.py", "--model", str(tmp_path), "--data", str(tmp_path / "d.jsonl"),
+                                      "--lr", "1e9", "--warmup", "0", "--epochs", "9", "--out", str(tmp_path / "out")])
+    with pytest.raises(ValueError,
+                       match=r"update \d: the loss or its gradient is NaN or infinite; a lower --lr may help"):
         distill.main()
     assert not (tmp_path / "out" / "adapter_model.safetensors").exists()
 
@@ -277,16 +320,18 @@ def test_a_loss_that_is_no_number_ends_the_training(chat, tmp_path, monkeypatch)
 def test_of_corrective_hints_the_teacher_sees_those_of_learned_steps(chat):
     rolled = record(chat, 1)
     hint = {"name": "h", "text": "look it up"}
-    both = rolled | {"steps": [rolled["steps"][0] | {"hint": hint}, rolled["steps"][1] | {"hint": hint}], "targets": [1]}
+    both = rolled | {"steps": [rolled["steps"][0] | {"hint": hint}, rolled["steps"][1] | {"hint": hint}],
+                     "targets": [1]}
     as_sampled = both | {"steps": [rolled["steps"][0] | {"hint": None}, both["steps"][1]]}
-    assert distill.example(chat, both) == distill.example(chat, as_sampled) != distill.example(chat, both | {"targets": [0, 1]})
+    one, same, other = (to_example(chat, r) for r in (both, as_sampled, both | {"targets": [0, 1]}))
+    assert one == same != other
 
 
 def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
     whole = record(chat, 1) | {"stop": "complete"}
-    assert distill.usable(whole)
-    assert not distill.usable(whole | {"stop": "length"}) and not distill.usable(whole | {"targets": []})
-    assert distill.usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned
+    assert usable(whole)
+    assert not usable(whole | {"stop": "length"}) and not usable(whole | {"targets": []})
+    assert usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned
 
 
 def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path):
@@ -299,11 +344,15 @@ def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished
     held = os.open(out, os.O_RDONLY)
     files.lock(held, out)
     refused = run()
-    assert refused.returncode == 2 and refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out") and not list(out.iterdir())
+    assert refused.returncode == 2
+    assert refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out")
+    assert not list(out.iterdir())
     os.close(held)
-    assert run().returncode == 2 and (out / "arguments.json").exists()         # of its own: the data are no trajectories
+    # of its own: the data are no trajectories
+    assert run().returncode == 2 and (out / "arguments.json").exists()
     (out / "adapter_model.safetensors").write_bytes(b"")
     for name in ("checkpoint", "teacher"):
         (out / name).mkdir()
     done = run()
-    assert done.returncode == 0 and "there already" in done.stdout and sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]
+    assert done.returncode == 0 and "there already" in done.stdout
+    assert sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]

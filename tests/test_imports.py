@@ -25,11 +25,9 @@ NOT_OURS = {"tests", "runs", "data"}
 TOOLS_MAY_IMPORT = {"tools", "formats", "common"}        # the agent's world knows no agent and no model
 
 EXCEPTIONS = {                                           # (importer, imported): why it is still there
-    ("planning.bench", "distill"): "moves to training/",
-    ("planning.plan", "distill"): "moves to training/",
+    ("planning.bench", "distill"): "the benchmark times the stage's own loop",
 }
 SHADOWS = {                                              # (file, name): why it is still there
-    ("planning.bench", "plan"): "moves with planning/",
 }
 
 

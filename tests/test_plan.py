@@ -1,4 +1,4 @@
-"""What --plan says is what training really takes: peaks measured by PyTorch's profiler, in one process and under FSDP2 in two."""
+"""What --plan says is what training takes: PyTorch's profiler measures peaks in one process and under FSDP2 in two."""
 
 import argparse
 import json
@@ -13,26 +13,35 @@ import torch
 from safetensors.torch import save_file
 from torch.utils.flop_counter import flop_registry
 
-import distill
 from lora import TARGETS
 from model import Config, Llama
 from planning import plan
+from planning.memory import FLASH, FLASH_BACKWARD, FLOPS, without_storage
+from training.examples import Example
+from training.packing import Row, longest_row
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl", hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
-DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=9, num_attention_heads=8, num_key_value_heads=2)
-WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8)
-MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=20, num_attention_heads=8, num_key_value_heads=8)
-WORDY = dict(vocab_size=60000, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8, num_key_value_heads=2)
+SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl",
+                              hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
+DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=9, num_attention_heads=8,
+            num_key_value_heads=2)
+WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8,
+            num_key_value_heads=8)
+MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=20, num_attention_heads=8,
+            num_key_value_heads=8)
+WORDY = dict(vocab_size=60000, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
+             num_key_value_heads=2)
 SCRIPT = """
 import json, sys
 sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from scaling import parallel
-import distill
 from lora import add_adapter, adapters, trainable
 from test_plan import SETTINGS
+from training.examples import Example
+from training.loss import chunked_loss
+from training.packing import hidden_states, pack, pack_by_prefix, row_limits
 
 folder, lengths = sys.argv[1], json.loads(sys.argv[2])
 parallel.start()
@@ -41,29 +50,31 @@ add_adapter(model, SETTINGS.rank, SETTINGS.alpha, SETTINGS.lora_dropout)
 model = parallel.share_out(model, folder).train()
 static = sum(p.to_local().nbytes if hasattr(p, "to_local") else p.nbytes for p in model.parameters())
 optimizer = torch.optim.AdamW(trainable(model), lr=1e-4)
-mine, limits = parallel.share(lengths), distill.row_limits(model.config, "cpu", parallel.WORLD, int(sys.argv[3]))
-taught = distill.together([([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], limits[0])
+mine, limits = parallel.share(lengths), row_limits(model.config, "cpu", parallel.WORLD, int(sys.argv[3]))
+taught = pack_by_prefix([Example([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], limits[0])
 taught += taught[:1] * (len(taught) % parallel.WORLD)
-seen = distill.packed([([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], limits[1])
+seen = pack([Example([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _, n, m, k in mine], limits[1])
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     for _ in range(4):
         with record_function("update"):
             with torch.no_grad(), adapters(model, newest=False):
-                for common, row in parallel.share(taught):
-                    distill.hidden_at(model, row, common)
-            states = [torch.zeros(sum(len(x[1]) for x in row), model.config.hidden_size) for row in seen]
+                for row in parallel.share(taught):
+                    hidden_states(model, row)
+            states = [torch.zeros(row.learned, model.config.hidden_size) for row in seen]
             for row, hidden in zip(seen, states):
-                distill.loss_of(model, row, hidden, SETTINGS.kl_temperature)
+                chunked_loss(model, row, hidden, SETTINGS.kl_temperature, processes=parallel.WORLD)
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 live, peaks = 0, []
-for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.name() in ("[memory]", "update")), key=lambda e: e.start_ns()):
+events = [e for e in profiler.profiler.kineto_results.events() if e.name() in ("[memory]", "update")]
+for event in sorted(events, key=lambda e: e.start_ns()):
     if event.name() == "update":
         peaks.append(live)
     else:
         live += event.nbytes()
         peaks[-1:] = [max(peaks[-1], live)] if peaks else []
-peak = (max if parallel.WORLD == 1 else min)(peaks[1:])      # gloo lets go of gathered blocks late, now and then; AdamW's moments are there from the first update on
+# gloo lets go of gathered blocks late, now and then. AdamW's moments are there from the first update on.
+peak = (max if parallel.WORLD == 1 else min)(peaks[1:])
 most = torch.tensor(static + peak)
 if parallel.WORLD > 1:
     parallel.dist.all_reduce(most, parallel.dist.ReduceOp.MAX)
@@ -76,24 +87,29 @@ parallel.stop()
 @pytest.mark.parametrize("shape, lengths, processes, row", [
     (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1)], 1, 16384),
     (WORDY, [(500, 300, 200, 4)], 1, 16384),
-    (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1), (800, 250, 50, 1)], 1, 1600),                # in two rows, one after the other
-    (MANY, [(200, 100, 30, 1), (900, 300, 100, 1)], 2, 16384),                                 # the second process holds more
+    (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1), (800, 250, 50, 1)], 1, 1600),      # in two rows
+    (MANY, [(200, 100, 30, 1), (900, 300, 100, 1)], 2, 16384),  # the second process holds more
 ])
 def test_peak_memory_is_as_planned(shape, lengths, processes, row, tmp_path):
     torch.manual_seed(0)
     save_file(Llama(Config(**shape)).hf_state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
     (tmp_path / "script.py").write_text(SCRIPT.format(root=str(ROOT)))
-    launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone",
+                                                      "--nproc-per-node", str(processes)]
 
     def measured():
-        done = subprocess.run([*launch, tmp_path / "script.py", tmp_path, json.dumps(lengths), str(row)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+        done = subprocess.run([*launch, tmp_path / "script.py", tmp_path, json.dumps(lengths), str(row)],
+                              capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
         assert done.returncode == 0, done.stderr
         return int(done.stdout.split("peak ")[1])
 
-    fullest, _ = distill.longest([([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], row)
-    parts, *_ = plan.distillation(plan.config_of(tmp_path), processes, argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, fullest, torch.float32, on_gpu=False)
-    tolerance, tries = (0.01, 1) if processes == 1 else (0.1, 4)                       # gloo may let go of gathered blocks late in all updates of a run
+    fullest, _ = longest_row([Example([1] * n, list(range(n - m, n))) for n, _, m, _ in lengths], row)
+    parts, *_ = plan.distillation(plan.config_of(tmp_path), processes,
+                                  argparse.Namespace(**vars(SETTINGS) | {"row": row}), lengths, fullest, torch.float32,
+                                  on_gpu=False)
+    # gloo may let go of gathered blocks late in all updates of a run
+    tolerance, tries = (0.01, 1) if processes == 1 else (0.1, 4)
     ratios = (measured() / sum(parts.values()) for _ in range(tries))
     assert any(abs(ratio - 1) < tolerance for ratio in ratios)
 
@@ -115,7 +131,8 @@ with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler
     while not sampler.idle:
         sampler.step()
 live = peak = 0
-for event in sorted((e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+for event in sorted(events, key=lambda e: e.start_ns()):
     live += event.nbytes()
     peak = max(peak, live)
 print("peak", static + peak)
@@ -128,27 +145,35 @@ def test_peak_memory_of_sampling_is_as_planned(shape, batch, length, tmp_path):
     save_file(Llama(Config(**shape)).hf_state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama", "max_position_embeddings": 5000}))
     (tmp_path / "script.py").write_text(SAMPLING.format(root=str(ROOT)))
-    done = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path, str(batch), str(length)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = subprocess.run([sys.executable, tmp_path / "script.py", tmp_path, str(batch), str(length)],
+                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     measured = int(done.stdout.split("peak ")[1])
-    parts, *_ = plan.collection(plan.config_of(tmp_path), argparse.Namespace(tp=1, batch=batch, max_length=length), torch.float32, on_gpu=False)
+    parts, *_ = plan.collection(plan.config_of(tmp_path), argparse.Namespace(tp=1, batch=batch, max_length=length),
+                                torch.float32, on_gpu=False)
     assert abs(measured / sum(parts.values()) - 1) < 0.1
 
 
 def test_operations_are_those_of_the_matrix_products():
     config = Config(**DEEP)
-    parts, teacher, student, *_ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)], (500, [(900, 60), (800, 100)]), torch.float32)
+    parts, teacher, student, *_ = plan.distillation(config, 1, SETTINGS, [(900, 300, 60, 2)],
+                                              Row([plan.example(900, 60), plan.example(800, 100)], 500),
+                                              torch.float32)
     weights = sum(p.numel() for p in Llama(config).layers.parameters() if p.ndim > 1)
     attention = lambda n: 4 * n * n * config.hidden_size * config.num_hidden_layers
-    last = 3 * config.hidden_size * config.intermediate_size + config.hidden_size ** 2               # of the last block's weights those behind its attention
-    assert teacher == 2 * (weights - last) * (900 + 300) + 2 * last * 160 + attention(500) + 4 * (400 * 900 + 300 * 800) * config.hidden_size * config.num_hidden_layers
-    down = config.num_hidden_layers * config.hidden_size * config.intermediate_size               # a block's last product is not computed again
-    assert 1 < student / ((6 * weights - 2 * down) * 300 + 4.5 * attention(300)) < 1.5              # forward, again, backward; frozen weights have no gradient; and adapters, logits
+    # of the last block's weights those behind its attention
+    last = 3 * config.hidden_size * config.intermediate_size + config.hidden_size ** 2
+    beyond = 4 * (400 * 900 + 300 * 800) * config.hidden_size * config.num_hidden_layers      # the shared 500's attention
+    assert teacher == 2 * (weights - last) * (900 + 300) + 2 * last * 160 + attention(500) + beyond
+    # a block's last product is not computed again
+    down = config.num_hidden_layers * config.hidden_size * config.intermediate_size
+    # forward, again, backward; frozen weights have no gradient; and adapters, logits
+    assert 1 < student / ((6 * weights - 2 * down) * 300 + 4.5 * attention(300)) < 1.5
     assert parts["weights"] == sum(p.numel() for p in Llama(config).parameters()) * 4
 
 
 def test_a_product_added_in_place_is_counted():
-    with plan.without_storage(gpus=False) as memory:
+    with without_storage() as memory:
         assert memory.above(lambda: torch.empty(3, 5).addmm_(torch.empty(3, 4), torch.empty(4, 5)))[1] == 2 * 3 * 4 * 5
 
 
@@ -159,20 +184,26 @@ def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
     (cached / "refs" / "main").write_text("0" * 40)
     (cached / "snapshots" / ("0" * 40)).mkdir(parents=True)
     (cached / "snapshots" / ("0" * 40) / "config.json").write_text(json.dumps(DEEP | {"model_type": "llama"}))
-    done = subprocess.run([sys.executable, "distill.py", "--model", "somebody/llama", "--plan", "2", "80"], cwd=ROOT, capture_output=True, text=True,
+    done = subprocess.run([sys.executable, "distill.py", "--model", "somebody/llama", "--plan", "2", "80"], cwd=ROOT,
+                          capture_output=True, text=True,
                           env=os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"})
     assert done.returncode == 0 and "2 GPUs" in done.stdout and "1,778 updates in 2 epochs" in done.stdout, done.stderr
 
 
 def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
-    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096, "loss": "ce", "tp": 1, "max_length": 2048, "batch": 8})
+    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096,
+                                                  "loss": "ce", "tp": 1, "max_length": 2048, "batch": 8})
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
-    gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)", said).groups())
-    planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus, argparse.Namespace(**vars(args) | {"rank": rank}), plan.stand_ins(8), plan.stand_in_row(4096))[0]
+    gpus, rank = map(int, re.search(r"it does NOT fit; it would on (\d+) such GPUs or with --rank (\d+)",
+                                    said).groups())
+    planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus,
+                                                   argparse.Namespace(**vars(args) | {"rank": rank}),
+                                                   plan.typical_update(8), plan.typical_row(4096))[0]
     fits = lambda *setting: plan.table(planned(*setting), 3 * plan.GIB)[1]
-    assert fits(gpus, 512) and not fits(gpus - 1, 512) and not fits(1, 2 * rank)                # the least that is enough
+    # the least that is enough
+    assert fits(gpus, 512) and not fits(gpus - 1, 512) and not fits(1, 2 * rank)
     assert plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": rank}))
     capsys.readouterr()
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
@@ -180,13 +211,14 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     assert not plan.print_collection(args)
     said = capsys.readouterr().out
     batch = int(said.split("with --batch ")[1].split()[0])
-    assert plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch})) and not plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch + 1}))
+    assert plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch}))
+    assert not plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch + 1}))
     with pytest.raises(ValueError, match="--plan: give GPUS GIB"):
         plan.print_collection(argparse.Namespace(**vars(args) | {"plan": [8]}))
 
 
 def test_attention_is_counted_as_pytorch_counts_it():
     q, k = torch.empty(2, 8, 30, 16, device="meta"), torch.empty(2, 8, 50, 16, device="meta")
-    counted = [(plan.FLOPS[op](*arguments, out_val=None), flop_registry[op](*arguments, out_val=(q, k, k)))
-               for op, arguments in ((plan.FLASH, (q, k, k)), (plan.BACKWARD, (q, q, k, k, q, q)))]
+    counted = [(FLOPS[op](*arguments, out_val=None), flop_registry[op](*arguments, out_val=(q, k, k)))
+               for op, arguments in ((FLASH, (q, k, k)), (FLASH_BACKWARD, (q, q, k, k, q, q)))]
     assert all(ours == theirs > 0 for ours, theirs in counted)

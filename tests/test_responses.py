@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import distill
 from agent import endpoint, protocol, rollouts
 from agent.chat import Chat
 from agent.play import Execute, Generate, play
 from agent.responses import code_in, monologue_in
 from tools.sandbox import Observation
+from training.examples import spells, to_example, usable
 
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
@@ -195,8 +195,9 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     closed, _ = chat.prompt(TASK["question"], [], played(chat, ended, 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
     assert whole.count(eot) == closed.count(eot)         # a turn that the model ended is not ended again
-    assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
-    ids, at, targets, weights = distill.example(chat, t)
+    assert usable(t) and all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    example = to_example(chat, t)
+    ids, targets, weights = example.tokens, example.targets, example.weights
     assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
 
 
@@ -214,9 +215,9 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert list(spans) == [(0, "monologue"), (1, "monologue"), (1, "code"), (2, "monologue")]
-    assert chat.decode(whole).count(protocol.CODE) == 1 and distill.usable(t)
-    assert all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
-    assert distill.example(chat, t)[2] == sum(sampled, [])
+    assert chat.decode(whole).count(protocol.CODE) == 1 and usable(t)
+    assert all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    assert to_example(chat, t).targets == sum(sampled, [])
 
 
 @WHERE_TAGS_ARE_TEXT

@@ -15,7 +15,6 @@ from engine.kernels import cast, causal_attention, give_back_freed_memory
 from lora import both_logits
 from training.packing import Row, hidden_states
 
-
 # ---- the definition
 
 def kl_divergence(student_logits: Sequence, teacher_logits: Sequence, temperature: float) -> torch.Tensor:
@@ -47,7 +46,8 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     the teacher's logits in memory, so that no third (n, V) is needed."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
-    p, q = (x.mul_(math.log2(math.e)).exp2_() for x in (log_p, log_q))                 # exp2_ is faster than exp_ on a CPU
+    # exp2_ is faster than exp_ on a CPU
+    p, q = (x.mul_(math.log2(math.e)).exp2_() for x in (log_p, log_q))
     losses = terms.mul_(p).sum(-1)
     teacher.copy_(q.sub_(p).mul_(weights[:, None]))
     return (losses * weights).sum()
@@ -88,7 +88,8 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
     with freed_memory_given_back(hidden.device.type == "cpu" and len(hidden) * vocab_size > 2 ** 22):
         precision = cast(hidden[:0]).dtype
         rows = 2 * size if teacher is not None and precision != torch.float32 else 0
-        buffer = hidden.new_empty(rows, vocab_size, dtype=precision)                                    # for both_logits
+        # for both_logits
+        buffer = hidden.new_empty(rows, vocab_size, dtype=precision)
         for start in range(0, len(hidden), size):
             chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
             x = head_input[chunk]
@@ -113,8 +114,8 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
 
 
 def chunk_size(model, tokens: int, chunk_bytes: int) -> int:
-    """How many tokens' logits are computed at a time: as few chunks as possible of at most `chunk_bytes`, of equal size,
-    and in multiples of 32 tokens if the row has such a number (see packing.pad)."""
+    """How many tokens' logits are computed at a time: as few chunks as possible of at most `chunk_bytes`, of equal
+    size, and in multiples of 32 tokens if the row has such a number (see packing.pad)."""
     limit = max(1, chunk_bytes // (model.config.vocab_size * model.lm_head.weight.element_size()))
     unit = 32 if limit >= 32 and tokens % 32 == 0 else 1
     chunks = math.ceil(tokens / (limit // unit * unit))
