@@ -163,7 +163,8 @@ def test_operations_are_those_of_the_matrix_products():
     attention = lambda n: 4 * n * n * config.hidden_size * config.num_hidden_layers
     # of the last block's weights those behind its attention
     last = 3 * config.hidden_size * config.intermediate_size + config.hidden_size ** 2
-    beyond = 4 * (400 * 900 + 300 * 800) * config.hidden_size * config.num_hidden_layers      # the shared 500's attention
+    # the attention of the tokens that follow the shared 500
+    beyond = 4 * (400 * 900 + 300 * 800) * config.hidden_size * config.num_hidden_layers
     assert teacher == 2 * (weights - last) * (900 + 300) + 2 * last * 160 + attention(500) + beyond
     # a block's last product is not computed again
     down = config.num_hidden_layers * config.hidden_size * config.intermediate_size
