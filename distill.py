@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import agent
+from agent.chat import Chat
 from scaling import checkpoints
 from scaling import parallel
 from planning import plan as planning
@@ -206,7 +206,7 @@ def longest(examples, most):
 
 def to_plan(args):
     """Of the records of --data what plan.print_distillation wants to know."""
-    chat, lengths, data = agent.Chat(local_folder(args.model, weights=False)), [], chosen(args)
+    chat, lengths, data = Chat(local_folder(args.model, weights=False)), [], chosen(args)
     for batch in batches(data, args.batch, random.Random(args.seed)):
         rows = [(example(chat, r), example(chat, r, 1.0), actions(r)) for r in batch]
         lengths.append([(len(taught[0]), len(seen[0]), len(seen[1]), n) for taught, seen, n in rows])
@@ -465,7 +465,7 @@ def distill(args):
             print(f"{args.out}: there already")
         return
 
-    chat = agent.Chat(local_folder(args.model))
+    chat = Chat(local_folder(args.model))
     data = chosen(args)
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
     if args.val and not validation:

@@ -12,9 +12,8 @@ from common import command_line, files
 import functools
 from argparse import Namespace
 
-import agent
-import endpoint
-from desk import suites
+from agent import options, rollouts
+from desk import backend, suites
 from desk.run_report import run_page
 from desk.tables import table
 from formats import records
@@ -34,8 +33,8 @@ def main():
 
 def arguments() -> Namespace:
     parser = command_line.Parser(__doc__)
-    agent.add_arguments(parser)
-    agent.add_task_arguments(parser)
+    options.add_arguments(parser)
+    options.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, play nothing")
     parser.add_argument("--html", metavar="FILE", help="with --table: also write the run as a page")
     parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
@@ -66,13 +65,13 @@ def play(args: Namespace) -> None:
         tasks, args.tools, args.data, args.hints = suites.read_suite(args.suite, args.file), None, None, "none"
     else:
         tasks = records.read_tasks(args.tasks)
-    chat = endpoint.chat_with(args)
+    chat = backend.chat_with(args)
     player = functools.partial(suites.attempt, chat) if args.suite else None
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
     if leads:
         output = files.Output(args.out, vars(args), replica, replicas)
-        agent.play_all(agent.trials(tasks, args), args, output, chat, endpoint.engine, player)
+        rollouts.play_all(rollouts.trials(tasks, args), args, output, chat, backend.start_engine, player)
         output.sync()
         parallel.dismiss()
     else:
@@ -80,7 +79,7 @@ def play(args: Namespace) -> None:
     parallel.wait()
     if parallel.RANK == 0:
         output.gather()
-        print(table([args.out]), agent.summary(args.out), sep="\n\n")
+        print(table([args.out]), rollouts.summary(args.out), sep="\n\n")
     parallel.stop()
 
 

@@ -3,7 +3,7 @@
     python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked     their exact sum as one adapter
     python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
 
-Every adapted layer computes y = W x + Σ_i scale_i B_i A_i x (`adapted_linear`). W never changes, whatever its
+Every adapted layer computes y = W x + Σ_i scale_i B_i A_i x (engine/lora_layer.py). W never changes, whatever its
 precision; adapters are float32. All loaded adapters are frozen and act as one, their ranks side by side. At most one
 more, the newest, is trained.
 """
@@ -22,128 +22,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from engine.kernels import add_linear, cast, linear
-from model import Config, Linear, local_folder, read_weight, weight_files
+from engine.kernels import cast
+from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_device, layers, load_adapter, noise
+from formats.config import Config
 from formats.peft_files import check_repeated, equal, hf_name, read_adapter, repeated_weights, write_adapter
+from formats.weights import checkpoint_weight, local_folder, read_weight, weight_files
 
+__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "fold", "layers",
+           "load_adapter", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack", "trainable",
+           "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 VLLM_RANK = 512                                                     # the largest max_lora_rank
 INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
-
-
-# ---- the layer -----------------------------------------------------------------------------------------------------
-
-def adapted_linear(x, W, bias, pairs):
-    """The definition: y = W x + bias + Σ_i scale_i B_i A_i x.
-
-    x (…, in), W (out, in), bias (out,) or None, pairs: [(A_i (r, in), B_i (out, r), scale_i)] → y (…, out).
-    `LoraLinear` computes the same in three faster ways, and the tests compare each of them with this one."""
-    y = F.linear(x, W, bias)
-    for A, B, scale in pairs:
-        y = y + scale * F.linear(F.linear(x, A), B)
-    return y
-
-
-class LoraLinear(Linear):
-    """A linear layer with the frozen adapters (`frozen_A` (R, in), `frozen_B` (out, R), scales folded into B) and the
-    newest one (`lora_A` (r, in), `lora_B` (out, r)). Either may be absent."""
-
-    def __init__(self, base):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias         # the same parameters, also where they are tied
-        self.weight.requires_grad_(False)
-        for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
-            self.register_parameter(name, None)
-        self.scale, self.dropout, self.use_newest, self.use_frozen = 1.0, 0.0, True, True
-        self.noise, self.part = None, slice(None)               # see `seed_dropout`
-        self.train(base.training)
-
-    def forward(self, x):
-        """`adapted_linear` of the adapters that act, x (…, in) → (…, out)."""
-        pairs = self.acting()
-        if not self.dropping() and self.costs_less_as_one(x, sum(len(A) for A, _, _ in pairs)):
-            return self.one_product(x, pairs)
-        rows = cast(x).flatten(0, -2)
-        compute = self.large_term_last if pairs and rows.dtype != torch.float32 else self.large_term_first
-        return compute(rows).unflatten(0, x.shape[:-1])
-
-    def one_product(self, x, pairs):
-        """(W + Σ scale B A) x."""
-        weight = self.weight
-        for A, B, scale in pairs:
-            weight = torch.addmm(weight, B, A, alpha=scale)
-        return F.linear(x, weight, self.bias)
-
-    def large_term_first(self, rows):
-        """W x, and then scale B A x of each adapter added in place."""
-        y = linear(rows, self.weight, self.bias)
-        for z, B in self.updates(rows):
-            y.addmm_(z, B.T)
-        return y
-
-    def large_term_last(self, rows):
-        """In low precision: first Σ scale B A x, and then W x added to it.
-
-        The order is about correctness, not speed. bfloat16 keeps 8 bits, and early in training B A x is smaller than
-        the last bit of W x. Once W x is rounded, adding such an update rounds it away again, and the student equals its
-        teacher. `add_linear` accumulates in float32 and rounds once. So the update takes part in the rounding of each sum,
-        and averaged over many sums none of it is lost."""
-        (z, B), *others = self.updates(rows)
-        y = F.linear(z, B)
-        for z, B in others:
-            y.addmm_(z, B.T)
-        y = add_linear(y.type_as(rows), rows, self.weight)
-        return y if self.bias is None else y.add_(self.bias)
-
-    def acting(self):
-        """[(A, B, scale)] of the adapters that act: the newest, whose update may be the smallest, and the frozen ones
-        as one."""
-        newest, frozen = (self.lora_A, self.lora_B, self.scale), (self.frozen_A, self.frozen_B, 1.0)
-        pairs = (self.use_newest, newest), (self.use_frozen, frozen)
-        return [pair for acts, pair in pairs if acts and pair[0] is not None]
-
-    def updates(self, rows):
-        """[(z, B)] of the adapters that act, with z = scale A x (n, r) for rows x (n, in). Dropout acts on the newest
-        one's x."""
-        products = []
-        for A, B, scale in self.acting():
-            z = rows if torch.is_autocast_enabled(rows.device.type) else rows.to(A.dtype)
-            if self.dropping() and A is self.lora_A:
-                z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
-            z = F.linear(z, A)
-            products.append((z if scale == 1 else z * scale, B.type_as(z)))
-        return products
-
-    def dropping(self):
-        return self.dropout > 0 and self.training and torch.is_grad_enabled()
-
-    def costs_less_as_one(self, x, rank):
-        """Is `one_product` cheaper, its backward pass included, than a product by W and two by each adapter? It is if
-        the ranks are not small beside the layer and x has many rows. In float32 only, where W + Σ scale B A is as exact
-        as separate products."""
-        float32 = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        size, sizes = self.in_features * self.out_features, self.in_features + self.out_features
-        return float32 and 3 * rank * sizes > size and x.shape[:-1].numel() * sizes > size
-
-    def dropped(self, x):
-        """Which inputs x (…, T, in) are dropped, as a mask (…, T, in). A token and a feature have a random number of 16
-        bits each. Where their sum, with overflow, is among the lowest, the input is dropped: all with the same
-        probability, and any two independently."""
-        if self.noise:
-            tokens, features = self.noise[0][self.part], self.noise[1]
-        else:
-            tokens, features = noise(x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
-        return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
-
-    def freeze(self, A, B, scale):
-        """One more frozen adapter, A (r, in) and B (out, r)."""
-        A, B = A.detach().float(), B.detach().float() * scale
-        if self.frozen_A is not None:
-            A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
-        self.frozen_A = nn.Parameter(A.to(adapter_device(self)), requires_grad=False)
-        self.frozen_B = nn.Parameter(B.to(adapter_device(self)), requires_grad=False)
 
 
 # ---- the logits of a student and its teacher -----------------------------------------------------------------------
@@ -188,26 +79,6 @@ def both_logits(model, x, teacher, memory):
 
 
 # ---- a model's adapters --------------------------------------------------------------------------------------------
-
-def layers(model):
-    """{name: layer} of the layers that have adapters."""
-    return {name: layer for name, layer in model.named_modules() if isinstance(layer, LoraLinear)}
-
-
-def adapted(model, name):
-    """The layer of that name, made a LoraLinear if it is not one yet."""
-    layer = model.get_submodule(name)
-    if not isinstance(layer, LoraLinear):
-        layer = LoraLinear(layer)
-        parent, _, child = name.rpartition(".")
-        setattr(model.get_submodule(parent), child, layer)
-    return layer
-
-
-def adapter_device(layer):
-    """The device of a layer's adapters: its weight's, or the CPU until the weight is loaded."""
-    return "cpu" if layer.weight.is_meta else layer.weight.device
-
 
 def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
     """Adds a trainable adapter and freezes those that are there. Returns the new adapter's parameters.
@@ -262,11 +133,6 @@ def fold(model):
             layer.frozen_A = layer.frozen_B = None
 
 
-def noise(shape, **where):
-    """Random 16-bit numbers of that shape, for `dropped`."""
-    return torch.randint(-2 ** 15, 2 ** 15, shape if isinstance(shape, tuple) else (shape,), dtype=torch.int16, **where)
-
-
 def seed_dropout(model, seed, tokens, head_tokens):
     """Makes dropout in the next passes depend only on `seed` and on the tokens' random numbers (`noise`), not on the
     process or on which documents share the row. `tokens` (T,) are the row's numbers. `head_tokens` (N,) are those of
@@ -297,43 +163,6 @@ def save_adapter(model, path, base_model="", write=True):
         raise ValueError(f"{path}: this model has no trainable adapter to save")
     if write:
         write_adapter(path, tensors, rank, alpha, dropout, base_model)
-
-
-def load_adapter(model, path, checkpoint=None):
-    """Adds a frozen adapter on top of those that are there. `checkpoint` is the directory or hub id of a model whose
-    weights are not loaded yet.
-
-    Raises ValueError, naming the file and the field or tensor, if the adapter is not supported or another model's."""
-    _, adapter = read_adapter(path)
-    file = Path(path) / "adapter_model.safetensors"
-    for name, (A, B, scale) in adapter.items():
-        try:
-            base = model.get_submodule(name)
-            if not isinstance(base, Linear):
-                raise AttributeError
-        except AttributeError:
-            raise ValueError(f"{file}: {hf_name(name)}: this model has no such linear layer; "
-                             "the adapter is another model's") from None
-        if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features):
-            weight = [base.out_features, base.in_features]
-            raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit "
-                             f"this model's {weight} weight; the adapter is another model's")
-
-    def weight_of(name):
-        try:
-            weight = model.get_parameter(name.removeprefix("model."))
-        except AttributeError:
-            raise ValueError(f"{file}: {name}: this model has no such weight; the adapter is another model's") from None
-        return checkpoint_weight(weight_files(local_folder(checkpoint)), name) if weight.is_meta else weight
-
-    check_repeated(path, weight_of)
-    for name, (A, B, scale) in adapter.items():
-        adapted(model, name).freeze(A, B, scale)
-
-
-def checkpoint_weight(shards, name):
-    """A checkpoint's tensor; a tied lm_head is not in its files, but the embedding is."""
-    return read_weight(shards, "model.embed_tokens.weight" if name == "lm_head.weight" and name not in shards else name)
 
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------

@@ -1,34 +1,37 @@
-"""Llama and its relatives Mistral, Qwen2 and Qwen3 in plain PyTorch: their checkpoints in Hugging Face format, and how tokens run through them.
+"""Llama and its relatives Mistral, Qwen2 and Qwen3 in plain PyTorch, loaded from checkpoints in Hugging Face format.
 
     python model.py --model starter --prompt "Step 1:" --max-new-tokens 20
 
-Everything here is about token ids: prompts, agents, tools and hints are agent.py's business. Names follow the checkpoint
-format (`self_attn.q_proj`), so that weights and adapters load without renaming. Shapes: B sequences, T tokens, H query
-heads, G key/value heads, D dimensions a head, C = hidden size, V words in the vocabulary.
+Everything here is about token ids; this file knows nothing of prompts, agents, tools and hints. Names follow the
+checkpoint format (`self_attn.q_proj`), so weights and adapters load without renaming. Shapes: B sequences, T tokens,
+H query heads, G key/value heads, D dimensions of a head, C = hidden size, V tokens in the vocabulary.
 """
 
 from common.command_line import Parser, number, run_stage
-from common.files import read_json
-from formats.records import mismatch
 
 import math
-from functools import partial
+from collections.abc import Callable
+from functools import partial, wraps
 from pathlib import Path
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from torch.utils.checkpoint import checkpoint
 
-from formats.config import QUANTIZED, SUPPORTED, Config
 from engine.kernels import cast, causal_attention, fast_bfloat16, linear
+from engine.lora_layer import load_adapter
 from engine.sampler import Request, Sampler
+from formats.config import SUPPORTED, Config
+from formats.weights import local_folder, read_weight, weight_files
 
 
-def rope_frequencies(config):
-    """(D/2,) float32 angles per position, with Llama 3.1's scaling of the slow ones beyond the original context."""
-    freq = config.rope_theta ** -(torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu") / config.head_dim)
+def rope_frequencies(config: Config) -> torch.Tensor:
+    """(D/2,) float32 angles per position. With Llama 3.1's scaling, those that turn slowly within the original context
+    are stretched."""
+    dimensions = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device="cpu")
+    freq = config.rope_theta ** -(dimensions / config.head_dim)
     if config.rope_scaling:
         s = config.rope_scaling
         turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)    # over the original context
@@ -39,12 +42,15 @@ def rope_frequencies(config):
 
 
 def rotate(x, cos, sin):
-    """Rotary embedding of x (B, H, T, D) by cos, sin (B or 1, 1, T, D/2), pairing dimension i with i + D/2 as the checkpoints do."""
+    """Rotary embedding of x (B, H, T, D) by cos, sin (B or 1, 1, T, D/2). Dimension i pairs with i + D/2, as in the
+    checkpoints."""
     a, b = x.float().chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1).type_as(x)
 
 
 class RMSNorm(nn.Module):
+    """weight * x / √(mean(x²) + eps), computed in float32."""
+
     def __init__(self, dim, eps):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(dim))
@@ -57,11 +63,18 @@ class RMSNorm(nn.Module):
 
 
 class Linear(nn.Linear):
+    """x Wᵀ + bias, by the product that is fastest on this device."""
+
     def forward(self, x):
         return linear(x, self.weight, self.bias)
 
 
 class Attention(nn.Module):
+    """Each head computes softmax(q kᵀ / √D) v over the tokens up to its own. H/G query heads share a key/value head.
+
+    The softmax itself is not here but `attend`, given to `Llama.hidden`: whether the keys and values are this row's, a
+    cache's or several documents' makes no difference to the weights."""
+
     def __init__(self, c):
         super().__init__()
         self.head_dim = c.head_dim
@@ -69,14 +82,20 @@ class Attention(nn.Module):
         self.k_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.v_proj = Linear(c.hidden_size, c.num_key_value_heads * c.head_dim, bias=c.qkv_bias)
         self.o_proj = Linear(c.num_attention_heads * c.head_dim, c.hidden_size, bias=c.attention_bias)
-        self.q_norm, self.k_norm = (RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity() for _ in range(2))
+        self.q_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(c.head_dim, c.rms_norm_eps) if c.qk_norm else nn.Identity()
+
+    def heads(self, x):
+        """(B, T, heads · D) → (B, heads, T, D)."""
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
 
     def project(self, x, cos, sin):
-        """What attends to what: q (B, H, T, D); k, v (B, G, T, D)."""
-        q, k, v = (proj(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        """x (B, T, C) → q (B, H, T, D), k and v (B, G, T, D)."""
+        q, k, v = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
-    def forward(self, y):
+    def output(self, y):
+        """The heads' results y (B, H, T, D) → (B, T, C)."""
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
@@ -91,41 +110,56 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+def recomputable(forward):
+    """A module's forward. While its `recompute` is true, the backward pass runs it again instead of keeping its
+    intermediate results in memory (Chen et al., 2016)."""
+    @wraps(forward)
+    def run(module, *args):
+        if module.recompute and torch.is_grad_enabled():
+            return checkpoint(forward, module, *args, use_reentrant=False)
+        return forward(module, *args)
+    return run
+
+
 class Block(nn.Module):
     def __init__(self, c, window):
         super().__init__()
-        self.window = window                                    # how many positions a token sees, or None: all before it
+        self.window = window                                    # how many positions a token sees; None: all up to it
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
-        self.recompute = False                                  # in the backward pass, instead of keeping what it needs in memory
+        self.recompute = False                                  # see `recomputable`
 
-    def forward(self, *args):
-        if self.recompute and torch.is_grad_enabled():
-            return checkpoint(self.run, *args, use_reentrant=False)
-        return self.run(*args)
+    @recomputable
+    def forward(self, x, cos, sin, attend, at=None):
+        """x (B, T, C) → (B, T, C); of some positions only, `at` (N,), → (B, N, C)."""
+        q, k, v = self.before(x, cos, sin)
+        y = attend(q, k, v, self.window)                        # softmax(q kᵀ / √D) v, (B, H, T, D)
+        if at is not None:
+            x, y = x.index_select(1, at), y.index_select(2, at)
+        return self.after(x, y)
 
-    def run(self, x, cos, sin, attend, at=None):
-        y = attend(*self.before(x, cos, sin), self.window)
-        return self.after(x, y) if at is None else self.after(x.index_select(1, at), y.index_select(2, at))
+    # What comes before and after `attend` are methods because distill.py compiles each of them into few kernels on a
+    # GPU. `attend` has kernels of its own.
 
-    def before(self, x, cos, sin):                              # apart from attention, so that a compiler can have it
+    def before(self, x, cos, sin):
         return self.self_attn.project(cast(self.input_layernorm(x)), cos, sin)
 
     def after(self, x, y):
-        x = x + self.self_attn(y)
+        x = x + self.self_attn.output(y)
         return x + self.mlp(cast(self.post_attention_layernorm(x)))
 
 
 class Llama(nn.Module):
     """tokens (B, T) int64 → logits (B, T, V)."""
 
-    def __init__(self, config):
+    def __init__(self, config: Config):
         super().__init__()
         self.config = config
-        beginning = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)           # normal_, without memory, would import a compiler
-        self.embed_tokens = nn.Embedding.from_pretrained(beginning, freeze=False)
+        # nn.Embedding's own normal_ would import a compiler if the model is built without memory.
+        embedding = torch.empty(config.vocab_size, config.hidden_size).uniform_(-1, 1)
+        self.embed_tokens = nn.Embedding.from_pretrained(embedding, freeze=False)
         self.layers = nn.ModuleList(Block(config, window) for window in config.windows)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.lm_head = Linear(config.hidden_size, config.vocab_size, bias=False)
@@ -134,37 +168,48 @@ class Llama(nn.Module):
         self.register_buffer("frequencies", rope_frequencies(config), persistent=False)
 
     @property
-    def device(self):
+    def device(self) -> torch.device:
         return self.embed_tokens.weight.device
 
-    def rope(self, positions):
-        """cos and sin of the angles at positions (B or 1, T), each (B or 1, 1, T, D/2)."""
-        angles = (positions[..., None].float() * self.frequencies)[:, None]
-        return angles.cos(), angles.sin()
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return self.lm_head(self.hidden(tokens))
 
-    def hidden(self, tokens, positions=None, attend=None, at=None):
-        """tokens (B, T) → what lm_head reads (B, T, C), or only `at` some of the T, so that the last block has less to do. `positions` (B or 1, T)
-        default to 0 … T-1; `attend(layer, q, k, v, window)` defaults to causal attention over the row; a KV cache or several documents in a row bring their own."""
+    def hidden(self, tokens: torch.Tensor, positions: torch.Tensor | None = None, attend: Callable | None = None,
+               at: torch.Tensor | None = None) -> torch.Tensor:
+        """tokens (B, T) → what lm_head reads, (B, T, C). If only some positions `at` (N,) are needed, the last block
+        computes no others → (B, N, C).
+
+        positions (B or 1, T): the tokens' own; default: 0 … T-1. attend(layer, q, k, v, window): default: causal
+        attention within the row; a KV cache, or several documents in a row, bring their own."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x, (cos, sin) = self.embed_tokens(tokens), self.rope(positions)
         for layer, block in enumerate(self.layers):
-            x = block(x, cos, sin, partial(attend, layer) if attend else causal_attention, at if block is self.layers[-1] else None)
+            attention = partial(attend, layer) if attend else causal_attention
+            x = block(x, cos, sin, attention, at if block is self.layers[-1] else None)
         return self.norm(x)
 
-    def forward(self, tokens):
-        return self.lm_head(self.hidden(tokens))
+    def rope(self, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """cos and sin of the angles at positions (B or 1, T), each (B or 1, 1, T, D/2)."""
+        angles = (positions[..., None].float() * self.frequencies)[:, None]
+        return angles.cos(), angles.sin()
 
-    def hf_state_dict(self):
-        """The weights without adapters under the checkpoint format's names; `lm_head.weight` only if it is not the embedding."""
-        return {name if name.startswith("lm_head") else f"model.{name}": weight for name, weight in self.state_dict().items()
-                if "lora_" not in name and not (name == "lm_head.weight" and self.config.tie_word_embeddings)}
+    def hf_state_dict(self) -> dict[str, torch.Tensor]:
+        """The weights without adapters, under the checkpoint format's names. A tied lm_head is left out."""
+        tied = self.config.tie_word_embeddings
+        return {name if name.startswith("lm_head") else f"model.{name}": weight
+                for name, weight in self.state_dict().items()
+                if "lora_" not in name and not (tied and name == "lm_head.weight")}
 
     @classmethod
-    def from_pretrained(cls, path, dtype=torch.float32, device="cpu", linear_dtype=None):
-        """A checkpoint in Hugging Face format, from a directory or by its hub id, in precision `dtype`, the weights of linear layers in
-        `linear_dtype`. The files are memory-mapped and the weights are built nowhere else, so on the CPU those that keep their precision
-        take no memory of their own.
+    def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
+                        linear_dtype: torch.dtype | None = None) -> "Llama":
+        """Loads a checkpoint in Hugging Face format from a directory or by its hub id, in precision `dtype`; the weights
+        of linear layers in `linear_dtype` [the same]. With device "meta" no weights are loaded; each process reads its
+        part later (scaling/parallel.py).
+
+        The files are memory-mapped, and no other weights are built first. So on the CPU, weights that keep their
+        precision take no memory of their own.
 
         Raises ValueError, naming the file and the tensor, when something is missing, broken or does not fit."""
         folder = local_folder(path)
@@ -177,12 +222,13 @@ class Llama(nn.Module):
             for layer in (m for m in model.modules() if isinstance(m, Linear)):
                 layer.weight = nn.Parameter(layer.weight.to(linear_dtype or dtype))
         for name in shards.keys() - model.hf_state_dict().keys() - {"lm_head.weight"}:
-            if not name.endswith("rotary_emb.inv_freq"):        # which old files hold, though it follows from the config
-                raise ValueError(f"{shards[name]}: {name} has no place in the model that config.json describes; {SUPPORTED}")
-        if device != "meta":                                    # "meta": the weights come later, each process its part (parallel.py)
-            loaded = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, weight.dtype)
-                      for name, weight in model.hf_state_dict().items()}
-            model.load_state_dict(loaded, strict=False, assign=True)
+            if not name.endswith("rotary_emb.inv_freq"):        # in old files, though it follows from the config
+                raise ValueError(f"{shards[name]}: {name} has no place in the model that config.json describes; "
+                                 f"{SUPPORTED}")
+        if device != "meta":
+            weights = {name.removeprefix("model."): read_weight(shards, name, weight.shape).to(device, weight.dtype)
+                       for name, weight in model.hf_state_dict().items()}
+            model.load_state_dict(weights, strict=False, assign=True)
         if config.tie_word_embeddings:
             tied = model.embed_tokens.weight
             model.lm_head.weight = tied if linear_dtype in (None, dtype) else nn.Parameter(tied.to(linear_dtype))
@@ -190,63 +236,16 @@ class Llama(nn.Module):
         return model.requires_grad_(False).eval()
 
 
-def local_folder(path, weights=True):
-    """`path` if it is a directory; otherwise it is a hub id, whose config, weights (if they are wanted) and tokenizer are fetched or found in the hub's cache."""
-    if Path(path).is_dir():
-        return Path(path)
-    try:
-        from huggingface_hub import snapshot_download
-        # for `lora.py merge`, whatever belongs to the weights
-        wanted = ["*.json", "*.jinja"] + ["*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*"] * weights
-        return Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns=["*/*"]))
-    except Exception as e:                                      # no such repository, no network, not a hub id at all
-        raise ValueError(f"{path}: neither a directory nor a model on the hub ({str(e).splitlines()[0]})") from None
-
-
-def read_weight(shards, name, shape=None, part=None):
-    """A tensor of a checkpoint, or only `part` of it (a slice of its rows, or one for each dimension); `shards` is what `weight_files`
-    gives, `shape` what config.json says, if it is to be checked.
-
-    Raises ValueError, naming the file and the tensor."""
-    if name not in shards:
-        raise ValueError(f"{next(iter(shards.values())).parent}: no tensor {name} in the safetensors files")
-    file = shards[name]
-    try:
-        with safe_open(file, "pt") as f:
-            stored = f.get_slice(name)
-            if stored.get_dtype() not in ("F64", "F32", "F16", "BF16"):
-                raise ValueError(f"{file}: {name} holds {stored.get_dtype()}: {QUANTIZED}")
-            if shape and stored.get_shape() != list(shape):
-                raise ValueError(f"{file}: {name} is {stored.get_shape()}, config.json says {list(shape)}")
-            return f.get_tensor(name) if part is None else stored[part]
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{file}: {name} cannot be read ({e}); is the file there and whole?") from None
-
-
-def fastest_dtype(path, device):
-    """What to sample in: bfloat16 on a GPU, and on a CPU that multiplies it natively if the checkpoint is stored in it; float32 otherwise."""
+def fastest_dtype(path: str | Path, device: str) -> torch.dtype:
+    """What to sample in: bfloat16 on a GPU, and on a CPU that multiplies it natively if the checkpoint is stored in it;
+    float32 otherwise."""
     if device == "cuda":
         return torch.bfloat16
     stored = read_weight(weight_files(local_folder(path)), "model.embed_tokens.weight", part=slice(1)).dtype
     return torch.bfloat16 if stored == torch.bfloat16 and fast_bfloat16() else torch.float32
 
 
-def weight_files(folder):
-    """{tensor name: its safetensors file} of a checkpoint of one or several files."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if index.exists():
-        files = read_json(index).get("weight_map")
-        if wrong := mismatch(files, dict.fromkeys(files, str) if isinstance(files, dict) else {}, "weight_map"):
-            raise ValueError(f"{index}, field {wrong[0]!r}: {wrong[1]}")
-        return {name: folder / file for name, file in files.items()}
-    try:
-        with safe_open(single, "pt") as f:
-            return dict.fromkeys(f.keys(), single)
-    except (SafetensorError, OSError) as e:
-        raise ValueError(f"{single}: cannot be read ({e}); is the file there and whole?") from None
-
-
-def main():
+def main() -> None:
     parser = Parser("Continues a text and prints the continuation as it is sampled.")
     parser.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     parser.add_argument("--adapter", action="append", default=[], help="directory of an adapter; repeats, in order")
@@ -256,25 +255,24 @@ def main():
     parser.add_argument("--top-p", type=number(float, 0, 1), default=1.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--dtype", choices=["float32", "bfloat16"],
-                        help="[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
+                        help="[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored "
+                             "in it]")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
 
-    from tokenizers import Tokenizer
-    from lora import load_adapter
     folder = local_folder(args.model)
     try:
         tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as e:                                      # the library raises nothing more special
+    except Exception as e:                                      # the library raises nothing more specific
         raise ValueError(f"{folder / 'tokenizer.json'}: not a tokenizer ({e})") from None
     dtype = getattr(torch, args.dtype) if args.dtype else fastest_dtype(folder, args.device)
     model = Llama.from_pretrained(folder, dtype, args.device)
     for adapter in args.adapter:
         load_adapter(model, adapter)
-    prompt = tokenizer.encode(args.prompt).ids
-    if len(prompt) >= model.config.max_position_embeddings:
-        raise ValueError(f"--prompt: {len(prompt)} tokens; the model sees {model.config.max_position_embeddings}")
-    sampler = Sampler(model, batch=1, max_length=min(len(prompt) + args.max_new_tokens, model.config.max_position_embeddings))
+    prompt, limit = tokenizer.encode(args.prompt).ids, model.config.max_position_embeddings
+    if len(prompt) >= limit:
+        raise ValueError(f"--prompt: {len(prompt)} tokens; the model sees {limit}")
+    sampler = Sampler(model, batch=1, max_length=min(len(prompt) + args.max_new_tokens, limit))
     request = Request("cli", prompt, args.max_new_tokens, args.temperature, args.top_p,
                       lambda ids: ids[-1] in model.config.eos_token_id, args.seed)
     sampler.add(request)

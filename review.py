@@ -20,9 +20,10 @@ from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
-import agent
-import endpoint
-from desk import judge, report
+from agent import options
+from agent.play import play
+from agent.rollouts import corrections, play_all
+from desk import backend, judge, report
 from desk.effects import gain, hint_effects, rate, read_corrected
 from desk.mistakes import Finding, Mistake, flag, load_mistakes
 from desk.terminal import compare, harmless, show
@@ -84,7 +85,7 @@ def arguments() -> Namespace:
     p.add_argument("--states", type=command_line.number(int, 1), default=8,
                    help="how many states to --try at most, failures first")
     p.add_argument("--rollout", action="store_true", help="with --try: play each task to its end")
-    agent.add_arguments(p)
+    options.add_arguments(p)
     args = p.parse_args()
     if args.attempt and (args.hint_dir or args.out or args.corrected or args.control):
         p.error("--try looks at one mistake alone: no --hint-dir, --out, --corrected or --control with it")
@@ -135,10 +136,10 @@ def resample(found: list[Finding], args: Namespace) -> list[dict]:
     """A corrected action from each flagged state, as collect.py --resample makes them, in the same order."""
     states, made = [flag(*finding) for finding in found], []
     args.samples, args.control = 1, False
-    chat = endpoint.chat_with(args)
+    chat = backend.chat_with(args)
     output = SimpleNamespace(world=1, rank=0, done=(), write=made.append)
-    player = functools.partial(agent.play, chat, max_steps=args.max_steps, only_next=not args.rollout)
-    agent.play_all(agent.corrections(states, args), args, output, chat, endpoint.engine, player)
+    player = functools.partial(play, chat, max_steps=args.max_steps, only_next=not args.rollout)
+    play_all(corrections(states, args), args, output, chat, backend.start_engine, player)
     by_id = {r["id"]: r for r in made}
     return [by_id[f"{state['id']}~0"] for state in states]
 

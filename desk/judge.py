@@ -12,7 +12,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
-import endpoint
+from desk import backend
 from desk.mistakes import Mistake
 
 ATTEMPTS = 3                                      # at a verdict that can be read
@@ -58,7 +58,7 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
     args: the command line; `args.judge` is the model. The verdicts are stored beside `args.out`, so that a second run
     does not ask for them again."""
     args = Namespace(**vars(args) | {"model": args.judge, "adapter": []})
-    chat, (engine, request) = endpoint.chat_with(args), endpoint.engine(args)
+    chat, (engine, request) = backend.chat_with(args), backend.start_engine(args)
     known, cache = {}, None                                           # key of a question → verdict
     if args.out:
         cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})

@@ -23,7 +23,9 @@ import textwrap
 import zlib
 from collections.abc import Generator
 
-from agent import Chat, Execute, Generate, code_in
+from agent.chat import Chat
+from agent.play import Execute, Generate
+from agent.responses import code_in
 from tools.sandbox import World
 
 PROMPTS = {
@@ -83,7 +85,7 @@ def number(text: str) -> str:
 
 
 def attempt(chat: Chat, trajectory: dict) -> Generator:
-    """The counterpart of agent.play: one response, graded. A generator that yields Generate and Execute requests."""
+    """The counterpart of `play`: one response, graded. A generator that yields Generate and Execute requests."""
     task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
     prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
     said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))

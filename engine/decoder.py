@@ -1,35 +1,40 @@
-"""Decoding on a GPU: the next token of every running request, captured as a CUDA graph and replayed, after a while compiled too.
+"""Decoding on a GPU: the next token of every running request as one CUDA graph, which is compiled after a while.
 
-A GPU is done with a block sooner than Python has started the block's kernels one by one. A graph starts all kernels of a step at once, but only
-on the tensors that it was captured with. So there is a graph for each of a few sizes, on a table that says what each slot of the cache is to do.
-Nothing in a step waits for the host: the next one reads the token where this one drew it, and meanwhile the host looks at it. On a CPU the
-same steps run as they are, for the tests.
+A GPU finishes a block sooner than Python can start the block's kernels one by one. A graph starts all kernels of a step
+at once, but only on the tensors that it was captured with. So there is a graph for each of a few sizes, and a table
+says what each slot of the cache is to do. No step waits for the host: it reads the token that the step before drew,
+and meanwhile the host looks at that token. On a CPU the same steps run without graphs, for the tests.
 
-Shapes: N slots, from the first one on; G key/value heads, S positions, D dimensions a head, C = hidden size.
+One sequence of Llama-3.1-8B's shape decoded 34.5 tokens/s with kernels started one by one, 125.9 with graphs, and 174.9
+with compiled kernels too (one GPU, ae786ee).
+
+Shapes: N slots, from the first one on; H query heads, G key/value heads, S positions, D dimensions of a head, C =
+hidden size.
 """
 
 import os
 import shutil
 import warnings
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
 
 from engine.kernels import decode_attention, unseen
-from engine.sampler import drawn, likeliest, send
+from engine.sampling import draw_on_device, most_likely, to_device
 
-COLUMN, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)         # the table's rows; LEAD: a slot with what all have in common
+POSITION, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)    # the table's rows; LEAD: a slot with the shared beginning
 STEPS_BEFORE_CAPTURE = 2                                        # of a size
-STEPS_BEFORE_COMPILING = 1000                                   # of any: compiling takes about as long as these
+STEPS_BEFORE_COMPILING = 1000                                   # of any size: compiling takes about as long as these
 
 
 class Decoder:
-    """Steps of decoding on `cache` (L, 2, slots, G, S, D), whose last position takes what idle slots write.
+    """Steps of decoding on `cache` (L, 2, slots, G, S, D). Idle slots write to its last position.
 
-    The model has to stay as it is: graphs do not see an adapter that comes later."""
+    The model must not change: a graph does not see an adapter that comes later."""
 
-    def __init__(self, model, cache):
+    def __init__(self, model: torch.nn.Module, cache: torch.Tensor):
         slots, gpu = cache.shape[2], cache.is_cuda
         self.model, self.cache, self.gpu = model, cache, gpu
         self.table = torch.zeros(6, slots, dtype=torch.float64, device=cache.device)
@@ -43,23 +48,26 @@ class Decoder:
 
     def compile(self):
         if can_compile():
-            torch.cuda.synchronize()                            # no graph that is dropped is running
-            self.decode_one = compiled(decode, coordinate_descent_tuning=True)                                     # with kernels for a matrix by a vector
+            torch.cuda.synchronize()                            # no graph that is dropped is still running
+            self.decode_one = compiled(decode, coordinate_descent_tuning=True)      # kernels for matrix by vector
             self.decode_many = compiled(decode)
             self.drop_graphs()
 
-    def start(self, slots, columns, tokens, rules, shared):
-        """Begins to compute the next token of some slots (numpy, int64): each one's input stands at its column and is its token, or, where
-        that is -1, the one drawn last. rules: their temperatures, top_p and random numbers; shared: the tokens that they all begin with.
+    def start(self, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray, rules: Iterable,
+              shared: int) -> Callable[[], list[int]]:
+        """Starts to compute the next token of some slots. Each one's input stands at its position and is its token, or,
+        where that is -1, the one drawn last. rules: the slots' temperatures, top_p and random numbers. shared: how many
+        tokens all of them begin with.
 
-        → a function that waits for these tokens and returns them, a list."""
+        Returns a function that waits for the new tokens and returns them."""
         N, last = min(1 << int(slots.max()).bit_length(), self.cache.shape[2]), self.cache.shape[4] - 1
         temperature, top_p, u = rules
         table = np.zeros((6, N))
-        table[COLUMN], table[TOP_P], table[LEAD] = last, 1, slots[0]
-        table[:LEAD, slots] = columns, tokens, temperature, top_p, u
-        size = N, min(above(int(columns.max()) + 1), last), below(shared), (sampled := any(temperature)), sampled and min(top_p) < 1
-        self.table[:, :N].copy_(send(torch.from_numpy(table), self.cache.device))
+        table[POSITION], table[TOP_P], table[LEAD] = last, 1, slots[0]
+        table[:LEAD, slots] = positions, tokens, temperature, top_p, u
+        length, sampled = min(above(int(positions.max()) + 1), last), any(temperature)
+        size = N, length, below(shared), sampled, sampled and min(top_p) < 1
+        self.table[:, :N].copy_(to_device(torch.from_numpy(table), self.cache.device))
         if self.gpu and self.steps == STEPS_BEFORE_COMPILING:
             self.compile()
         self.steps += 1
@@ -72,7 +80,7 @@ class Decoder:
                 self.graphs[size] = graph
             self.graphs[size].replay()
         else:
-            with warnings.catch_warnings(action="ignore"):      # of what a compiler could do better
+            with warnings.catch_warnings(action="ignore"):      # the compiler's hints on what it could do better
                 self.step(*size)
         if not self.gpu:
             return self.tokens[slots].tolist
@@ -86,50 +94,55 @@ class Decoder:
 
         return wait
 
-    def step(self, N, until, common, sampled, nucleus):
-        """What the table says, for the first N slots: attention up to the position `until`, of which `common` are the same in all slots."""
+    def step(self, N: int, length: int, shared: int, sampled: bool, nucleus: bool) -> None:
+        """Does what the table says for the first N slots. Attention reads the first `length` positions, of which the
+        first `shared` are the same in all slots."""
         table, before = self.table[:, :N], self.tokens[:N]
-        column, token, lead = table[COLUMN].long(), table[TOKEN].long(), table[LEAD, :1].long()
-        hide = {window: unseen(column, until, window)[:, None, None] for window in set(self.model.config.windows)}      # each (N, 1, 1, until)
-        cos, sin = self.model.rope(column[:, None])
-        x = self.model.embed_tokens(torch.where(token < 0, before.clamp(max=self.model.config.vocab_size - 1), token))[:, None]
+        position, token, lead = table[POSITION].long(), table[TOKEN].long(), table[LEAD, :1].long()
+        windows, valid = set(self.model.config.windows), before.clamp(max=self.model.config.vocab_size - 1)
+        hide = {window: unseen(position, length, window)[:, None, None] for window in windows}     # (N, 1, 1, length)
+        cos, sin = self.model.rope(position[:, None])
+        x = self.model.embed_tokens(torch.where(token < 0, valid, token))[:, None]
+        run = self.decode_one if N == 1 else self.decode_many
         for block, cache in zip(self.model.layers, self.cache):
-            x = (self.decode_one if N == 1 else self.decode_many)(block, x, cos, sin, cache, column, lead, hide[block.window], common)
+            x = run(block, x, cos, sin, cache, position, lead, hide[block.window], shared)
         logits = self.model.lm_head(self.model.norm(x))[:, 0]
-        before.copy_(drawn(logits, *table[TEMPERATURE:LEAD, :, None], nucleus) if sampled else likeliest(logits))
+        rules = table[TEMPERATURE:LEAD, :, None]
+        before.copy_(draw_on_device(logits, *rules, nucleus) if sampled else most_likely(logits))
 
 
-def can_compile():
+def can_compile() -> bool:
     """Is there the C compiler that torch.compile needs?"""
     return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang", "cc")))
 
 
-def compiled(function, **options):
-    """`function` for all sizes, with its kernels fused by torch.compile. What that cannot compile stays as it is."""
+def compiled(function: Callable, **options) -> Callable:
+    """`function` for all sizes, with its kernels fused by torch.compile. What that cannot compile runs as it is."""
     dynamo = torch._dynamo.config
-    dynamo.cache_size_limit, dynamo.suppress_errors, dynamo.force_nn_module_property_static_shapes = 64, True, False
+    dynamo.cache_size_limit, dynamo.suppress_errors = 64, True
+    dynamo.force_nn_module_property_static_shapes = False
     return torch.compile(function, dynamic=True, options=options)
 
 
-def decode(block, x, cos, sin, cache, column, lead, hide, common):
+def decode(block, x, cos, sin, cache, position, lead, hide, shared):
     """A block's work on x (N, 1, C), whose keys and values go to cache (2, slots, G, S, D)."""
-    def attend(q, k, v, window):                                   # q (N, H, 1, D); k, v (N, G, 1, D)
-        (N, G, _, D), until = k.shape, hide.shape[-1]
-        cache[:, torch.arange(N, device=x.device), :, column] = torch.stack((k, v))[:, :, :, 0].transpose(0, 1)
-        keys, values = cache[:, :N, :, common:until]
-        shared = cache[:, :, :, :common].index_select(1, lead)[:, 0] if common else None
-        y = decode_attention(q.reshape(N, G, -1, D), keys, values, hide, shared)
+    def attend(q, k, v, window):                                # q (N, H, 1, D); k, v (N, G, 1, D)
+        (N, G, _, D), length = k.shape, hide.shape[-1]
+        cache[:, torch.arange(N, device=x.device), :, position] = torch.stack((k, v))[:, :, :, 0].transpose(0, 1)
+        keys, values = cache[:, :N, :, shared:length]
+        common = cache[:, :, :, :shared].index_select(1, lead)[:, 0] if shared else None
+        y = decode_attention(q.reshape(N, G, -1, D), keys, values, hide, common)
         return y.reshape(N, -1, 1, D)
 
-    return block.run(x, cos, sin, attend)
+    return block(x, cos, sin, attend)
 
 
-def above(n):
-    """The smallest of 256, 384, 512, 768, 1024, 1536 … that n does not exceed: sizes are few, and at most half too large."""
+def above(n: int) -> int:
+    """The smallest of 256, 384, 512, 768, 1024, 1536 … that is at least n: few sizes, at most half too large."""
     power = 1 << max(8, (n - 1).bit_length())
     return power * 3 // 4 if 256 < power and n <= power * 3 // 4 else power
 
 
-def below(n):
+def below(n: int) -> int:
     """The largest of 0, 256, 512, 1024 … that does not exceed n."""
     return 1 << n.bit_length() - 1 if n >= 256 else 0

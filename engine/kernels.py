@@ -1,73 +1,107 @@
-"""What a device has to be asked for in its own way to be fast: attention, a CPU's products, and its memory.
+"""What each device does its own way to be fast: attention, products of linear layers, a CPU's memory.
 
-Attention is over keys and values that are there already: a row's own, several documents' in one row, a KV cache's. Shapes: B sequences,
-T tokens, S positions with keys and values, H query heads, G key/value heads, D dimensions a head.
+The equation stands first (`attention`, `F.linear`); the rest computes the same faster. Figures say on what machine.
+
+Attention is over keys and values that are there already: a row's own, several documents' in one row, a KV cache's.
+Shapes: B sequences, T tokens, S positions with keys and values, H query heads, G key/value heads, D dimensions of a
+head.
 """
 
 import contextlib
 import ctypes
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-torch.backends.cuda.enable_cudnn_sdp(False)              # in the whole process: for each new length it would make a plan first
+# cuDNN's attention makes a plan for each new length. With it, the first distilling of a process did 11 actions/s on a
+# GPU; a second one, with all plans made, did 100.
+torch.backends.cuda.enable_cudnn_sdp(False)
 
-# What Linux says of this CPU, elsewhere nothing; and whether it has AVX-512, but MKL, which uses that on Intel's only, goes without.
-CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available() and "AuthenticAMD" in CPU
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""      # what Linux says of it
+# MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs. On others that have it, oneDNN is faster.
+WITHOUT_AVX512 = (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
+                  and "AuthenticAMD" in CPU)
 
 
-def fast_bfloat16():
-    """Has this CPU instructions for bfloat16 products?"""
+def fast_bfloat16() -> bool:
+    """Does this CPU have instructions for bfloat16 products?"""
     return "avx512_bf16" in CPU
 
 
 # ---- attention -----------------------------------------------------------------------------------------------------
 
-def causal_mask(T, S, device):
-    """What each of the last T of S positions sees, the same in all layers; None if these are all. As a tensor for a CPU, a GPU's kernels need none."""
-    if T == S:
-        return None
-    if device.type == "cuda":
-        from torch.nn.attention.bias import causal_lower_right         # here, as it takes a second to import
-        return causal_lower_right(T, S)
-    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """The definition: softmax(q kᵀ / √D) v, of q (B, H, T, D) on k, v (B, G, S, D) → (B, H, T, D).
+
+    The queries are the last T of the S positions. Each sees itself and what comes before it, or with a sliding window
+    the last `window` of these. H/G query heads share a key/value head."""
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    S, T = k.shape[2], q.shape[2]
+    distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
+    seen = (distance >= 0) & (distance < (window or S))
+    return (q @ k.mT / q.shape[3] ** 0.5).masked_fill(~seen, float("-inf")).softmax(-1) @ v
 
 
-def causal_attention(q, k, v, window=None, mask=None):
-    """Attention of q (B, H, T, D) on k, v (B, G, S, D): the queries are the last T of S positions, each sees itself and what is before it,
-    which `mask` may say already; with a sliding window, only the last `window` of these."""
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None,
+                     mask: torch.Tensor | None = None) -> torch.Tensor:
+    """`attention` by the kernel that is fastest here. mask: `causal_mask`, if the caller has made it already."""
     T, S = q.shape[2], k.shape[2]
     if window and S > window:
         return windowed_attention(q, k, v, window)
-    plain = q.requires_grad if q.dtype == torch.float32 else torch.is_autocast_enabled(q.device.type) and "avx512_bf16" in CPU and "amx_bf16" not in CPU
-    if plain and q.device.type == "cpu" and not torch.compiler.is_compiling():
+    if trains_by_plain_products(q):
         return CausalAttention.apply(q, k, v)
     mask = causal_mask(T, S, q.device) if mask is None else mask
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
 
 
-def windowed_attention(q, k, v, window, queries=512):
-    """causal_attention with a sliding window, a few queries at a time, each part on the keys that it sees."""
+def causal_mask(T: int, S: int, device: torch.device) -> torch.Tensor | None:
+    """Which of S positions each of the last T sees, the same in all layers; None if T = S, which needs no mask. On a
+    CPU it is a tensor; a GPU's kernels need only a description."""
+    if T == S:
+        return None
+    if device.type == "cuda":
+        from torch.nn.attention.bias import causal_lower_right  # here, as it takes a second to import
+        return causal_lower_right(T, S)
+    return torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
+
+
+def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int,
+                       queries: int = 512) -> torch.Tensor:
+    """`attention` with a sliding window, some queries at a time, each part only on the keys that it sees."""
     H, T, S, out = q.shape[1], q.shape[2], k.shape[2], []
     for start in range(S - T, S, queries):
         stop, first = min(start + queries, S), max(0, start - window + 1)
-        behind = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
-        keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))      # a GPU's kernel with a mask wants that
-        out.append(F.scaled_dot_product_attention(q[:, :, start - S + T:stop - S + T], keys, values, (behind >= 0) & (behind < window)))
+        distance = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
+        seen = (distance >= 0) & (distance < window)
+        keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))   # for a GPU
+        out.append(F.scaled_dot_product_attention(q[:, :, start - S + T:stop - S + T], keys, values, seen))
     return torch.cat(out, dim=2)
 
 
+def trains_by_plain_products(q):
+    """Is `CausalAttention` the faster kernel? On a CPU where gradients are wanted: in float32, or in bfloat16 without
+    AMX."""
+    if q.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if q.dtype == torch.float32:
+        return q.requires_grad
+    return torch.is_autocast_enabled("cpu") and "avx512_bf16" in CPU and "amx_bf16" not in CPU
+
+
 class CausalAttention(torch.autograd.Function):
-    """The same by plain products, a few queries at a time, so that what they do not see is left out and the scores stay in the cache; computed
-    anew for the gradient (Dao et al., 2022). PyTorch's own kernel is slower on a CPU where gradients are wanted or, without AMX, in bfloat16. In that
-    it is more exact where scores are large, since these are rounded here, so this is for training only."""
+    """`attention` for training on a CPU, by plain products over a few queries at a time. So the keys that they do not
+    see are left out, and the scores stay in the cache. The backward pass recomputes the scores (Dao et al., 2022).
+
+    With a CPU's bfloat16 instructions and small heads, training was 1.5 times as fast as with PyTorch's fused kernel
+    (70878db). In bfloat16 the scores are rounded here, where the fused kernel keeps float32. So sampling uses that."""
     QUERIES = 64
 
     @staticmethod
     def parts(q, k):
-        """For each part of the queries: which (a slice), they (B, G, R n, D), how many keys they see, and their weights (B, G, R n, those)."""
+        """For each part of the queries: which (a slice), the queries (B, G, R n, D), how many keys they see, and their
+        weights (B, G, R n, keys seen), with R = H/G."""
         T, S, D = q.shape[2], k.shape[2], q.shape[3]
         q = (q * D ** -0.5).unflatten(1, (k.shape[1], -1))
         for start in range(0, T, CausalAttention.QUERIES):
@@ -81,25 +115,30 @@ class CausalAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, q, k, v):
         ctx.save_for_backward(q, k, v)
-        y = [(weights @ v[:, :, :seen]).unflatten(2, (-1, part.stop - part.start)) for part, _, seen, weights in CausalAttention.parts(q, k)]
+        y = [(weights @ v[:, :, :seen]).unflatten(2, (-1, part.stop - part.start))
+             for part, _, seen, weights in CausalAttention.parts(q, k)]
         return torch.cat(y, dim=3).flatten(1, 2)
 
     @staticmethod
     def backward(ctx, gradient):
         q, k, v = ctx.saved_tensors
-        gradient, dq, (dk, dv) = gradient.unflatten(1, (k.shape[1], -1)), [], torch.zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
+        gradient, dq = gradient.unflatten(1, (k.shape[1], -1)), []
+        dk, dv = torch.zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
         for part, some, seen, weights in CausalAttention.parts(q, k):
             g = gradient[:, :, :, part].flatten(2, 3)
             dv[:, :, :seen] += weights.mT @ g
             scores = torch._softmax_backward_data(g @ v[:, :, :seen].mT, weights, -1, weights.dtype)
             dk[:, :, :seen] += scores.mT @ some
             dq.append((scores @ k[:, :, :seen]).unflatten(2, (-1, part.stop - part.start)))
-        return torch.cat(dq, dim=3).flatten(1, 2).mul_(q.shape[-1] ** -0.5), dk.type_as(k), dv.type_as(v)
+        dq = torch.cat(dq, dim=3).flatten(1, 2).mul_(q.shape[-1] ** -0.5)
+        return dq, dk.type_as(k), dv.type_as(v)
 
 
-def decode_attention(q, k, v, hide, common=None):
-    """Attention of one position of each sequence, q (B, G, R, D) with R = H/G, on its own k, v (B, G, S, D), and before these on what all
-    sequences have in common, keys and values (2, G, P, D), which are read only once. `hide` (B, 1, 1, P + S) is added to the scores."""
+def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hide: torch.Tensor,
+                     common: torch.Tensor | None = None) -> torch.Tensor:
+    """`attention` of one position of each sequence, q (B, G, R, D) with R = H/G, on its own keys and values k, v
+    (B, G, S, D) and on those that all sequences begin with, `common` (2, G, P, D), which are read only once.
+    hide (B, 1, 1, P + S) is added to the scores (`unseen`)."""
     (B, G, R, D), P = q.shape, 0 if common is None else common.shape[2]
     q = q * D ** -0.5
     scores = q @ k.transpose(-1, -2)
@@ -114,67 +153,93 @@ def decode_attention(q, k, v, hide, common=None):
     return y
 
 
-def unseen(columns, until, window=None):
-    """For queries at the columns (N,): what decode_attention adds to their scores of the positions up to `until`, (N, until): 0, or -1e30
-    where a query does not see a position, since that comes later or before its sliding window."""
-    behind = columns[:, None] - torch.arange(until, device=columns.device)
-    return ((behind < 0) | (behind >= window) if window else behind < 0) * -1e30
+def unseen(positions: torch.Tensor, S: int, window: int | None = None) -> torch.Tensor:
+    """What `decode_attention` adds to the scores of queries at positions (N,) on the first S positions → (N, S): 0, or
+    -1e30 where a query does not see a position."""
+    distance = positions[:, None] - torch.arange(S, device=positions.device)
+    return ((distance < 0) | (distance >= window) if window else distance < 0) * -1e30
 
 
-def packed_attention(lengths, common=0):
-    """Causal attention within each of several documents that stand one after the other in a row, without padding; before them stand `common`
-    tokens with which all of them begin."""
+def packed_attention(lengths: Sequence[int], common: int = 0) -> Callable:
+    """`attend` for `Llama.hidden`: causal attention within each of several documents that stand one after the other in
+    a row, without padding. The row begins with `common` tokens, the beginning of every document."""
     def attend(layer, q, k, v, window=None):
         first, *own = zip(*(x.split([common, *lengths], dim=2) for x in (q, k, v)))
         out = [causal_attention(*first, window)] if common else []
         for q, k, v in own:
-            out.append(causal_attention(q, *(torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v))), window))
+            keys, values = (torch.cat(pair, dim=2) for pair in zip(first[1:], (k, v)))
+            out.append(causal_attention(q, keys, values, window))
         return torch.cat(out, dim=2)
     return attend
 
 
-# ---- products, and a CPU's memory -----------------------------------------------------------------------------------
+# ---- products of linear layers -------------------------------------------------------------------------------------
 
-def cast(x):
-    """x in the precision of autocast, if that is on: once, and not for each product that reads it."""
+def cast(x: torch.Tensor) -> torch.Tensor:
+    """x in autocast's precision if autocast is on, so that it is cast once and not for each product that reads it."""
     device = x.device.type
     return x.to(torch.get_autocast_dtype(device)) if torch.is_autocast_enabled(device) else x
 
 
-def linear(x, weight, bias=None):
-    """F.linear of x (…, in) and weight (out, in) → (…, out). MKL's product of a few rows by a large weight uses one core only, and one of some
-    more rows by a vocabulary no core well; by several slices of the weight it is faster. Where MKL is without AVX-512, oneDNN is twice as fast."""
-    if weight.is_mkldnn:                                        # packed
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """`F.linear` by the fastest product: x (…, in) times the transposed weight (out, in), plus bias → (…, out)."""
+    if weight.is_mkldnn:                                        # see `pack`
+        return onednn_linear(x, weight, bias)
+    if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
+        return cpu_linear(x, weight, bias)
+    return F.linear(x, weight, bias)
+
+
+def onednn_linear(x, weight, bias):
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def cpu_linear(x, weight, bias):
+    """`F.linear` in float32 on a CPU, where MKL is slow in three cases. (a) Where it does not use AVX-512, oneDNN is
+    faster. (b) It multiplies a few rows by a large weight on one core only. (c) It divides some more rows by a
+    vocabulary badly among the cores. In (b) and (c) slices of the weight are multiplied as a batch.
+
+    On one core of an AMD EPYC (CPU time), oneDNN was 2.2, 1.9, 1.5 and 1.3 times as fast as MKL for 3, 16, 64 and 256
+    rows by a weight of 5632 × 2048. One and two rows by one of 49152 × 576 were 2.4 and 3.8 times as fast as a batch of
+    matrices by vectors."""
+    rows, learns = x.shape[:-1].numel(), torch.is_grad_enabled()
+    if WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21 and not learns:
+        return onednn_linear(x, weight, bias)                                                   # (a)
+    if rows <= 16 and weight.numel() >= 2 ** 18 and not learns:
+        slices = 8                                                                              # (b)
+    elif rows <= 256 and len(weight) >= 2 ** 15:
+        slices = 32                                                                             # (c)
+    else:
         return F.linear(x, weight, bias)
-    rows = x.shape[:-1].numel()
-    if WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21 and not torch.is_grad_enabled():
-        return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    slices = 8 if rows <= 16 and weight.numel() >= 2 ** 18 and not torch.is_grad_enabled() else 32 if rows <= 256 and len(weight) >= 2 ** 15 else 1
-    if slices == 1 or len(weight) % slices:
+    if len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if slices == 32 and not torch.is_grad_enabled():
+    if slices == 32 and not learns:                             # in groups, so that logits are in memory once, not twice
         y = x.new_empty(rows, slices, weight.shape[1])
-        for part in range(0, slices, 8):                        # group by group, so that a vocabulary of logits is in memory once, not twice
+        for part in range(0, slices, 8):
             y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
-    elif rows <= 2 and (WITHOUT_AVX512 or weight.numel() < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"):      # as measured, by a third to a half
-        y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)                            # a matrix by a vector
+    elif rows <= 2 and by_vectors(weight.numel()):
+        y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)
     else:
         y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
 
 
-def add_linear(y, x, weight):
-    """y (n, out) + x weight^T of x (n, in) and weight (out, in), rounded once; y may be overwritten."""
+def by_vectors(size):
+    """Is a weight of that many elements multiplied faster as matrices by vectors than as rows by matrices? The faster
+    way takes a third to a half less time."""
+    return WITHOUT_AVX512 or size < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+
+
+def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """y (n, out) + x weightᵀ of x (n, in) and weight (out, in), rounded once; y may be overwritten."""
     if weight.is_mkldnn:
         return torch.ops.mkldnn._linear_pointwise.binary(x, y, weight, None, "add")
     return y.addmm_(x, cast(weight).T)
 
 
-def pack(model):
+def pack(model: torch.nn.Module) -> None:
     """Brings a CPU's bfloat16 weights into the layout that oneDNN would otherwise prepare for every product. Results
     are the same bit for bit. From then on linear layers compute without gradients only, by `linear` and `add_linear`.
 
@@ -188,15 +253,17 @@ def pack(model):
                 layer.weight = torch.nn.Parameter(packed, requires_grad=False)
 
 
-def keep_freed_memory():
-    """glibc gives a large freed block back to the system and gets the next tensor's anew, page by page, cleared. From now on it keeps what is
-    freed, up to a gigabyte of it, but for blocks of 16 MiB and more."""
-    glibc("mallopt", -1, 2 ** 30)                                      # M_TRIM_THRESHOLD
-    glibc("mallopt", -3, 2 ** 24)                                      # M_MMAP_THRESHOLD
+# ---- a CPU's memory ------------------------------------------------------------------------------------------------
+
+def keep_freed_memory() -> None:
+    """glibc returns a large freed block to the system, and gets the next tensor's memory page by page, cleared. From now
+    on it keeps up to a gigabyte of what is freed, except blocks of 16 MiB and more."""
+    glibc("mallopt", -1, 2 ** 30)                               # M_TRIM_THRESHOLD
+    glibc("mallopt", -3, 2 ** 24)                               # M_MMAP_THRESHOLD
 
 
-def give_back_freed_memory():
-    """What glibc has kept, now."""
+def give_back_freed_memory() -> None:
+    """Returns to the system what glibc has kept."""
     glibc("malloc_trim", 0)
 
 

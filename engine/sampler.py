@@ -1,24 +1,26 @@
-"""Continuous batching: many prompts are continued at a time, each a token a step, over one KV cache that conversations share.
+"""Continuous batching: many prompts are continued together, one token each per step, over one KV cache.
 
     sampler = Sampler(model, batch=32, max_length=4096)
     new_ids = sampler.generate(prompts, max_new_tokens=64, temperature=0.7, stop_ids=[2])
 
-A prompt pays only for the tokens that no slot of the cache has computed before: a conversation for its next turn, agents with the
-same hints for what differs. Shapes: N running requests, G key/value heads, D dimensions a head, V words in the vocabulary.
+A prompt pays only for the tokens that no slot of the cache has computed before: a conversation for its next turn,
+agents with the same hints for what differs. Shapes: N running requests, T tokens of a step, H query heads, G key/value
+heads, S positions, D dimensions of a head, V tokens in the vocabulary.
 """
 
 import random
 from collections import deque
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Callable
 
 import numpy as np
 import torch
 
+from engine.decoder import Decoder
 from engine.kernels import causal_attention, causal_mask, decode_attention, unseen
+from engine.sampling import draw, to_device
 
-
-ADMITTED = 4096                                                  # a pass takes new prompts in until they are more tokens
+ADMITTED = 4096                                                 # a step takes new prompts in until they are more tokens
 
 
 @dataclass(eq=False)
@@ -30,44 +32,45 @@ class Request:
     temperature: float = 0.0
     top_p: float = 1.0
     stop: Callable[[list[int]], bool] = lambda new_ids: False   # asked after every new token
-    seed: object = 0                                            # of this request's own random stream: a number or a string
+    seed: object = 0                                            # of this request's own random stream: number or string
     new_ids: list[int] = field(default_factory=list)
-    ended: str = ""                                             # "stop", or "length" when max_new_tokens or the cache is full
+    ended: str = ""                                             # "stop", or "length": max_new_tokens, or a full cache
 
     def __post_init__(self):
         self.random = random.Random(self.seed)
 
 
-def draw(logits, temperature, top_p, u):
-    """One id (N,) for each row of logits (N, V); temperature, top_p and u are lists. u in [0, 1) picks from the row's cumulative
-    distribution, so that the same u draws the same id whatever the other rows are."""
-    if not any(temperature):
-        return likeliest(logits)
-    return drawn(logits, *send(torch.tensor([temperature, top_p, u], dtype=torch.float64), logits.device)[..., None], nucleus=min(top_p) < 1)
+@dataclass
+class Decode:
+    """The slots that run one token each. Their tokens are the first n of the step."""
+    n: int
+    first: int                                                  # the lowest of the slots …
+    end: int                                                    # … and one more than the highest
+    length: int                                                 # of the longest of them, in tokens
+    shared: int                                                 # how many tokens all of them begin with
 
 
-def drawn(logits, temperature, top_p, u, nucleus):
-    """`draw` of float64 tensors (N, 1) on the logits' device; nucleus: is any top_p below 1?"""
-    p = (logits.float() / temperature.float().clamp(min=1e-6)).softmax(-1)
-    if nucleus:                                                 # drop what follows the smallest set with at least top_p
-        ranked, order = p.sort(dim=-1, descending=True)
-        drop = (ranked.cumsum(-1) - ranked >= top_p) & (top_p < 1)
-        drop[:, 0] = False
-        p = p.masked_fill(torch.zeros_like(drop).scatter(-1, order, drop), 0)
-    cdf = p.cumsum(-1, dtype=torch.float64)
-    ids = torch.searchsorted(cdf, u * cdf[:, -1:], right=True)
-    return torch.where(temperature > 0, ids, likeliest(logits)[:, None])[:, 0]
+@dataclass
+class Prefill:
+    """A slot that runs several tokens: the step's tokens from `start` to `end`."""
+    slot: int
+    start: int
+    end: int
+    length: int                                                 # of the slot, with these tokens
 
 
-def likeliest(logits):
-    """The id of the largest logit of each row; V, which is none, where there is one that is no number."""
-    largest, ids = logits.max(-1)
-    return ids.masked_fill(largest.isnan(), logits.shape[-1])
+@dataclass
+class Step:
+    """What runs through the model at once: the tokens of all running slots that have no keys and values yet."""
+    tokens: np.ndarray                                          # (3, T): each one's id, slot and position there
+    last: np.ndarray                                            # (N,) the index of each slot's last token
+    copies: list[tuple[int, int, int]]                          # (to slot, from slot, n): beginnings to copy first
+    length: int                                                 # of the longest slot
+    decode: Decode | None
+    prefills: list[Prefill]
 
 
-def send(tensor, device):
-    """To the device, without waiting for it."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+NOTHING = (), (), list                                          # slots, requests, and a function that returns their tokens
 
 
 class Sampler:
@@ -75,21 +78,21 @@ class Sampler:
 
         sampler.add(Request(…)); …; while not sampler.idle: for request in sampler.step(): …
 
-    A slot holds one running request, or what the last one left there: a later prompt that begins the same takes these keys and
-    values over, its own slot's or a copy of another's. `prefilled` counts the prompt tokens that had to be computed.
+    A slot holds a running request, or what its last request left there. A later prompt with the same beginning takes
+    over its keys and values, in the same slot or as a copy. `prefilled` counts the prompt tokens that were computed.
 
-    ahead: compute the next token while the host looks at the last one (decoder.py); None: on a GPU. The model stays as it is then."""
+    ahead: compute the next token while the host looks at the last one (decoder.py) [on a GPU]. The model must not
+    change from then on."""
 
-    def __init__(self, model, batch=32, max_length=4096, ahead=None):
+    def __init__(self, model: torch.nn.Module, batch: int = 32, max_length: int = 4096, ahead: bool | None = None):
         c, weight = model.config, model.embed_tokens.weight
         ahead = weight.is_cuda if ahead is None else ahead
         self.model, self.batch, self.max_length = model, batch, max_length
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
-                                 dtype=weight.dtype, device=weight.device)      # keys and values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # what is masked must still be a number: zero up to here, or better
-        self.decoder, self.under_way = None, None               # a step that is being computed: slots, requests, a function that waits for their tokens
+                                 dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
+        self.cleared = 0                                        # up to here it holds numbers: masked ones are read too
+        self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
         if ahead:
-            from engine.decoder import Decoder                         # here, as it imports from this file
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …
@@ -98,22 +101,25 @@ class Sampler:
         self.requests = [None] * batch
         self.queue = deque()
         self.clock = self.prefilled = 0
-        self.copies = []                                        # (slot, source, n): beginnings to take over before the next run
-        self.announce = lambda plan: plan                       # tells other processes what is run next, if they hold parts of the model
+        self.copies = []                                        # for the next Step
+        self.announce = lambda step: step                       # tells processes with other parts of the model to run it
 
     @property
-    def idle(self):
+    def idle(self) -> bool:
         return not self.queue and not any(self.requests)
 
-    def add(self, request):
+    def add(self, request: Request) -> None:
+        """Queues a request. Raises ValueError if its prompt is empty or holds tokens that the model does not have."""
         if not request.prompt:
             raise ValueError(f"request {request.key!r}: the prompt is empty; a model needs at least one token to continue")
         if min(request.prompt) < 0 or max(request.prompt) >= self.model.config.vocab_size:
-            raise ValueError(f"request {request.key!r}: its prompt holds tokens that this model does not have; was its beginning made with another model?")
+            raise ValueError(f"request {request.key!r}: its prompt holds tokens that this model does not have; "
+                             "was its beginning made with another model?")
         self.queue.append(request)
 
-    def generate(self, prompts, max_new_tokens=64, temperature=0.0, top_p=1.0, stop_ids=(), seed=0):
-        """Continues each prompt (a list of ids) until a stop id, which is the last in its list of new ids, or to max_new_tokens."""
+    def generate(self, prompts: list[list[int]], max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
+                 stop_ids: Iterable[int] = (), seed: object = 0) -> list[list[int]]:
+        """Continues each prompt until a stop id, which is the last of its new ids, or to max_new_tokens."""
         stop_ids = set(stop_ids)
         requests = [Request(i, prompt, max_new_tokens, temperature, top_p, lambda ids: ids[-1] in stop_ids, f"{seed}/{i}")
                     for i, prompt in enumerate(prompts)]
@@ -124,50 +130,56 @@ class Sampler:
         return [request.new_ids for request in requests]
 
     @torch.inference_mode()
-    def step(self):
-        """One new token for every running request, after queued ones have taken the free slots; with `ahead` these may have to wait for up
-        to eight steps, and a token comes a step later than it is begun. Returns the requests that ended."""
+    def step(self) -> list[Request]:
+        """Admits queued requests into free slots and computes a new token for every running request. Returns the
+        requests that ended.
+
+        With `ahead`, a token is handed out one step after it was begun, and queued requests wait for up to eight steps
+        until they are worth leaving the decoder for."""
         running = sum(r is not None for r in self.requests)
         waiting = min(len(self.queue), self.batch - running)
-        if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):     # new prompts wait until they are some
-            return self._ahead()
-        before, self.under_way = self.under_way, None
-        ended = self._hand_out(before) + self._admit()
+        if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):
+            return self._step_ahead()
+        started, self.started = self.started, NOTHING
+        ended = self._hand_out(*started) + self._admit()
         slots = np.array([s for s in range(self.batch) if self.requests[s]], dtype=np.int64)
         if not len(slots):
             return ended
         slots = slots[np.argsort(self.length[slots] - self.cached[slots] > 1, kind="stable")]   # decoding ones first
-        running = [self.requests[s] for s in slots]
-        rules = zip(*((r.temperature, r.top_p, r.random.random()) for r in running))
-        new = draw(self.run(self.announce(self._plan(slots))), *rules)
+        requests = [self.requests[s] for s in slots]
+        tokens = draw(self.run(self.announce(self._plan(slots))), *self._rules(requests))
         self.clock += 1
         self.cached[slots] = self.length[slots]
         self.used[slots] = self.clock
-        return ended + self._hand_out((slots, running, new.tolist))                # the one wait for the device
+        return ended + self._hand_out(slots, requests, tokens.tolist)           # the one wait for the device
 
-    def _ahead(self):
-        """Starts a step in which all decode, then hands out the tokens of the one before."""
-        before, self.under_way = self.under_way, None
-        unknown = self.length == self.cached                    # slots whose last token is only being computed
+    def _step_ahead(self):
+        """Starts a step in which every request decodes. Then hands out the tokens of the step before."""
+        before, self.started = self.started, NOTHING
+        unknown = self.length == self.cached                    # slots whose last token is still being computed
         slots = np.array([s for s, r in enumerate(self.requests) if r and self.cached[s] < self.max_length
                           and len(r.new_ids) + unknown[s] < r.max_new_tokens], dtype=np.int64)
         if len(slots):
-            running, columns = [self.requests[s] for s in slots], self.cached[slots]
-            rules = zip(*((r.temperature, r.top_p, r.random.random()) for r in running))
-            tokens = np.where(unknown[slots], -1, self.ids[slots, columns])
-            self.under_way = slots, running, self.decoder.start(slots, columns, tokens, rules, self._shared(slots))
+            requests, positions = [self.requests[s] for s in slots], self.cached[slots]
+            tokens = np.where(unknown[slots], -1, self.ids[slots, positions])
+            wait = self.decoder.start(slots, positions, tokens, self._rules(requests), self._shared(slots))
+            self.started = slots, requests, wait
             self.clock += 1
             self.cached[slots] += 1
             self.used[slots] = self.clock
-        return self._hand_out(before)
+        return self._hand_out(*before)
 
-    def _hand_out(self, step):
-        """Gives the requests of a step their tokens. Returns those that ended."""
+    def _rules(self, requests):
+        """Their temperatures, their top_p, and a random number from each one's own stream."""
+        return zip(*((r.temperature, r.top_p, r.random.random()) for r in requests))
+
+    def _hand_out(self, slots, requests, wait):
+        """Gives the requests in these slots their new tokens, which `wait` returns. Returns the requests that ended."""
         ended = []
-        for slot, request, token in zip(step[0], step[1], step[2]()) if step else ():
-            if request.ended:                                   # by the token before, when this one was under way already
+        for slot, request, token in zip(slots, requests, wait()):
+            if request.ended:                                   # at the token before, when this one was started already
                 continue
-            if token >= self.model.config.vocab_size:           # nothing is as large as what is no number
+            if token >= self.model.config.vocab_size:           # see `draw`
                 raise ValueError("the model's logits are not numbers; are its weights, or an adapter's, damaged?")
             request.new_ids.append(token)
             if request.stop(request.new_ids):
@@ -176,7 +188,7 @@ class Sampler:
                 request.ended = "length"
             if request.ended:
                 self.requests[slot] = None
-                self.cached[slot] = self.length[slot]           # the token's own keys and values may be there; it is not
+                self.cached[slot] = self.length[slot]           # not the token's own keys and values, if they are there
                 ended.append(request)
             else:
                 self.ids[slot, self.length[slot]] = token
@@ -184,25 +196,27 @@ class Sampler:
         return ended
 
     def _common(self, prompt):
-        """(slots,) how many tokens each slot's content and the prompt have in common at their beginnings."""
+        """(slots,) how many tokens at their beginning each slot and the prompt have in common."""
         differ = self.ids[:, :len(prompt)] != np.array(prompt)
         return np.minimum(np.where(differ.any(1), differ.argmax(1), len(prompt)), self.length)
 
     def _admit(self):
-        """Gives free slots to queued requests, first to those with the longest cached beginning; returns those that cannot run."""
+        """Gives free slots to queued requests, first to those with the longest cached beginning. Returns the requests
+        that cannot run."""
         free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
-        window = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
-        for request in [r for r in window if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
+        considered = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
+        for request in [r for r in considered if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
             request.ended = "length"
             ended.append(request)
-        window = [r for r in window if not r.ended]
-        if len(window) > 1:
-            window.sort(key=lambda r: -np.minimum(self._common(r.prompt), self.cached).max())
-        for request in window:
+        considered = [r for r in considered if not r.ended]
+        if len(considered) > 1:
+            considered.sort(key=lambda r: -np.minimum(self._common(r.prompt), self.cached).max())
+        for request in considered:
             common = self._common(request.prompt)
-            ready = np.minimum(common, self.cached)             # the keys and values that are there
-            if not free or pending > ADMITTED or common.max() - ready.max() > 16:   # another computes this beginning in this very
-                later.append(request)                                           # step: take it from there in the next
+            ready = np.minimum(common, self.cached)             # with keys and values
+            soon = common.max() - ready.max() > 16              # another request computes this beginning in this very step
+            if not free or pending > ADMITTED or soon:
+                later.append(request)
                 continue
             # A slot whose whole content the prompt continues, or else the one that has waited longest.
             slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, -self.used[s]))
@@ -219,58 +233,78 @@ class Sampler:
         return ended
 
     def _shared(self, slots):
-        """How many tokens whose keys and values are there all these slots begin with."""
+        """How many tokens with keys and values all these slots begin with."""
         n = self.cached[slots].min() if len(slots) > 1 else 0
         differ = (self.ids[slots, :n] != self.ids[slots[0], :n]).any(0)
         return int(differ.argmax() if differ.any() else n)
 
     def _plan(self, slots):
-        """What `run` needs to know: the tokens of these slots that have no keys yet, all in one row, decoding slots (one token) before others."""
-        counts, ends = self.length[slots] - self.cached[slots], (self.length[slots] - self.cached[slots]).cumsum()
-        row = np.repeat(slots, counts)                                                  # the slot of each token …
-        column = np.arange(len(row)) + np.repeat(self.length[slots] - ends, counts)     # … and its position there
-        decoding = slots[:int((counts == 1).sum())]
-        N = len(decoding)
-        plan = {"table": np.stack((self.ids[row, column], row, column)), "last": ends - 1, "copies": self.copies, "reach": int(self.length[slots].max()), "N": N,
-                "prefills": [(int(slot), int(end - count), int(end), int(self.length[slot])) for slot, count, end in zip(slots[N:], counts[N:], ends[N:])]}
-        if N:
-            plan |= {"slots": (int(decoding.min()), int(decoding.max()) + 1), "lead": int(decoding[0]), "until": int(self.length[decoding].max()),
-                     "shared": self._shared(decoding)}
-        self.copies = []
-        return plan
+        """The Step in which these slots' tokens without keys and values run; slots with one such token come first."""
+        counts = self.length[slots] - self.cached[slots]
+        ends = counts.cumsum()
+        token_slots = np.repeat(slots, counts)
+        positions = np.arange(len(token_slots)) + np.repeat(self.length[slots] - ends, counts)
+        tokens = np.stack((self.ids[token_slots, positions], token_slots, positions))
+        n = int((counts == 1).sum())
+        decode = self._plan_decode(slots[:n]) if n else None
+        prefills = [Prefill(int(slot), int(end - count), int(end), int(self.length[slot]))
+                    for slot, count, end in zip(slots[n:], counts[n:], ends[n:])]
+        copies, self.copies = self.copies, []
+        return Step(tokens, ends - 1, copies, int(self.length[slots].max()), decode, prefills)
+
+    def _plan_decode(self, slots):
+        """The Decode of these slots, which are in ascending order."""
+        length = int(self.length[slots].max())
+        return Decode(len(slots), int(slots[0]), int(slots[-1]) + 1, length, self._shared(slots))
 
     @torch.inference_mode()
-    def run(self, plan):
-        """Runs the tokens of a plan through the model, keeps their keys and values; the logits (N, V) after the last token of each slot."""
-        for slot, source, n in plan["copies"]:
-            self.cache[:, :, slot, :, :n] = self.cache[:, :, source, :, :n]
-        if plan["reach"] > self.cleared:
-            self.cache[..., self.cleared:plan["reach"], :] = 0
-            self.cleared = plan["reach"]
-        tokens, row, column = send(torch.from_numpy(plan["table"]), self.cache.device)
-        masks = [causal_mask(end - start, length, row.device) for _, start, end, length in plan["prefills"]]
-        if N := plan["N"]:
-            (low, high), lead, until, shared = (plan[key] for key in ("slots", "lead", "until", "shared"))
-            if high - low < 4 * N:                              # over a range of slots; those without a query ride along
-                width, span, place = high - low, slice(low, high), row[:N] - low
-            else:                                               # over a copy of few scattered ones
-                width, span, place = N, row[:N], torch.arange(N, device=row.device)
-            hide = {window: torch.zeros(width, 1, 1, until, device=row.device) for window in set(self.model.config.windows)}
-            for window in hide:
-                hide[window][place, 0, 0] = unseen(column[:N], until, window)
+    def run(self, step: Step) -> torch.Tensor:
+        """Runs a step's tokens through the model and keeps their keys and values → the logits (N, V) after the last
+        token of each slot."""
+        self._prepare(step)
+        tokens, slots, positions = to_device(torch.from_numpy(step.tokens), self.cache.device)
+        last = to_device(torch.from_numpy(step.last), self.cache.device)
+        attend_decode = self._decode_attention(step.decode, slots, positions) if step.decode else None
+        masks = [causal_mask(p.end - p.start, p.length, slots.device) for p in step.prefills]
 
-        def attend(layer, q, k, v, window):                          # q (1, H, tokens, D); k, v (1, G, tokens, D)
+        def attend(layer, q, k, v, window):                     # q (1, H, T, D); k, v (1, G, T, D)
             keys, values = self.cache[layer]
-            keys[row, :, column], values[row, :, column] = k[0].transpose(0, 1), v[0].transpose(0, 1)
-            out = []
-            if N:                                               # one batched product for all that decode …
-                queries = q.new_zeros(width, k.shape[1], q.shape[1] // k.shape[1], q.shape[-1])
-                queries[place] = q[0, :, :N].transpose(0, 1).unflatten(1, queries.shape[1:3])
-                y = decode_attention(queries, keys[span, :, shared:until], values[span, :, shared:until], hide[window],
-                                     common=self.cache[layer, :, lead, :, :shared])
-                out.append(y[place].flatten(1, 2).transpose(0, 1)[None])
-            for (slot, start, end, length), mask in zip(plan["prefills"], masks):              # … the others one by one
-                out.append(causal_attention(q[:, :, start:end], keys[None, slot, :, :length], values[None, slot, :, :length], window, mask))
-            return torch.cat(out, dim=2)
+            keys[slots, :, positions], values[slots, :, positions] = k[0].transpose(0, 1), v[0].transpose(0, 1)
+            y = [attend_decode(layer, q, window)] if attend_decode else []
+            for p, mask in zip(step.prefills, masks):
+                seen = keys[None, p.slot, :, :p.length], values[None, p.slot, :, :p.length]
+                y.append(causal_attention(q[:, :, p.start:p.end], *seen, window, mask))
+            return torch.cat(y, dim=2)
 
-        return self.model.lm_head(self.model.hidden(tokens[None], column[None], attend, at=send(torch.from_numpy(plan["last"]), row.device))[0])
+        return self.model.lm_head(self.model.hidden(tokens[None], positions[None], attend, at=last)[0])
+
+    def _prepare(self, step):
+        """Copies beginnings from slot to slot, and clears what the step may read for the first time."""
+        for slot, source, n in step.copies:
+            self.cache[:, :, slot, :, :n] = self.cache[:, :, source, :, :n]
+        if step.length > self.cleared:
+            self.cache[..., self.cleared:step.length, :] = 0
+            self.cleared = step.length
+
+    def _decode_attention(self, decode, slots, positions):
+        """attend(layer, q, window) for the first tokens of q (1, H, T, D), those that decode: one batched product."""
+        n, first, end, length, shared = decode.n, decode.first, decode.end, decode.length, decode.shared
+        if end - first < 4 * n:                                 # over a range of slots; those without a query ride along
+            width, span, place = end - first, slice(first, end), slots[:n] - first
+        else:                                                   # over a copy of few scattered ones
+            width, span, place = n, slots[:n], torch.arange(n, device=slots.device)
+        hide = {}
+        for window in set(self.model.config.windows):
+            hide[window] = torch.zeros(width, 1, 1, length, device=slots.device)
+            hide[window][place, 0, 0] = unseen(positions[:n], length, window)
+
+        def attend(layer, q, window):
+            keys, values = self.cache[layer]
+            groups = keys.shape[1]
+            queries = q.new_zeros(width, groups, q.shape[1] // groups, q.shape[-1])
+            queries[place] = q[0, :, :n].transpose(0, 1).unflatten(1, queries.shape[1:3])
+            y = decode_attention(queries, keys[span, :, shared:length], values[span, :, shared:length], hide[window],
+                                 common=self.cache[layer, :, first, :, :shared])
+            return y[place].flatten(1, 2).transpose(0, 1)[None]
+
+        return attend

@@ -7,11 +7,12 @@ A field that changes the mathematics is implemented or refused, never ignored. E
 * Any other field may hold only null, false, 0 or nothing, for a switch that is off changes nothing. Otherwise it is refused by name.
 """
 
+from common.files import read_json
+
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from common.files import read_json
 from formats.records import mismatch
 
 SUPPORTED = ("supported are dense llama, mistral, qwen2 and qwen3 models, not quantized, with silu, rotary embeddings of type default or "

@@ -29,8 +29,8 @@ import torch
 from safetensors.torch import save_file
 
 from engine import decoder
-from scaling import parallel
 from model import Config, Llama, Request, Sampler
+from scaling import parallel
 
 ROOT = Path(__file__).resolve().parent
 DEVICE, DTYPE = ("cuda", torch.bfloat16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -196,8 +196,8 @@ def resident(what):
 
 def records(trajectories, steps, hints=1500):
     """Trajectories of random tokens: those of hints, 20 of question, each step some 20 of monologue, 50 of code, 20 of observation."""
-    import agent
-    rng, chat = random.Random(0), agent.Chat(ROOT / "starter")
+    from agent.chat import Chat
+    rng, chat = random.Random(0), Chat(ROOT / "starter")
     words = sorted(w for w in chat.tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
     text = lambda n: " ".join(rng.choice(words) for _ in range(n // 2))
     tag = lambda name: [chat.tokenizer.token_to_id(f"</{name}>")]
@@ -247,9 +247,10 @@ def model_flops(model, rows, examples):
 
 def peer_distill(folder, trajectories, steps, row=None):
     """The paper's loss with peft: one action at a time, the hints' prompt run for each, full logits, gradients accumulated. `row` is ours alone."""
-    from distill import fast_bfloat16
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
+
+    from distill import fast_bfloat16
     chat, data = records(trajectories, steps)
     layers = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj lm_head".split()
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder, dtype=DTYPE).to(DEVICE),
@@ -287,9 +288,10 @@ def peer_distill(folder, trajectories, steps, row=None):
 def training(folder, fsdp):
     """Updates of distill.py with the paper's settings, the student sees all hints: that is what --plan's memory is for. What it held, what
     an update takes; and the same as planned, the time as operations."""
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
     import distill
     from planning import plan
-    from torch.optim.optimizer import register_optimizer_step_post_hook
     chat, data = records(6, 4, hints=3000)
     args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=distill.TARGETS, lr=1e-5, decay=False, warmup=30, epochs=2,
                               batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None)

@@ -16,9 +16,9 @@ import torch
 import torch.distributed as dist
 
 from engine.kernels import keep_freed_memory, pack
+from engine.sampler import Request, Sampler
 from lora import fold, load_adapter
 from model import Llama, fastest_dtype, local_folder, read_weight, weight_files
-from engine.sampler import Request, Sampler
 
 WORLD = int(os.environ.get("WORLD_SIZE", 1))
 RANK, LOCAL = (int(os.environ.get(name, 0)) if WORLD > 1 else 0 for name in ("RANK", "LOCAL_RANK"))
@@ -78,13 +78,13 @@ def replica(tp):
     if WORLD % tp:
         raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, and is {WORLD}; start them with torchrun --nproc-per-node")
     if tp > 1:
-        from torch.distributed.device_mesh import init_device_mesh     # here and below, as they take a second to import
+        from torch.distributed.device_mesh import init_device_mesh  # here and below, as they take a second to import
         REPLICA = init_device_mesh(device_and_dtype()[0].type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))["part"]
     return RANK // tp, WORLD // tp, RANK % tp == 0
 
 
 def sampler(args):
-    """Of the options that agent.add_arguments defines: the model, ready to sample, and what makes its requests."""
+    """Of the options that agent/options.py defines: the model, ready to sample, and what makes its requests."""
     dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device_and_dtype()[0].type)
     model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)
     if args.tp > 1:

@@ -32,7 +32,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from agent import Chat
+from agent.chat import Chat
 from model import Config, Llama
 from tools import starter_world, toolqa
 
@@ -608,7 +608,7 @@ class World:
         return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
 
     def trajectory(self, recipe, phrase, corrective, wording=None, asker=None):
-        """A question for the recipe and the steps that follow it → (question, steps as in agent.py's record, without token ids).
+        """A question for the recipe and the steps that follow it → (question, steps as in the agent's record, without token ids).
         Questions of the same `wording` in the words of the same world `asker` (this one) differ only in their values.
 
         corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step

@@ -4,7 +4,7 @@
 
 A word has the same tokens wherever it stands: the space before it is a token of its own, numbers are cut into pairs of digits, and
 the punctuation of code comes in fixed groups. So copying `2014-03-05` from a question into code is copying tokens. The pieces of words
-are learned from the documentation of Python's standard library; agent.py's fixed wording is one token a phrase.
+are learned from the documentation of Python's standard library; the fixed wording of agent/protocol.py is one token a phrase.
 """
 
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import agent
+from agent import protocol
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 1536
@@ -27,9 +27,9 @@ TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endf
 
 
 def special_tokens():
-    """The roles, and every phrase of agent.py's prompt exactly as it stands there."""
-    phrases = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", agent.PROTOCOL + "\n\n", agent.THINK, agent.CODE]
-    for tag in agent.TAGS:
+    """The roles, and every phrase of agent/protocol.py exactly as it stands there."""
+    phrases = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", protocol.PROTOCOL + "\n\n", protocol.THINK, protocol.CODE]
+    for tag in protocol.TAGS:
         phrases += [f"<{tag}>\n", f"\n</{tag}>\n", f"</{tag}>"]
     return phrases
 

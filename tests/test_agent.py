@@ -4,11 +4,16 @@ from common import ROOT, files
 
 import json
 import os
+import subprocess
+import sys
 import types
 
 import pytest
 
-import agent
+from agent import rollouts
+from agent.chat import Chat
+from agent.hints import documentation, hints_for, load_hints
+from agent.play import Generate, is_right, play
 from formats import records
 from tools.sandbox import Observation
 
@@ -23,7 +28,7 @@ LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|
 @pytest.fixture(scope="module", params=["starter", "a template that trims and tags of several tokens", "a template that puts a space before a response"])
 def chat(request, tmp_path_factory):
     if request.param == "starter":
-        return agent.Chat(ROOT / "starter")
+        return Chat(ROOT / "starter")
     folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
     special = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>"}
@@ -31,7 +36,7 @@ def chat(request, tmp_path_factory):
     tokenizer["model"]["vocab"] = {special.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_2_LIKE if "space" in request.param else LLAMA_LIKE, "eos_token": {"content": "<|eot|>"}}))
-    return agent.Chat(folder)
+    return Chat(folder)
 
 
 def step(chat, monologue, code, observation, hint=None):
@@ -107,16 +112,16 @@ def test_a_closed_tag_or_the_end_of_turn_stops_the_response(chat):
 
 # ---- the agent's loop, with a scripted model and sandbox
 
-def play(chat, responses, observations, max_steps=3, trajectory=None, **options):
-    trajectory = trajectory or {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
-    generator, result, ran = agent.play(chat, trajectory, max_steps, **options), None, []
+def played(chat, responses, observations, max_steps=3, trajectory=None, **options):
+    trajectory = trajectory or {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    generator, result, ran = play(chat, trajectory, max_steps, **options), None, []
     responses, observations = iter(responses), iter(observations)
     while True:
         try:
             wish = generator.send(result)
         except StopIteration:
             return trajectory, ran
-        if isinstance(wish, agent.Generate):
+        if isinstance(wish, Generate):
             result = chat.encode_template(next(responses)), "stop"
         else:
             ran.append(wish.code)
@@ -128,21 +133,21 @@ def response(monologue, code):
 
 
 def test_a_flagged_step_is_played_again_however_late_it_is(chat):
-    late = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [step(chat, "look", "print(1)", "1") for _ in range(4)], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    late = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [step(chat, "look", "print(1)", "1") for _ in range(4)], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
     late["steps"].append({"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print."}, "token_ids": {}})
-    trajectory, ran = play(chat, response("print", "print(5)"), [Observation("1")] * 4 + [Observation("5")], trajectory=late, only_next=True)
+    trajectory, ran = played(chat, response("print", "print(5)"), [Observation("1")] * 4 + [Observation("5")], trajectory=late, only_next=True)
     assert ran[-1] == "print(5)" and trajectory["steps"][-1]["observation"] == "5" and len(trajectory["steps"]) == 5
 
 
 def test_a_state_without_token_ids_is_refused_by_its_name(chat):
     state = {"id": "t-1#0!m", "steps": [step(chat, "look", "print(1)", "1") | {"token_ids": {}}], "hint": {"name": "m", "text": "x"}}
     with pytest.raises(ValueError, match="t-1#0!m: its steps hold no token ids"):
-        list(agent.corrections([state], types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)))
+        list(rollouts.corrections([state], types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)))
 
 
 def test_a_trajectory_ends_when_the_task_is_completed(chat):
     done = Observation("", ("found", "42.75"), False)
-    t, ran = play(chat, [*response("look", "print(x)"), *response("done", "complete_task('found', x)")], [Observation("42.75", None, False), done])
+    t, ran = played(chat, [*response("look", "print(x)"), *response("done", "complete_task('found', x)")], [Observation("42.75", None, False), done])
     assert (t["stop"], t["success"], t["answer"], t["report"]) == ("complete", True, "42.75", "found")
     assert ran == ["print(x)", "complete_task('found', x)"] and [s["observation"] for s in t["steps"]] == ["42.75", ""]
     prompts = [chat.prompt(TASK["question"], [], t["steps"][:n + 1], ask)[0] for n in range(2) for ask in ("monologue", "code")]
@@ -151,26 +156,26 @@ def test_a_trajectory_ends_when_the_task_is_completed(chat):
 
 
 def test_a_trajectory_ends_at_the_step_limit_and_where_no_code_was_found(chat):
-    t, _ = play(chat, response("m", "c") * 3, [Observation("", None, False)] * 3)
+    t, _ = played(chat, response("m", "c") * 3, [Observation("", None, False)] * 3)
     assert (t["stop"], t["success"], len(t["steps"])) == ("max_steps", False, 3)
     for nothing in ("", "\n</python>", "<think>\nHm.", "```python\n```"):
-        t, ran = play(chat, ["never closed", nothing], [])
+        t, ran = played(chat, ["never closed", nothing], [])
         assert (t["stop"], ran, t["steps"][0]["monologue"], t["steps"][0]["code"]) == ("invalid", [], "never closed", "")
 
 
 def test_a_state_is_rebuilt_by_running_its_steps_again(chat):
-    first, _ = play(chat, response("m", "x = 1") * 3, [Observation("", None, False)] * 3)
-    state = first | agent.UNPLAYED | {"steps": first["steps"][:1] + [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "t"}, "token_ids": {}}]}
-    t, ran = play(chat, response("better", "y = x"), [Observation("", None, False)] * 2, trajectory=state, only_next=True)
+    first, _ = played(chat, response("m", "x = 1") * 3, [Observation("", None, False)] * 3)
+    state = first | rollouts.UNPLAYED | {"steps": first["steps"][:1] + [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "t"}, "token_ids": {}}]}
+    t, ran = played(chat, response("better", "y = x"), [Observation("", None, False)] * 2, trajectory=state, only_next=True)
     assert ran == ["x = 1", "y = x"] and len(t["steps"]) == 2 and t["steps"][1]["hint"]["name"] == "h" and t["stop"] == ""
 
 
 def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
     state = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print it."}, "token_ids": {}}],
-             **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
-    player, result, seen = agent.play(chat, state, 2), None, []
+             **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    player, result, seen = play(chat, state, 2), None, []
     for said in [*response("look", "print(x)"), *response("done", "complete_task('found', x)")]:
-        while not isinstance(wish := player.send(result), agent.Generate):
+        while not isinstance(wish := player.send(result), Generate):
             result = Observation("42.75", None, False)
         seen.append("Print it." in chat.decode(wish.prompt))
         result = chat.encode_template(said), "stop"
@@ -178,8 +183,8 @@ def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
 
 
 def test_an_answer_is_right_by_exact_match_with_any_of_the_right_ones():
-    assert agent.is_right("a", "a") and agent.is_right("b", ["a", "b"])
-    assert not agent.is_right("a ", "a") and not agent.is_right("A", ["a", "b"])
+    assert is_right("a", "a") and is_right("b", ["a", "b"])
+    assert not is_right("a ", "a") and not is_right("A", ["a", "b"])
 
 
 # ---- hints
@@ -193,27 +198,31 @@ def hint_dir(tmp_path, **files):
 def test_hints_are_chosen_for_the_type_of_task(tmp_path):
     folder = hint_dir(tmp_path, common="## practice: all\nA", coffee="## tools: c\nB\n\n## practice: p\nfor: opening price, closing price\nC\n"
                       "## example: e\nfor: another\nD", flights="## tools: f\nE")
-    sections = agent.load_hints(folder)
-    names = lambda which, kinds=None: [h["name"] for h in agent.hints_for(TASK, sections, which, kinds)]
+    sections = load_hints(folder)
+    names = lambda which, kinds=None: [h["name"] for h in hints_for(TASK, sections, which, kinds)]
     assert names("task") == ["coffee/c", "coffee/p", "common/all"]
     assert names("task", ["tools"]) == ["coffee/c"]
     assert names("combined") == ["coffee/c", "coffee/p", "coffee/e", "common/all", "flights/f"]
     assert names("none") == []
-    assert agent.hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
+    assert hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
 
 
 def test_hints_for_other_tasks_templates_can_be_left_out(tmp_path):
     folder = hint_dir(tmp_path, coffee="## tools: c\nB\n\n## practice: p\nfor: opening price, closing price\nC\n## example: e\nfor: another\nD")
     (tmp_path / "seen.jsonl").write_text(json.dumps(TASK | {"template": "closing price"}) + "\n")
     args = types.SimpleNamespace(hints="combined", kinds=None, hint_dir=folder, hints_for=tmp_path / "seen.jsonl", trials=1, model="m", adapter=[], seed=0)
-    assert [h["name"] for h in next(agent.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p"]
+    assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p"]
 
 
 def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
     (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n    """What an item costs,\n    as a text."""\n\ndef _secret():\n    """Not a tool."""\n')
-    text = agent.documentation(tmp_path / "shop.py")
+    text = documentation(tmp_path / "shop.py")
+    command = [sys.executable, "-m", "agent", "--tools", tmp_path / "shop.py"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == text + "\n"
+    refused = subprocess.run(command[:-1] + ["nothing.py"], cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2 and refused.stderr.startswith("agent: nothing.py: no such file")
     (tmp_path / "shop.md").write_text(text)
-    section, = agent.load_hints(tmp_path)
+    section, = load_hints(tmp_path)
     assert section["kind"] == "tools" and section["name"] == "shop/shop"
     lines = section["text"].splitlines()
     assert lines[1] == "price(item, currency='EUR'): What an item costs, as a text." and lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3
@@ -221,9 +230,9 @@ def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
 
 def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"coffee\.md, line 2: text outside a section"):
-        agent.load_hints(hint_dir(tmp_path, coffee="\nhello\n## tools: x\ny"))
+        load_hints(hint_dir(tmp_path, coffee="\nhello\n## tools: x\ny"))
     with pytest.raises(ValueError, match="no .*md file"):
-        agent.load_hints(tmp_path / "nothing")
+        load_hints(tmp_path / "nothing")
 
 
 # ---- files
@@ -311,13 +320,13 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
         __enter__ = lambda self: self
         __exit__ = lambda self, *error: None
 
-    monkeypatch.setattr(agent, "World", Leaky)
-    monkeypatch.setattr(agent, "serve", lambda *_: [])
+    monkeypatch.setattr(rollouts, "World", Leaky)
+    monkeypatch.setattr(rollouts, "serve", lambda *_: [])
     loaded = []
     engine = lambda args: loaded.append("the model") or (None, None)
-    play = lambda **args: agent.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, engine)
+    start = lambda **args: rollouts.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, engine)
     with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
-        play(require_sandbox=True)
+        start(require_sandbox=True)
     assert not loaded
-    play(require_sandbox=False)
+    start(require_sandbox=False)
     assert "cannot enforce: the network" in capsys.readouterr().err

@@ -37,7 +37,7 @@ def good(tmp_path_factory):
     (folder / "hints" / "g.md").write_text("## tools: looking\nlook(x) looks\n")
     (folder / "round2" / "no-x.md").write_text(MISTAKE)
     (folder / "tasks.jsonl").write_text(json.dumps(TASK) + "\n")
-    from agent import Chat
+    from agent.chat import Chat
     trajectory = record(Chat(ROOT / "starter"), 1) | {"seed": 1, "answer": "", "stop": "complete", "usage": {"input_tokens": 1, "output_tokens": 1, "seconds": 1.0}}
     (folder / "played.jsonl").write_text(json.dumps(trajectory) + "\n")
     (folder / "flagged.jsonl").write_text(json.dumps(trajectory | {"hint": {"name": "a", "text": "b"}}) + "\n")

@@ -45,7 +45,7 @@ def finish(name, folder, out):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Everything the stages read, and what unbroken runs make of it."""
-    from agent import Chat
+    from agent.chat import Chat
     folder = tmp_path_factory.mktemp("crash")
     for name in ("model", "data", "round2"):
         (folder / name).mkdir()

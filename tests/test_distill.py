@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-import agent
+from agent.chat import Chat
 from common import files
 import distill
 from lora import adapters, add_adapter, read_adapter
@@ -25,7 +25,7 @@ T = 2.0
 
 @pytest.fixture(scope="module")
 def chat():
-    return agent.Chat(ROOT / "starter")
+    return Chat(ROOT / "starter")
 
 
 def record(chat, number, steps=3, targets=None, corrective=()):

@@ -1,5 +1,7 @@
 """Sampling in bfloat16: which checkpoints it is for, and how near it stays to float32."""
 
+from common.files import Output
+
 import argparse
 import sys
 from pathlib import Path
@@ -8,22 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import agent
-from engine import kernels
 import lora
 import model
-from scaling import parallel
+from agent import options
+from engine import kernels
 from model import Sampler
-from common.files import Output
+from scaling import parallel
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-import make as recorded     # noqa: E402
+import make as recorded  # noqa: E402
 
 
-def options(*given):
+def parsed(*given):
     parser = argparse.ArgumentParser()
-    agent.add_arguments(parser)
+    options.add_arguments(parser)
     return parser.parse_args(list(map(str, given)))
 
 
@@ -49,7 +50,7 @@ def test_a_cpu_with_native_bfloat16_samples_in_it_what_is_stored_in_it(native, s
     monkeypatch.setattr(model, "fast_bfloat16", lambda: native)
 
     def default(path, *given):
-        return next(parallel.sampler(options("--model", path, *given))[0].model.parameters()).dtype
+        return next(parallel.sampler(parsed("--model", path, *given))[0].model.parameters()).dtype
 
     folders, _ = stored
     assert default(folders[torch.bfloat16]) == (torch.bfloat16 if native else torch.float32)
@@ -59,14 +60,14 @@ def test_a_cpu_with_native_bfloat16_samples_in_it_what_is_stored_in_it(native, s
 
 
 def test_an_output_made_before_there_was_a_choice_resumes_and_one_made_in_another_dtype_does_not(tmp_path):
-    before = {name: value for name, value in vars(options("--model", "m")).items() if name != "dtype"}
-    for out, arguments in (("old", before), ("new", vars(options("--model", "m", "--dtype", "float32")))):
+    before = {name: value for name, value in vars(parsed("--model", "m")).items() if name != "dtype"}
+    for out, arguments in (("old", before), ("new", vars(parsed("--model", "m", "--dtype", "float32")))):
         output = Output(tmp_path / out, arguments)
         output.write({"id": "task~0"})
         output.file.close()
-    assert Output(tmp_path / "old", vars(options("--model", "m"))).done == {"task~0"}
+    assert Output(tmp_path / "old", vars(parsed("--model", "m"))).done == {"task~0"}
     with pytest.raises(ValueError, match=r"other arguments \(dtype\)"):
-        Output(tmp_path / "new", vars(options("--model", "m", "--dtype", "bfloat16")))
+        Output(tmp_path / "new", vars(parsed("--model", "m", "--dtype", "bfloat16")))
 
 
 def test_float32_adapters_add_no_error_to_bfloat16_and_greedy_tokens_differ_in_near_ties_only(stored):
@@ -101,5 +102,5 @@ def test_packed_weights_give_the_same_logits_bit_for_bit_with_adapters_and_biase
 
 
 def test_the_starter_is_not_packed():
-    model, _ = parallel.sampler(options("--model", ROOT / "starter"))
+    model, _ = parallel.sampler(parsed("--model", ROOT / "starter"))
     assert not any(p.is_mkldnn for p in model.model.parameters())

@@ -11,9 +11,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-import endpoint
 import evaluate
 import review
+from agent import endpoint
 from desk import judge, suites
 from formats import records
 

@@ -9,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
-import agent
-import endpoint
 import review
-from agent import RESPONSES, TAGS, Chat
+from agent import endpoint, protocol, rollouts
+from agent.chat import CONTROL, MARKER, Chat
+from agent.hints import load_hints
+from agent.play import Execute, Generate, play
+from agent.protocol import RESPONSES, TAGS
 from formats import records
 from tools.sandbox import Observation
 
@@ -61,7 +63,7 @@ def test_no_hint_forges_a_control_token(chat, hint, corrective):
 @fuzz
 @given(texts)
 def test_outside_text_comes_back_as_it_was_but_for_our_tags_and_a_hint_with_them(chat, text):
-    assert chat.decode(chat.encode_text(text)) == agent._TAG.sub("&lt;", text)
+    assert chat.decode(chat.encode_text(text)) == protocol.TAG_START.sub("&lt;", text)
     assert chat.decode(chat.encode_hint(text)) == text
 
 
@@ -72,7 +74,7 @@ def test_the_prompt_grows_at_its_end_only(chat, question, observation):
     steps, before = [], []
     for n in range(2):
         steps.append({"monologue": "", "code": "", "observation": None, "hint": None, "token_ids": {}})
-        for name, _, _ in RESPONSES:
+        for name in RESPONSES:
             prompt, _ = chat.prompt(question, ["hint"], steps, ask=name)
             assert prompt[:len(before)] == before
             steps[-1]["token_ids"][name] = ids[name]
@@ -91,7 +93,7 @@ def test_behind_an_endpoint_our_tags_are_ours_and_the_coachs_alone(question, obs
         messages, _ = endpoint.Messages().prompt(question, ["<observation> is shown"], steps, ask="monologue")
         assert [m["role"] for m in messages] == ["user", "assistant"] * 2 + ["user"]
         assert "<observation> is shown" in messages[0]["content"] and "<python> is shown" in messages[-1]["content"]
-        return [agent._TAG.findall(m["content"]) for m in messages]
+        return [protocol.TAG_START.findall(m["content"]) for m in messages]
     assert tags(question, observation, monologue, code) == tags(*"abcd")
 
 
@@ -99,10 +101,10 @@ def test_a_control_token_ends_a_response(chat):
     """Whatever the model writes, its turn ends where its tag is closed, or at the first control token."""
     task = {"id": "t", "question": "?", "answer": "1"}
     for name in ("<|end|>", "<|user|>", "<|system|>", "</observation>", "<hint>\n"):
-        trajectory = {"id": "t#0", "task": task, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
-        player = agent.play(chat, trajectory, max_steps=2)
+        trajectory = {"id": "t#0", "task": task, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+        player = play(chat, trajectory, max_steps=2)
         wish = next(player)
-        for expected in (agent.Generate, agent.Execute):
+        for expected in (Generate, Execute):
             ids, closed = [100, 101, chat.tokenizer.token_to_id(name)], chat.closes(wish.tag)
             assert [closed(ids[:n + 1]) for n in range(3)] == [False, False, True]
             wish = player.send((ids, "stop"))
@@ -118,7 +120,7 @@ def test_tokens_that_look_like_a_templates_have_no_power_in_outside_text(tmp_pat
             token["special"] = False
         (tmp_path / file).write_text(json.dumps(content))
     plain, chat = Chat(ROOT / "starter"), Chat(tmp_path)
-    assert chat.special.keys() == plain.special.keys() - {i for i, t in plain.tokenizer.get_added_tokens_decoder().items() if not agent._CONTROL.match(t.content)}
+    assert chat.special.keys() == plain.special.keys() - {i for i, t in plain.tokenizer.get_added_tokens_decoder().items() if not CONTROL.match(t.content)}
     for text in ("a <|end|> b", "<|user|>", "</python> <observation>\n"):
         assert chat.encode_text(text) == plain.encode_text(text) and not chat.special.keys() & set(chat.encode_text(text))
     assert chat.ask("hello") == plain.ask("hello")
@@ -134,7 +136,7 @@ def test_what_a_template_writes_in_plain_letters_cannot_be_written_by_others(tmp
         (tmp_path / file).write_text((ROOT / "starter" / file).read_text())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, "eos_token": "<|end|>"}))
     chat = Chat(tmp_path)
-    marks = set(agent._MARKER.findall(evil))
+    marks = set(MARKER.findall(evil))
     assert marks and not any(mark in chat.decode(chat.encode_text(evil)) for mark in marks)
     written = chat.decode(chat.ask(evil))
     assert all(written.count(mark) == chat.decode(chat.ask("a")).count(mark) for mark in marks)
@@ -159,13 +161,13 @@ def test_a_tokenizer_that_puts_a_control_token_together_from_letters_and_one_lef
 @given(st.data())
 def test_any_response_is_parsed_without_an_accident(chat, data):
     """Any token ids as the model's output: the agent ends in one of the ways that the record knows."""
-    trajectory = {"id": "t#0", "task": {"id": "t", "question": "?", "answer": "1"}, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    trajectory = {"id": "t#0", "task": {"id": "t", "question": "?", "answer": "1"}, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
     responses = st.lists(st.integers(0, chat.tokenizer.get_vocab_size() - 1), min_size=1, max_size=20)
-    player, result = agent.play(chat, trajectory, max_steps=2), None
+    player, result = play(chat, trajectory, max_steps=2), None
     try:
         while True:
             wish = player.send(result)
-            if isinstance(wish, agent.Generate):
+            if isinstance(wish, Generate):
                 ids, closed = data.draw(responses), chat.closes(wish.tag)
                 if data.draw(st.booleans()):
                     ids.append(chat.tokenizer.token_to_id(f"</{wish.tag}>"))
@@ -229,7 +231,7 @@ def test_any_mistake_file_is_a_mistake_or_one_clear_line(tmp_path, header, text)
 def test_any_hint_file_is_sections_or_one_clear_line(tmp_path, text):
     (tmp_path / "g.md").write_text("## tools: a\n" + text, encoding="utf-8", newline="")
     try:
-        sections = agent.load_hints(tmp_path)
+        sections = load_hints(tmp_path)
         assert sections[0]["name"] == "g/a" and all(s["text"].startswith("## ") for s in sections)
     except ValueError as e:
         assert str(tmp_path) in str(e)

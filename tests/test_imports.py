@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROWS = [                                                 # top to bottom
     ["collect", "review", "distill", "evaluate", "starter", "docs"],         # run by a user, imported by no other
     ["desk", "planning"],
-    ["agent", "endpoint", "scaling", "training", "tools"],
+    ["agent", "scaling", "training", "tools"],
     ["lora"],
     ["model"],
     ["engine"],
@@ -27,11 +27,8 @@ TOOLS_MAY_IMPORT = {"tools", "formats", "common"}        # the agent's world kno
 EXCEPTIONS = {                                           # (importer, imported): why it is still there
     ("planning.bench", "distill"): "moves to training/",
     ("planning.plan", "distill"): "moves to training/",
-    ("model", "lora"): "model.py's command line loads adapters",
-    ("engine.sampler", "engine.decoder"): "the sampler creates its decoder",
 }
 SHADOWS = {                                              # (file, name): why it is still there
-    ("endpoint", "parallel"): "moves to agent/",
     ("planning.bench", "plan"): "moves with planning/",
 }
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import hints_for, load_hints
+from agent.hints import hints_for, load_hints
 from formats.records import read_tasks
 from recipes import find_values, follow, read_hints, read_recipes
 from starter import made_up_world

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine import kernels
-import model
 from engine.decoder import above, below
+from engine.sampling import draw
 from model import Config, Llama, Request, Sampler
-from engine.sampler import draw
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-import make as recorded     # noqa: E402
+import make as recorded  # noqa: E402
 
 RECORDINGS = ROOT / "tests" / "recordings"
 LOGITS = load_file(RECORDINGS / "logits.safetensors") | load_file(RECORDINGS / "families.safetensors")
@@ -79,6 +78,7 @@ def test_attention_by_plain_products_and_its_gradients_are_those_of_a_loop_in_fl
     q_, k_, v_ = ours = [x.detach().double().requires_grad_() for x in (q, k, v)]
     rows = [[(q_[b, h, t] @ k_[b, h // 3, :S - T + t + 1].T / 4).softmax(-1) @ v_[b, h // 3, :S - T + t + 1] for t in range(T)] for b in range(2) for h in range(6)]
     expected = torch.stack([torch.stack(row) for row in rows]).view(2, 6, T, 16)
+    torch.testing.assert_close(kernels.attention(q_, k_, v_), expected)
     pairs = [(y, expected), *zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double()))]
     assert all((a.double() - b).norm() <= tolerance * b.norm() for a, b in pairs)
 
@@ -95,6 +95,7 @@ def test_attention_in_a_sliding_window_and_its_gradients_are_those_of_a_loop_in_
         return (q_[b, h, t] @ k_[b, h // 2, seen].T / 8 ** 0.5).softmax(-1) @ v_[b, h // 2, seen]
 
     expected = torch.stack([torch.stack([torch.stack([attended(b, h, t) for t in range(T)]) for h in range(4)]) for b in range(2)])
+    torch.testing.assert_close(kernels.attention(q_, k_, v_, window), expected)
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
     for a, b in zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double())):
         torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from safetensors.torch import save_file
 
+from formats.records import read_trajectories
 from lora import read_adapter
 from model import Config, Llama
-from formats.records import read_trajectories
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -58,7 +57,7 @@ def distill(folder, processes, *arguments, die=10**9):
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A model and data, and the adapter that one process makes."""
-    from agent import Chat
+    from agent.chat import Chat
     folder = tmp_path_factory.mktemp("parallel")
     (folder / "model").mkdir()
     tiny_checkpoint(folder / "model")

@@ -10,7 +10,9 @@ import sqlite3
 import pytest
 import torch
 
-import agent
+from agent import protocol
+from agent.chat import Chat
+from agent.hints import load_hints
 from model import Config, Llama
 from starter import pretrain
 from tools import starter_world, toolqa
@@ -18,13 +20,13 @@ from tools import starter_world, toolqa
 
 @pytest.fixture(scope="module")
 def stream():
-    """A part of the training stream as text, without agent.py's own wording."""
-    chat, forbidden, texts = agent.Chat(ROOT / "starter"), pretrain.evaluated(), []
+    """A part of the training stream as text, without agent/protocol.py's wording."""
+    chat, forbidden, texts = Chat(ROOT / "starter"), pretrain.evaluated(), []
     for length, n in ((128, 64), (256, 64), (512, 192), (768, 96)):
         ids, _ = pretrain.batch(chat, f"test {length}", length, n, forbidden)
         texts += [re.sub(r"\w+$", "", chat.decode(row.tolist())) for row in ids]          # a row's last word may be cut
     text = "\n".join(texts)
-    for phrase in (agent.PROTOCOL, agent.THINK, agent.CODE):
+    for phrase in (protocol.PROTOCOL, protocol.THINK, protocol.CODE):
         text = text.replace(phrase, "")
     return text
 
@@ -57,7 +59,7 @@ def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(strea
     assert len(wordings) >= 108 and len(stretches) > 100
     stream_lower = stream.lower()
     assert not [s for s in stretches if re.search(rf"\b{re.escape(s.lower())}\b", stream_lower)]
-    lines = {line.strip() for s in agent.load_hints(ROOT / "hints" / "starter" / "round1") for line in s["text"].splitlines()}
+    lines = {line.strip() for s in load_hints(ROOT / "hints" / "starter" / "round1") for line in s["text"].splitlines()}
     lines = {re.sub(r"^Step \d: ", "", line) for line in lines if not re.fullmatch(r'\w+ = "\.\.\."', line)}
     recipes = [line for line in lines if re.search(r"\w{3}", line)]
     assert len(recipes) > 200
@@ -65,13 +67,13 @@ def test_no_wording_of_a_question_and_no_line_of_a_recipe_is_in_the_stream(strea
 
 
 def test_the_stream_is_the_same_again_for_the_same_seed():
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     first, second = (pretrain.batch(chat, "7 3", 256, 4, pretrain.Forbidden()) for _ in range(2))
     assert (first[0] == second[0]).all() and (first[1] == second[1]).all()
 
 
 def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn_again():
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     pieces = pretrain.vocabulary_pieces(chat)
     w = pretrain.World(random.Random(0), pieces, pretrain.Forbidden(frozenset(pieces)))
     assert not {w.word() for _ in range(3000)} & set(pieces)
@@ -82,7 +84,7 @@ def test_forbidden_names_are_never_drawn_and_rows_with_forbidden_texts_are_drawn
 
 def learned(row, length):
     """Of 20 rows of a kind, each stretch of tokens that is to be learned: (the text before it, its text). The last of a row may be cut and is left out."""
-    chat = agent.Chat(ROOT / "starter")
+    chat = Chat(ROOT / "starter")
     for i in range(20):
         world = pretrain.World(random.Random(f"{row} {i}"), pretrain.vocabulary_pieces(chat), pretrain.Forbidden())
         ids, mask = pretrain.sample(world, chat, length, row=row)

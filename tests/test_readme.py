@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "starter/README.md"]
 OTHERS_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id",
                 "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"}              # torchrun's, Slurm's
-MOVING = {"planning/bench.py", "starter/made_up_world.py"}     # until the files have their new places
 
 
 def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):
@@ -50,9 +49,12 @@ def test_commands_and_flags_in_the_documentation_exist():
     unknown = []
     for text in TEXTS:
         prose = re.sub(r"<!--.*?-->", "", text.read_text(), flags=re.S)
-        commands = {name for name in re.findall(r"python ([\w/]+\.py)", prose) if not name.startswith("mine/")} - MOVING
+        commands = {name for name in re.findall(r"python ([\w/]+\.py)", prose) if not name.startswith("mine/")}
+        modules = {name.replace(".", "/") for name in re.findall(r"python -m ([\w.]+)", prose)} - {"pytest"}
         flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", prose)) - OTHERS_FLAGS
         unknown += [f"{text.relative_to(ROOT)}: {name}" for name in commands if not (ROOT / name).is_file()]
+        unknown += [f"{text.relative_to(ROOT)}: {name}" for name in modules
+                    if not (ROOT / f"{name}.py").is_file() and not (ROOT / name / "__main__.py").is_file()]
         unknown += [f"{text.relative_to(ROOT)}: {flag}" for flag in flags if f'"{flag}"' not in sources]
     assert not unknown
 

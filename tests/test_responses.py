@@ -9,9 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import agent
 import distill
-import endpoint
+from agent import endpoint, protocol, rollouts
+from agent.chat import Chat
+from agent.play import Execute, Generate, play
+from agent.responses import code_in, monologue_in
 from tools.sandbox import Observation
 
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
@@ -74,12 +76,12 @@ MONOLOGUES = [                                                             # a r
 
 @pytest.mark.parametrize("response, code", RESPONSES)
 def test_the_code_of_a_response(response, code):
-    assert agent.code_in(response) == code
+    assert code_in(response) == code
 
 
 @pytest.mark.parametrize("response, monologue, code", MONOLOGUES)
 def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, monologue, code):
-    assert agent.monologue_in(response) == (monologue, code)
+    assert monologue_in(response) == (monologue, code)
 
 
 PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>", "<think>", "</think>", "```", "```py", "```bash",
@@ -89,9 +91,9 @@ PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=16).map("".join))
 def test_any_response_has_code_or_none(response):
-    for code in (agent.code_in(response), *agent.monologue_in(response)[1:]):
+    for code in (code_in(response), *monologue_in(response)[1:]):
         assert code == code.strip("\n") and isinstance(code, str)
-        if agent._WHOLE_TAG.search(code) or agent._THOUGHT.search(code) or FENCE in code:
+        if protocol.TAG.search(code) or protocol.THOUGHT_TAG.search(code) or FENCE in code:
             ast.parse(code)                                                # in a string, then
 
 
@@ -104,7 +106,7 @@ def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, c
     text = f"{text}\n</python>" if closed else text
     before = before if opened or fenced or "think" in before else ""       # prose needs something that parts it from the code
     after = after if closed or fenced else ""
-    assert agent.code_in(before + text + after) == code
+    assert code_in(before + text + after) == code
 
 
 # ---- the prompt after such turns, in sampling and in training
@@ -119,7 +121,7 @@ QWEN_LIKE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['c
 def chat(request, tmp_path_factory):
     """The starter's, whose tags are tokens, and two whose tags are text, as real models' are."""
     if request.param == "starter":
-        return agent.Chat(ROOT / "starter")
+        return Chat(ROOT / "starter")
     folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
     names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
@@ -127,20 +129,20 @@ def chat(request, tmp_path_factory):
     tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
-    return agent.Chat(folder)
+    return Chat(folder)
 
 
-def play(chat, responses, max_steps):
+def played(chat, responses, max_steps):
     """Plays these responses, each sampled until it is over → the trajectory, the prompts, what was sampled, the code that ran."""
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
-    player, result, prompts, sampled, ran = agent.play(chat, trajectory, max_steps), None, [], [], []
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    player, result, prompts, sampled, ran = play(chat, trajectory, max_steps), None, [], [], []
     responses = iter(responses)
     while True:
         try:
             wish = player.send(result)
         except StopIteration:
             return trajectory, prompts, sampled, ran
-        if isinstance(wish, agent.Generate):
+        if isinstance(wish, Generate):
             ids, over = chat.encode_template(next(responses)), chat.closes(wish.tag)
             ids = ids[:next((n for n in range(1, len(ids) + 1) if over(ids[:n])), len(ids))]
             prompts.append(wish.prompt)
@@ -158,14 +160,14 @@ def turns(end):
 
 def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = play(chat, turns(end), 2)
+    t, prompts, sampled, ran = played(chat, turns(end), 2)
     assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
     assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
     for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):           # it grows at its end, by what was sampled
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert [whole[start:stop] for start, stop in spans.values()] == sampled
-    closed, _ = chat.prompt(TASK["question"], [], play(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
+    closed, _ = chat.prompt(TASK["question"], [], played(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
                                                               for n, r in enumerate(turns(end))], 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
     assert whole.count(eot) == closed.count(eot)                           # a turn that the model ended is not ended again
@@ -178,7 +180,7 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     if chat.tags:
         pytest.skip("where a tag is a token, it ends the turn")
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = play(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+    t, prompts, sampled, ran = played(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
                                            "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
     assert ran == ["print(1)", "print(2)", "print(3)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
@@ -187,7 +189,7 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert list(spans) == [(0, "monologue"), (1, "monologue"), (1, "code"), (2, "monologue")]
-    assert chat.decode(whole).count(agent.CODE) == 1 and distill.usable(t)
+    assert chat.decode(whole).count(protocol.CODE) == 1 and distill.usable(t)
     assert all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     assert distill.example(chat, t)[2] == sum(sampled, [])
 
@@ -195,22 +197,22 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
 def test_thinking_does_not_end_a_turn(chat):
     if chat.tags:
         pytest.skip("the starter has no such token")
-    t, _, sampled, ran = play(chat, ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"], 1)
+    t, _, sampled, ran = played(chat, ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"], 1)
     assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look." and sampled[0][0] == chat.tokenizer.token_to_id("<think>")
 
 
 @pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
                                             (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]), (["I look.", "<think>\nHm."], [])])
 def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **agent.UNPLAYED, "usage": dict(agent.NOTHING_USED)}
+    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
     messages, codes = endpoint.Messages(), []
-    player, result, responses = agent.play(messages, trajectory, 1), None, iter(responses)
+    player, result, responses = play(messages, trajectory, 1), None, iter(responses)
     try:
         while True:
             wish = player.send(result)
-            if isinstance(wish, agent.Execute):
+            if isinstance(wish, Execute):
                 codes.append(wish.code)
-            result = (endpoint.Said(next(responses)), "stop") if isinstance(wish, agent.Generate) else Observation("1")
+            result = (endpoint.Said(next(responses)), "stop") if isinstance(wish, Generate) else Observation("1")
     except StopIteration:
         pass
     assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid") and trajectory["steps"][0]["token_ids"] == {}

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-import agent
+from agent import protocol
+from agent.chat import Chat
 
 STARTER = Path(__file__).resolve().parent.parent / "starter"
 TASK = "What did it open at?"
@@ -68,7 +69,7 @@ def chat_with(folder, template, tokenizer=None, **config):
     names = {"bos_token": "<|user|>", "eos_token": "<|end|>"}
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": template, **names}))
     (folder / "config.json").write_text(json.dumps(config))
-    return agent.Chat(folder)
+    return Chat(folder)
 
 
 def said(chat, text, tag):
@@ -105,7 +106,7 @@ def test_the_finished_trajectory_is_what_the_template_alone_writes(tmp_path, for
     chat = chat_with(tmp_path, FORMS[form])
     steps = trajectory(chat)
     responses = lambda n, name: chat.decode(steps[n]["token_ids"][name])
-    messages = agent.conversation(TASK, ["HINT"], steps, None, str, str, responses)
+    messages = protocol.conversation(TASK, ["HINT"], steps, None, str, str, responses)
     reference = jinja2.Environment(trim_blocks=True, lstrip_blocks=True).from_string(FORMS[form])
     text = reference.render(messages=messages, tools=None, documents=None, strftime_now=lambda form: "26 Jul 2024",
                             bos_token="<|user|>", eos_token="<|end|>")
@@ -205,12 +206,12 @@ def test_a_llama_2_tokenizer_puts_no_space_around_outside_text(tmp_path, form):
     (tmp_path / "tokenizer.json").write_text(tokenizer.to_str())
     names = {"bos_token": "<s>", "eos_token": "</s>"}
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"chat_template": MISTRAL, **names}))
-    chat = agent.Chat(tmp_path)
+    chat = Chat(tmp_path)
     steps = trajectory(chat)
     whole = prompts(chat, steps)[1]
     assert "<task_description>\nWhat did it open at?\n</task_description>" in chat.decode(whole)
     assert "<hint>\nPrint it.\n</hint>" in chat.decode(whole)
     responses = lambda n, name: chat.decode(steps[n]["token_ids"][name])
-    messages = agent.conversation(TASK, ["HINT"], steps, None, str, str, responses)
+    messages = protocol.conversation(TASK, ["HINT"], steps, None, str, str, responses)
     text = chat.template.render(messages=messages, tools=None, documents=None, **chat.names)
     assert whole == tokenizer.encode(text, add_special_tokens=False).ids

@@ -19,13 +19,13 @@ import textwrap
 import networkx
 import pytest
 
-import agent
+from agent.hints import load_hints
 import review
 from test_rehearsal import CODE, NUMBER, TEMPLATES, arguments_of
 from tools import import_toolqa, rehearse_toolqa
 from tools.sandbox import World
 
-HINTS = agent.load_hints(ROOT / "hints" / "toolqa" / "round1")
+HINTS = load_hints(ROOT / "hints" / "toolqa" / "round1")
 EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
 MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder) if not m.judge]
 

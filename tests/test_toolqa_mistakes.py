@@ -5,7 +5,7 @@ from common import ROOT
 
 import pytest
 
-import agent
+from agent.hints import load_hints
 from desk import judge
 from desk.mistakes import flag, load_mistakes
 
@@ -179,6 +179,6 @@ def test_a_judged_mistake_describes_one_step(name):
 
 def test_a_hint_is_short_and_its_templates_are_the_questions_own():
     """Each template that a mistake names has a worked example in round 1."""
-    examples = {t for s in agent.load_hints(HINTS / "round1") if s["templates"] for t in s["templates"]}
+    examples = {t for s in load_hints(HINTS / "round1") if s["templates"] for t in s["templates"]}
     for name, m in MISTAKES.items():
         assert len(m.hint) < 350 and set(m.templates or ()) <= examples, name

@@ -1,0 +1,52 @@
+"""The command-line options of the stages in which a model acts."""
+
+from common import ROOT, command_line
+
+import argparse
+from pathlib import Path
+
+from agent.hints import KINDS
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of collect.py, evaluate.py and review.py: the model, its tools, how it samples."""
+    add, number = parser.add_argument, command_line.number
+    add("--model",
+        help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
+    add("--base-url", metavar="URL",
+        help="the endpoint's; its key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
+    add("--prefill", action="store_true",
+        help="start the endpoint's response with its tag, where the server can (vLLM)")
+    add("--adapter", action="append", default=[], metavar="DIR", help="can be repeated; the order counts")
+    add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",
+        help="the module whose functions are the tools")
+    add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
+    add("--temperature", type=number(float, 0), default=0.7, help="0 is greedy")
+    add("--top-p", type=number(float, 0, 1), default=1.0)
+    add("--seed", type=int, default=0)
+    add("--max-steps", type=number(int, 1), default=8)
+    add("--max-new-tokens", type=number(int, 1), default=512, help="of one monologue, or of one step's code")
+    add("--max-length", type=number(int, 1), default=8192,
+        help="of a prompt with its response, in tokens; never above the model's own limit")
+    add("--batch", type=number(int, 1), default=32, help="agents at a time")
+    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,      # not None: old outputs resume
+        help="of the weights and of the computation; adapters are float32 "
+             "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
+    add("--tp", type=number(int, 1), default=1, metavar="N",
+        help="under torchrun: split the model over N processes; the others hold further replicas")
+    add("--require-sandbox", action="store_true",
+        help="refuse to run where the system lacks one of the sandbox's protections")
+    add("--out", metavar="FILE")
+
+
+def add_task_arguments(parser: argparse.ArgumentParser) -> None:
+    """The further options of collect.py and evaluate.py: what is played, with which hints."""
+    add = parser.add_argument
+    add("--tasks", metavar="FILE", help="JSONL of tasks")
+    add("--hints", choices=("none", "task", "combined"), default="none", help="which hints are in the prompt")
+    add("--kinds", nargs="+", choices=KINDS, help="keep only these kinds of hint sections")
+    add("--hints-for", metavar="FILE",
+        help="JSONL of tasks: leave out hint sections for templates that none of these has, "
+             "as if nobody had written them")
+    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
+    add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")

@@ -1,0 +1,189 @@
+"""Many trajectories at a time: what is to be played, and the loop that plays it.
+
+While one agent's code runs in the sandbox, the model goes on with the others.
+"""
+
+from common import files
+
+import copy
+import functools
+import select
+import sys
+import time
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from zlib import crc32
+
+from tqdm import tqdm
+
+from agent.hints import hints_for, load_hints
+from agent.play import Execute, Generate, new_step, play
+from formats import records
+from tools.sandbox import World
+
+UNPLAYED = {"report": "", "answer": "", "success": False, "stop": ""}
+NOTHING_USED = {"input_tokens": 0, "output_tokens": 0, "seconds": 0.0}
+
+
+# ---- what is to be played
+
+def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
+    """The empty trajectories of all tasks and trials, in order, with the hints that --hints, --kinds and --hints-for
+    choose."""
+    sections = load_hints(args.hint_dir) if args.hints != "none" else []
+    if args.hints_for:
+        templates = {task["template"] for task in records.read_tasks(args.hints_for)}
+        sections = [s for s in sections if s["templates"] is None or templates & set(s["templates"])]
+    without = {task["group"] for task in tasks} - {s["group"] for s in sections}
+    if args.hints == "task" and without and not any(s["group"] == "common" for s in sections):
+        group = min(without)
+        raise ValueError(f"{args.hint_dir}: no hints for the group {group!r}; write {group}.md or common.md")
+    for task in tasks:
+        hints = hints_for(task, sections, args.hints, args.kinds)
+        for trial in range(args.trials):
+            key = f"{task['id']}#{trial}"
+            yield {"id": key, "task": task, "model": args.model, "adapters": args.adapter,
+                   "seed": seed_of(key, args), "hints": hints, "steps": [], **UNPLAYED, "usage": dict(NOTHING_USED)}
+
+
+def corrections(states: list[dict], args: Namespace) -> Iterator[dict]:
+    """From every flagged state `--samples` trajectories that continue it. Their next step is open and shows the hint,
+    or no hint with `--control`."""
+    for state in states:
+        known = all(step["token_ids"].keys() >= {"monologue", "code"} for step in state["steps"])
+        if not known and not args.model.startswith("openai:"):
+            raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; "
+                             "only --model openai:NAME can go on from there")
+        for sample in range(args.samples):
+            key = f"{state['id']}~{sample}"
+            t = copy.deepcopy(state) | UNPLAYED
+            t |= {"id": key, "seed": seed_of(key, args), "model": args.model, "adapters": args.adapter,
+                  "targets": [len(t["steps"])], "usage": dict(NOTHING_USED)}
+            hint = t.pop("hint")
+            t["steps"].append(new_step(None if args.control else hint))
+            yield t
+
+
+def seed_of(key: str, args: Namespace) -> int:
+    """A trajectory's own seed: the same whatever else is played."""
+    return crc32(f"{args.seed}/{key}".encode())
+
+
+# ---- playing
+
+def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output, chat,
+             start_engine: Callable, player: Callable | None = None) -> None:
+    """Plays the trajectories that `output` does not hold yet and writes them there, with a progress bar. Of several
+    replicas each plays its share.
+
+    start_engine(args) → (what samples, what makes its requests), as scaling.parallel.sampler or endpoint.engine return
+    them; called only when the sandbox has started. player(trajectory) → its generator [`play`]."""
+    player = player or functools.partial(play, chat, max_steps=args.max_steps)
+    trajectories = list(trajectories)
+    mine = trajectories[output.rank::output.world]
+    todo = [t for t in mine if t["id"] not in output.done]
+    successes, first = 0, output.rank == 0
+    check_answers_hidden(args)
+    with World(args.tools, args.data) as world:
+        check_protections(world, args.require_sandbox, first)
+        sampler, request = start_engine(args)
+        check_room(trajectories, player, getattr(sampler, "max_length", None))
+        with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+            try:
+                for trajectory in serve(todo, player, chat, sampler, request, world, args.batch):
+                    output.write(trajectory)
+                    successes += trajectory["success"]
+                    progress.update()
+                    progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
+            except KeyboardInterrupt:
+                raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played "
+                                        f"and are in {args.out}") from None
+
+
+def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request: Callable, world: World,
+          batch: int) -> Iterator[dict]:
+    """Plays `batch` agents at a time and yields each trajectory when it has ended.
+
+    player(trajectory) → its generator; request(key, prompt, stop=…, seed=…) → what the sampler takes."""
+    active, running = {}, {}                        # id → (trajectory, generator, box); box with code in it → id
+    trajectories = iter(trajectories)
+
+    def advance(key, result):
+        """Hands an agent its result. Returns [its trajectory] if that was the end, otherwise []."""
+        trajectory, generator, box = active[key]
+        try:
+            wish = generator.send(result)
+        except StopIteration:
+            box.close()
+            del active[key]
+            return [trajectory]
+        if isinstance(wish, Generate):
+            sampler.add(request(key, wish.prompt, stop=chat.closes(wish.tag), seed=wish.seed))
+        else:
+            box.send(wish.code)
+            running[box] = key
+        return []
+
+    clock, more = time.perf_counter(), True
+    while active or more:
+        ended = []
+        while more and len(active) < batch:
+            trajectory = next(trajectories, None)
+            if more := trajectory is not None:
+                active[trajectory["id"]] = trajectory, player(trajectory), world.start()
+                ended += advance(trajectory["id"], None)
+        for answered in sampler.step():
+            ended += advance(answered.key, (answered.new_ids, answered.ended))
+        if running:
+            timeout = 1.0 if sampler.idle and not ended else 0.0
+            for box in select.select(running, [], [], timeout)[0]:
+                ended += advance(running.pop(box), box.receive())
+        now = time.perf_counter()
+        playing = [t for t, _, _ in active.values()] + ended
+        for trajectory in playing:                  # agents that play at the same time share the seconds
+            trajectory["usage"]["seconds"] += (now - clock) / len(playing)
+        clock = now
+        yield from ended
+
+
+# ---- checks before the first step
+
+def check_answers_hidden(args: Namespace) -> None:
+    """Raises ValueError if the agent's code could read a file that holds answers."""
+    for name in ("tasks", "resample", "trajectories", "hints_for", "out"):
+        file = getattr(args, name, None)
+        if file and args.data and Path(file).resolve().is_relative_to(Path(args.data).resolve()):
+            raise ValueError(f"{file}: holds answers, and the agent's code can read all of --data {args.data}; "
+                             "keep it elsewhere")
+
+
+def check_protections(world: World, required: bool, report: bool) -> None:
+    """Reports what the sandbox cannot enforce on this system. Raises ValueError if all of it is required."""
+    if world.missing and required:
+        raise ValueError("--require-sandbox: on this system the agent's code cannot be kept from "
+                         f"{', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
+    if world.missing and report:
+        print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
+
+
+def check_room(trajectories: list[dict], player: Callable, limit: int | None) -> None:
+    """Raises ValueError if not one trajectory's first prompt fits into `limit` tokens. None: the limit is not known."""
+    for trajectory in trajectories if limit else ():
+        wish = next(player(copy.deepcopy(trajectory)))
+        if isinstance(wish, Execute) or len(wish.prompt) < limit:
+            return
+    if trajectories and limit:
+        raise ValueError(f"{trajectory['id']}: its first prompt has {len(wish.prompt):,} tokens, and no other one is "
+                         f"shorter than the {limit:,} that --max-length and the model allow; "
+                         "show fewer hints, or give a larger --max-length")
+
+
+def summary(file: str | Path) -> str:
+    """One line on a finished file: how many trajectories, how many of them right, and how they ended."""
+    trajectories = records.read_trajectories(file)
+    right = sum(t["success"] for t in trajectories)
+    stops = Counter(t["stop"] or "to be continued" for t in trajectories)
+    ends = ", ".join(f"{stop} {n}" for stop, n in stops.most_common())
+    return f"{file}: {len(trajectories)} trajectories, {right} right; ended by {ends}"
