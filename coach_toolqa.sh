@@ -1,76 +1,125 @@
 #!/usr/bin/env bash
-# The paper's experiment: Llama-3.1 on ToolQA, its settings. Run again after an interruption, it goes on where it stopped.
-#   SIZE=70B ./coach_toolqa.sh       on one node with eight GPUs of 80 GiB (what fits: README, "Will it fit?")
-#   SIZE=8B ./coach_toolqa.sh        on one GPU
-# It needs data/toolqa: python tools/import_toolqa.py, see there. SPLIT=-unseen takes the tasks whose test templates do not occur in training (Table 4).
-# JUDGE is who judges the mistakes that are described in words: openai:NAME, or a model that fits on one GPU, for review.py is one process.
-# OTHERS are models behind endpoints for the other rows of Tables 3 to 5, as in OTHERS="gpt-4o" with OPENAI_API_KEY, or OTHERS="deepseek-chat" with OPENAI_BASE_URL.
-# HUMANEVAL and GSM8K are the official files, for Table 6.
+# The paper's experiment on ToolQA, with its settings for Llama-3.1, and its rehearsal with a small model.
+# Interrupted, it continues where it stopped when you run it again.
+#   SIZE=70B ./coach_toolqa.sh                                on one node with eight GPUs of 80 GiB
+#   SIZE=8B ./coach_toolqa.sh                                 on one GPU
+#   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           a small model on the rehearsal, on a CPU or a GPU
+# 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
+#   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
+#   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
+#   DATA, RUN       where the tasks are, and where everything is written
+#   HINTS           the folder with the corrective hints of rounds 2, 3, …
+#   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
+#   OTHERS          models behind endpoints for the other rows of Tables 3 to 5: OTHERS="gpt-4o" with OPENAI_API_KEY,
+#                   or OTHERS="deepseek-chat" with OPENAI_BASE_URL
+#   HUMANEVAL       the official file, for Table 6; the same for GSM8K
 set -euo pipefail
 cd "$(dirname "$0")"
 
-size=${SIZE:-70B}
+only=${ONLY:-} split=${SPLIT:-}
+size=${SIZE:-${only:+small}} size=${size:-70B}
 model=${MODEL:-meta-llama/Llama-3.1-$size-Instruct}
-judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
-split=${SPLIT:-}
-run=${RUN:-runs/toolqa-$size$split}
-data=data/toolqa
+run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
 case $size in
-    70B) many="torchrun --standalone --nproc-per-node 8"; tp=8; batch=32;;
-    *)   many="torchrun --standalone --nproc-per-node 1"; tp=1; batch=12;;           # the cache of more agents does not fit beside the model
+    small)                                     # one trial of everything, and a learning rate that moves a small model
+        data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
+        many=python trials=1 length=12288 epochs=([1]=2 [2]=2)
+        local="--model $model --batch 32"
+        play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
+        learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 2e-4 --warmup 3 --kl-temperature 1 --verified"
+        [ -f $data/train.jsonl ] || python tools/rehearse_toolqa.py --out $data;;
+    *)                                         # the paper's
+        data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
+        [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
+        many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768 epochs=([1]=2 [2]=6)
+        local="--model $model --batch $batch --tp $processes"
+        play="--max-steps 12"
+        learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2";;
 esac
-local="--model $model --batch $batch --tp $tp"
-agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length 32768 --max-steps 12"
-learn="--model $model --rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --batch 8 --kl-temperature 2 --hint-dropout 0.9"
-combined="--hints combined --hints-for $data/train$split.jsonl"                      # nothing that is written for templates that training does not have
+
+tasks=$data
+if [ -n "$only" ]; then                        # the tasks of these groups alone
+    tasks=$run/tasks
+    mkdir -p $tasks
+    for file in train test train-unseen test-unseen; do
+        grep -E "\"group\": \"(${only// /|})\"" $data/$file.jsonl > $tasks/$file.jsonl \
+            || { echo "ONLY=\"$only\": $data/$file.jsonl has no task of these groups" >&2; exit 2; }
+    done
+fi
+agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
+learn="--model $model $learn --batch 8 --hint-dropout 0.9"
+combined="--hints combined --hints-for $tasks/train$split.jsonl"    # no hints for groups and templates not in training
 
 evaluate() {                                   # evaluate NAME [ADAPTERS AND HINTS …]
     name=$1; shift
-    $many evaluate.py $local $agent --tasks $data/test$split.jsonl --trials 3 "$@" --out "$run/test/$name.jsonl"
+    $many evaluate.py $local $agent --tasks $tasks/test$split.jsonl --trials $trials "$@" --out "$run/test/$name.jsonl"
 }
 
-# Table 2: hints for the type of task. Table 3: everybody's at once. Both with the tools' documentation alone, and with the practices.
+# Table 2: hints for the type of task. Table 3: hints for all types at once. Both with the tools' documentation alone
+# and with the practices.
+[ $size != small ] || evaluate 0-none --hints none
 evaluate 0-task-tools      --hints task --kinds tools
 evaluate 1-task            --hints task
-evaluate 2-combined-tools  $combined --kinds tools
+[ $size = small ] || evaluate 2-combined-tools $combined --kinds tools
 evaluate 3-combined        $combined
 for other in ${OTHERS:-}; do
-    python evaluate.py --model openai:$other --batch 8 $agent --tasks $data/test$split.jsonl --trials 3 $combined --kinds tools --out $run/test/3-$other-tools.jsonl
-    python evaluate.py --model openai:$other --batch 8 $agent --tasks $data/test$split.jsonl --trials 3 $combined --out $run/test/3-$other.jsonl
+    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test$split.jsonl --trials $trials"
+    python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl
+    python evaluate.py $model_of_others $combined --out $run/test/3-$other.jsonl
 done
 
-# Three rounds, by the teacher's distribution (Tables 3 to 5), and as Table 7 has it by cross-entropy on what succeeded.
+# Three rounds: with the teacher's distribution (Tables 3 to 5), or, as in Table 7, with cross-entropy on successes.
 rounds() {                                     # rounds kl | ce
-    loss=$1 to=$run/$1 adapters=
-    $many collect.py $local $agent --tasks $data/train$split.jsonl --hints task --trials 3 --out $run/hinted1.jsonl
-    $many distill.py $learn --loss $loss --epochs 2 --data $run/hinted1.jsonl --out $to/round1
+    loss=$1 to=$run/$1
+    train="$many collect.py $local $agent --tasks $tasks/train$split.jsonl"
+    $train --hints task --trials $trials --out $run/hinted1.jsonl
+    $many distill.py $learn --loss $loss --epochs ${epochs[1]} --data $run/hinted1.jsonl --out $to/round1
     adapters="--adapter $to/round1"
     evaluate 4-$loss-round1 $adapters
-    for hints in hints/toolqa/round[2-9]; do                                         # as many as somebody has written hints for
-        [ -d "$hints" ] || continue
-        round=${hints##*round} balance=
-        $many collect.py $local $agent $adapters --tasks $data/train$split.jsonl --trials 3 --seed $round --out $to/seen$round.jsonl
-        python review.py $to/seen$round.jsonl --hint-dir $hints --judge $judge --max-length 32768 --batch 12 --out $to/flagged$round.jsonl
-        $many collect.py $local $agent $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout --out $to/corrected$round.jsonl
-        if [ $round -gt 2 ]; then                                                    # full trajectories beside the corrections from round 3 on
-            $many collect.py $local $agent $adapters --tasks $data/train$split.jsonl --hints task --trials 1 --seed $round --out $to/candidates$round.jsonl
+    for mistakes in $hints/round[2-9]; do      # as many rounds as somebody has written hints for
+        [ -d "$mistakes" ] || continue
+        round=${mistakes##*round} balance=
+        $train $adapters --trials $trials --seed $round --out $to/seen$round.jsonl
+        python review.py $to/seen$round.jsonl --hint-dir $mistakes --judge $judge --max-length $length --batch 12 \
+            --out $to/flagged$round.jsonl
+        $many collect.py $local $agent $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout \
+            --out $to/corrected$round.jsonl
+        if [ $size = small ]; then             # full trajectories beside the corrections: those of round 1 …
+            balance="--balance $run/hinted1.jsonl"
+        elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones
+            $train $adapters --hints task --trials 1 --seed $round --out $to/candidates$round.jsonl
             balance="--balance $to/candidates$round.jsonl"
         fi
-        $many distill.py $learn --loss $loss --epochs 6 $adapters --data $to/corrected$round.jsonl $balance --out $to/round$round
+        $many distill.py $learn --loss $loss --epochs ${epochs[2]} $adapters --data $to/corrected$round.jsonl $balance \
+            --out $to/round$round
         adapters="$adapters --adapter $to/round$round"
         evaluate $((round + 3))-$loss-round$round $adapters
     done
 }
 rounds kl
 coached=$adapters
-rounds ce
+[ $size = small ] || rounds ce
 
-# Table 6: what the three rounds do to coding and arithmetic.
+# Table 6: what the rounds do to coding and arithmetic.
 for suite in humaneval gsm8k; do
     [ $suite = humaneval ] && file=${HUMANEVAL:-} || file=${GSM8K:-}
     [ -n "$file" ] || continue
-    $many evaluate.py $local --suite $suite --file $file --trials 3 --temperature 0.2 --out $run/$suite-before.jsonl
-    $many evaluate.py $local $coached --suite $suite --file $file --trials 3 --temperature 0.2 --out $run/$suite-after.jsonl
+    benchmark="$many evaluate.py $local --suite $suite --file $file --trials $trials --temperature 0.2"
+    $benchmark --out $run/$suite-before.jsonl
+    $benchmark $coached --out $run/$suite-after.jsonl
 done
 
 python evaluate.py --table $run/test/*.jsonl --html $run/run.html
+[ $size = small ] || exit 0
+
+# What round 1 does to following hints on templates that it was not trained on: of what it collected, another adapter
+# learns only the templates of train-unseen; test-unseen has the others.
+unseen=$run/unseen
+mkdir -p $unseen
+grep -oE '"template": "[^"]*"' $tasks/train-unseen.jsonl | sort -u > $unseen/templates
+grep -Ff $unseen/templates $run/hinted1.jsonl > $unseen/hinted.jsonl
+$many distill.py $learn --epochs ${epochs[1]} --data $unseen/hinted.jsonl --out $unseen/round1
+hinted="$many evaluate.py $local $agent --tasks $tasks/test-unseen.jsonl --hints task --trials $trials"
+$hinted --out $unseen/before.jsonl
+$hinted --adapter $unseen/round1 --out $unseen/after.jsonl
+python evaluate.py --table $unseen/before.jsonl $unseen/after.jsonl

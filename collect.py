@@ -26,7 +26,8 @@ def main():
     options.add_arguments(parser)
     options.add_task_arguments(parser)
     parser.add_argument("--resample", metavar="FILE", help="JSONL of flagged states, instead of --tasks")
-    parser.add_argument("--samples", type=command_line.number(int, 1), default=4, help="actions from each flagged state")
+    parser.add_argument("--samples", type=command_line.number(int, 1), default=4,
+                        help="actions from each flagged state")
     parser.add_argument("--control", action="store_true",
                         help="do not show the hint; the hint's effect is measured against this")
     parser.add_argument("--rollout", action="store_true",

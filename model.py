@@ -204,9 +204,9 @@ class Llama(nn.Module):
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",
                         linear_dtype: torch.dtype | None = None) -> "Llama":
-        """Loads a checkpoint in Hugging Face format from a directory or by its hub id, in precision `dtype`; the weights
-        of linear layers in `linear_dtype` [the same]. With device "meta" no weights are loaded; each process reads its
-        part later (scaling/parallel.py).
+        """Loads a checkpoint in Hugging Face format from a directory or by its hub id, in precision `dtype`, and the
+        weights of linear layers in `linear_dtype` [the same]. With device "meta" no weights are loaded; each process
+        reads its part later (scaling/parallel.py).
 
         The files are memory-mapped, and no other weights are built first. So on the CPU, weights that keep their
         precision take no memory of their own.

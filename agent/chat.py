@@ -1,4 +1,4 @@
-"""A model's tokenizer and chat template: conversations as text → the token ids that the model reads.
+"""A model's tokenizer and chat template: they turn conversations into the token ids that the model reads.
 
 The prompt only grows at its end, token by token. So a KV cache carries on from step to step, and a whole trajectory is
 trained on in one pass.
@@ -231,7 +231,7 @@ class Chat:
 
 
 def _escaped(token):
-    """A control token as text that looks the same in HTML, and is another text to a tokenizer."""
+    """A control token whose first character is an HTML entity: still readable, but no longer that token."""
     return f"&#{ord(token[0])};{token[1:]}"
 
 
@@ -283,7 +283,7 @@ def template_source(path: Path, config: dict) -> str:
 
 
 def compile_template(path: Path, source: str) -> Template:
-    """The template with what model files expect of it, in Jinja's sandbox."""
+    """The template in Jinja's sandbox, with the functions and tags that templates of models rely on."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}

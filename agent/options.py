@@ -46,7 +46,7 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hints", choices=("none", "task", "combined"), default="none", help="which hints are in the prompt")
     add("--kinds", nargs="+", choices=KINDS, help="keep only these kinds of hint sections")
     add("--hints-for", metavar="FILE",
-        help="JSONL of tasks: leave out hint sections for templates that none of these has, "
+        help="JSONL of tasks: leave out hint sections for groups or templates that none of these has, "
              "as if nobody had written them")
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
     add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")

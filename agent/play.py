@@ -25,12 +25,13 @@ class Execute:
     code: str
 
 
-def play(chat, trajectory: dict, max_steps: int, only_next: bool = False) -> Generator[Generate | Execute]:
+def play(chat, trajectory: dict, max_steps: int,
+         only_next: bool = False) -> Generator[Generate | Execute, object, None]:
     """Plays a trajectory to its end, or with `only_next` for one step.
 
     chat: a `chat.Chat`, or `endpoint.Messages` for a model behind an endpoint. trajectory: a record, changed in place.
-    Its finished steps are executed again first, which restores the interpreter's variables. It may end in an open step,
-    made by `new_step`. That step is played even if max_steps are over."""
+    Its finished steps are executed again first, which restores the interpreter's variables. If it ends in an open step
+    (see `new_step`), that step is played next, even beyond max_steps."""
     steps = trajectory["steps"]
     finished = sum(step["observation"] is not None for step in steps)
     for step in steps[:finished]:

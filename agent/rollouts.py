@@ -34,8 +34,10 @@ def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
     choose."""
     sections = load_hints(args.hint_dir) if args.hints != "none" else []
     if args.hints_for:
-        templates = {task["template"] for task in records.read_tasks(args.hints_for)}
-        sections = [s for s in sections if s["templates"] is None or templates & set(s["templates"])]
+        shown = records.read_tasks(args.hints_for)
+        groups, templates = ({task[field] for task in shown} for field in ("group", "template"))
+        sections = [s for s in sections if s["group"] in groups | {"common"}
+                    and (s["templates"] is None or templates & set(s["templates"]))]
     without = {task["group"] for task in tasks} - {s["group"] for s in sections}
     if args.hints == "task" and without and not any(s["group"] == "common" for s in sections):
         group = min(without)

@@ -14,7 +14,7 @@ def chat_with(args: Namespace) -> Chat | endpoint.Messages:
     """What turns conversations into the model's prompts."""
     if endpoint.is_remote(args.model):
         return endpoint.Messages(args.prefill)
-    from model import local_folder
+    from formats.weights import local_folder
     return Chat(local_folder(args.model))
 
 

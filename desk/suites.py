@@ -85,7 +85,7 @@ def number(text: str) -> str:
 
 
 def attempt(chat: Chat, trajectory: dict) -> Generator:
-    """The counterpart of `play`: one response, graded. A generator that yields Generate and Execute requests."""
+    """The counterpart of agent.play: one response, graded. A generator that yields Generate and Execute requests."""
     task, tag = trajectory["task"], TAGS[trajectory["task"]["group"]]
     prompt = chat.ask(PROMPTS[task["group"]].format_map(task))
     said, end = yield Generate(prompt, tag, seed=str(trajectory["seed"]))

@@ -1,6 +1,6 @@
 """Draws the figures of docs/results.md and the README from result files, as SVG.
 
-    python docs/draw.py                                                  docs/results/NAME.jsonl → docs/images/NAME.svg
+    python docs/draw.py                                              docs/results/NAME.jsonl → docs/images/NAME.svg
     python docs/draw.py --add NAME runs/demo/test/*.jsonl --machine "two cores, AVX2" --commit 467f891
 
 The second command turns results of evaluate.py into docs/results/NAME.jsonl, then draws. A line is one agent:

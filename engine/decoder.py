@@ -24,7 +24,7 @@ import torch
 from engine.kernels import decode_attention, unseen
 from engine.sampling import draw_on_device, most_likely, to_device
 
-POSITION, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)    # the table's rows; LEAD: a slot with the shared beginning
+POSITION, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)    # the table's rows; LEAD: a slot to share from
 STEPS_BEFORE_CAPTURE = 2                                        # of a size
 STEPS_BEFORE_COMPILING = 1000                                   # of any size: compiling takes about as long as these
 

@@ -214,7 +214,7 @@ def cpu_linear(x, weight, bias):
     if len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if slices == 32 and not learns:                             # in groups, so that logits are in memory once, not twice
+    if slices == 32 and not learns:                             # in groups: logits are in memory once, not twice
         y = x.new_empty(rows, slices, weight.shape[1])
         for part in range(0, slices, 8):
             y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
@@ -256,8 +256,8 @@ def pack(model: torch.nn.Module) -> None:
 # ---- a CPU's memory ------------------------------------------------------------------------------------------------
 
 def keep_freed_memory() -> None:
-    """glibc returns a large freed block to the system, and gets the next tensor's memory page by page, cleared. From now
-    on it keeps up to a gigabyte of what is freed, except blocks of 16 MiB and more."""
+    """glibc returns a large freed block to the system, and gets the next tensor's memory page by page, cleared. From
+    now on it keeps up to a gigabyte of what is freed, except blocks of 16 MiB and more."""
     glibc("mallopt", -1, 2 ** 30)                               # M_TRIM_THRESHOLD
     glibc("mallopt", -3, 2 ** 24)                               # M_MMAP_THRESHOLD
 

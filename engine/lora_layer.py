@@ -1,4 +1,4 @@
-"""Low-rank adapters beneath a model: the adapted layer, y = W x + Σ_i scale_i B_i A_i x, and adapters loaded from files.
+"""The adapted linear layer, y = W x + Σ_i scale_i B_i A_i x, and how a model gets such layers from an adapter's files.
 
 lora.py makes, trains and exports adapters.
 """
@@ -69,8 +69,8 @@ class LoraLinear(nn.Linear):
 
         The order is about correctness, not speed. bfloat16 keeps 8 bits, and early in training B A x is smaller than
         the last bit of W x. Once W x is rounded, adding such an update rounds it away again, and the student equals its
-        teacher. `add_linear` accumulates in float32 and rounds once. So the update takes part in the rounding of each sum,
-        and averaged over many sums none of it is lost."""
+        teacher. `add_linear` accumulates in float32 and rounds once. So the update takes part in the rounding of each
+        sum, and averaged over many sums none of it is lost."""
         (z, B), *others = self.updates(rows)
         y = F.linear(z, B)
         for z, B in others:

@@ -70,7 +70,7 @@ class Step:
     prefills: list[Prefill]
 
 
-NOTHING = (), (), list                                          # slots, requests, and a function that returns their tokens
+NOTHING = (), (), list                                          # slots, requests, function that returns their tokens
 
 
 class Sampler:
@@ -102,7 +102,7 @@ class Sampler:
         self.queue = deque()
         self.clock = self.prefilled = 0
         self.copies = []                                        # for the next Step
-        self.announce = lambda step: step                       # tells processes with other parts of the model to run it
+        self.announce = lambda step: step                       # passes it to the processes that share the model
 
     @property
     def idle(self) -> bool:
@@ -111,7 +111,8 @@ class Sampler:
     def add(self, request: Request) -> None:
         """Queues a request. Raises ValueError if its prompt is empty or holds tokens that the model does not have."""
         if not request.prompt:
-            raise ValueError(f"request {request.key!r}: the prompt is empty; a model needs at least one token to continue")
+            raise ValueError(f"request {request.key!r}: the prompt is empty; "
+                             "a model needs at least one token to continue")
         if min(request.prompt) < 0 or max(request.prompt) >= self.model.config.vocab_size:
             raise ValueError(f"request {request.key!r}: its prompt holds tokens that this model does not have; "
                              "was its beginning made with another model?")
@@ -121,8 +122,8 @@ class Sampler:
                  stop_ids: Iterable[int] = (), seed: object = 0) -> list[list[int]]:
         """Continues each prompt until a stop id, which is the last of its new ids, or to max_new_tokens."""
         stop_ids = set(stop_ids)
-        requests = [Request(i, prompt, max_new_tokens, temperature, top_p, lambda ids: ids[-1] in stop_ids, f"{seed}/{i}")
-                    for i, prompt in enumerate(prompts)]
+        requests = [Request(i, prompt, max_new_tokens, temperature, top_p, lambda ids: ids[-1] in stop_ids,
+                            f"{seed}/{i}") for i, prompt in enumerate(prompts)]
         for request in requests:
             self.add(request)
         while not all(request.ended for request in requests):
@@ -214,7 +215,7 @@ class Sampler:
         for request in considered:
             common = self._common(request.prompt)
             ready = np.minimum(common, self.cached)             # with keys and values
-            soon = common.max() - ready.max() > 16              # another request computes this beginning in this very step
+            soon = common.max() - ready.max() > 16              # another request computes it in this very step
             if not free or pending > ADMITTED or soon:
                 later.append(request)
                 continue
@@ -289,9 +290,9 @@ class Sampler:
     def _decode_attention(self, decode, slots, positions):
         """attend(layer, q, window) for the first tokens of q (1, H, T, D), those that decode: one batched product."""
         n, first, end, length, shared = decode.n, decode.first, decode.end, decode.length, decode.shared
-        if end - first < 4 * n:                                 # over a range of slots; those without a query ride along
+        if end - first < 4 * n:                                 # a range of slots; those without a query ride along
             width, span, place = end - first, slice(first, end), slots[:n] - first
-        else:                                                   # over a copy of few scattered ones
+        else:                                                   # a copy of few scattered ones
             width, span, place = n, slots[:n], torch.arange(n, device=slots.device)
         hide = {}
         for window in set(self.model.config.windows):

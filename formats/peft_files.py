@@ -5,6 +5,8 @@ rank-stabilized LoRA. Anything else that a file asks for is refused by name, eve
 adapter loads that would compute something else here than in PEFT.
 """
 
+from common.files import read_json, write_whole
+
 import json
 import math
 import re
@@ -14,7 +16,6 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from common.files import read_json, write_whole
 from formats.records import mismatch
 
 # Fields of adapter_config.json: those we implement, and those that do not change what a trained adapter computes.

@@ -62,7 +62,8 @@ def read_records(file: str | Path, schema: dict) -> list[dict]:
             raise ValueError(f"{where}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
         targets = record.get("targets", [])
         if outside := [t for t in targets if not 0 <= t < len(record["steps"])]:
-            raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, there are {len(record['steps'])}")
+            raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, "
+                             f"there are {len(record['steps'])}")
         if len(set(targets)) < len(targets):
             raise ValueError(f"{where}, field 'targets': a step comes twice")
         lines[record["id"]] = n

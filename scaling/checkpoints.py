@@ -1,6 +1,8 @@
 """What an unfinished training keeps in its folder: checkpoint/<n>, which it goes on from, on any number of processes, and teacher/, the
 teacher's hidden states from one epoch to the next."""
 
+from common import files
+
 import logging
 import shutil
 import warnings
@@ -8,7 +10,6 @@ import warnings
 import torch
 
 from scaling import parallel
-from common import files
 
 
 def save(state, folder):
@@ -42,7 +43,7 @@ def _saved(folder):
 
 def _checkpoint(act, state, folder):
     """Without what PyTorch says on the way; of several processes' failures the first."""
-    import torch.distributed.checkpoint as engine                      # here, as it takes a second
+    import torch.distributed.checkpoint as engine  # here, as it takes a second
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):

@@ -1,4 +1,4 @@
-"""A world drawn from a seed, with its own tools, data, hints and tasks: does an agent follow hints it has never seen?
+"""Draws a world from a seed: own tools, data, hints and tasks. Does an agent follow hints that it has never seen?
 
     python starter/made_up_world.py --seed 7 --out data/made-up-7
 
@@ -13,8 +13,8 @@ recipe in an abstract Python; `//` separates alternatives, `;` lines. In it `fin
 the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools of some groups, `number` is int or float, and
 `round(…, 2)` rounds to the column's places. Columns: k the key, a and c labels with many values, b a label with few,
 d a date, n and m numbers. Capitals are a step's slots, whose values stand behind their names: those of the first step
-in the question, P and Q in what the step before printed, W, U, V and T in a note. The body computes the answer from the data, without any
-tool; `one` is the row that is asked about.
+in the question, P and Q in what the step before printed, W, U, V and T in a note. The body computes the answer from
+the data, without any tool; `one` is the row that the question is about.
 
 For each group the seed decides what the tools are called, what they take and return, and what every name is; the
 abstract recipe is written down in these words.
@@ -58,7 +58,8 @@ choir: song conductor voice tongue composer verses breaths tempo"""
 NOTE_WORDS = ["witness porter clerk visitor auditor rescuer".split(), "deposit echo surplus ration score tally".split(),
               "heir twin double rival spare".split()]                            # a person, numbers, another key
 LINK_WORDS = "partner relative companion follower sibling counterpart".split()
-VERBS = "seek pull draw lift gather open ask scan spot trace hunt browse dig glean learn hear view reach choose peek".split()
+VERBS = ("seek pull draw lift gather open ask scan spot trace hunt browse dig glean learn hear view reach choose "
+         "peek").split()
 STORES = ("ledger drawer roll file deck stack sheet chart tray chest folder rack ring panel board archive almanac "
           "docket logbook cabinet scroll journal inventory roster").split()
 METHODS = ["where keep having only matching restrict".split(), "read cell tell show entry part_of".split()]
@@ -66,7 +67,8 @@ METHODS = ["where keep having only matching restrict".split(), "read cell tell s
 HEADS = ("Ash Birk Cald Drum Ever Frost Grim Hind Iron King Lock March Nether Oak Pine Quarn Raven Stan Thistle Under "
          "Wood").split()
 ENDS = "combe dene fell gate holm law mere ness ridge stow thwaite vale worth".split()
-FIRST = "Ada Bruno Clive Daphne Enid Frank Gemma Hugo Iris Joan Keith Lorna Maud Ned Opal Percy Ruth Sybil Trevor Una".split()
+FIRST = ("Ada Bruno Clive Daphne Enid Frank Gemma Hugo Iris Joan Keith Lorna Maud Ned Opal Percy Ruth Sybil Trevor "
+         "Una").split()
 WHICH = "bold brisk dusty eager faint gentle hollow keen lonely mellow narrow plain rapid silent tall vast".split()
 WHAT = ("arrow beacon candle drum ember feather goblet hammer kettle lantern mirror needle pebble ribbon saddle "
         "thimble").split()
@@ -319,7 +321,8 @@ NOTES = [note_word, note_sum, note_then]
 FINDS = {   # parameters, the columns and values they ask for, the documentation
     "pair": ("column, value", "{{column: value}}", "gives the {items} with that value in the column"),
     "keywords": ("**columns", "columns", "gives the {items} with these values, say {a}=x"),
-    "text": ("condition", '_conditions(condition, "{joins}", "{equals}")', 'gives the {items} that fit, say "{a}{equals}x"'),
+    "text": ("condition", '_conditions(condition, "{joins}", "{equals}")',
+             'gives the {items} that fit, say "{a}{equals}x"'),
     "all": ("", "{{}}", "gives all {items}"),
     "methods": ("", "{{}}", "gives all {items}, .{keep}(column, value) keeps some"),
 }
@@ -327,9 +330,11 @@ CELLS = {   # what a row is made into, a cell of it, the documentation
     "dict": ("row", '{x}["{label}"]', "each {item} is a dict: {labels}"),
     "attributes": ("SimpleNamespace(**row)", "{x}.{label}", "each {item} has the attributes {labels}"),
     "method": ("_Row(row)", '{x}.{cell}("{label}")', ".{cell}(column) of one {item} gives a value; columns: {labels}"),
-    "text": ('"{between}".join(map(str, row.values()))', '{x}.split("{between}")[{index}]', "each {item} is a line: {labels}"),
+    "text": ('"{between}".join(map(str, row.values()))', '{x}.split("{between}")[{index}]',
+             "each {item} is a line: {labels}"),
     "tuple": ("tuple(row.values())", "{x}[{index}]", "each {item} is a tuple: {labels}"),
-    "tool": ('row["{k}"]', '{cell_tool}({x}, "{label}")', "{cell_tool}({item}, column) gives a value; columns: {labels}"),
+    "tool": ('row["{k}"]', '{cell_tool}({x}, "{label}")',
+             "{cell_tool}({item}, column) gives a value; columns: {labels}"),
 }
 LINKED = {"list": ("names", "{link_tool}({K})", "lists the {links} of that {k}"),
           "text": ('"; ".join(names)', '{link_tool}({K}).split("; ")', "is a text of the {links}, with ; between"),
@@ -431,7 +436,8 @@ class Group:
         self.kind, self.places = rng.choice([(int, 0), (int, 0), (float, 1), (float, 2)])
         self.draw_rows(person, key in ("name", "title"))
 
-        self.find, self.cell, self.link, self.note = (rng.choice(list(forms)) for forms in (FINDS, CELLS, LINKED, NOTED))
+        forms = FINDS, CELLS, LINKED, NOTED
+        self.find, self.cell, self.link, self.note = (rng.choice(list(choices)) for choices in forms)
         u, v = rng.sample(NOTE_WORDS[1], 2)
         tools = set()
         while len(tools) < 4:
@@ -475,7 +481,7 @@ class Group:
         return self.rng.randint(low, high) if self.kind is int else round(self.rng.uniform(low, high), self.places)
 
     def draw_notes(self):
-        """Links and a note for each row. A cue stands once in a note, its value right behind it."""
+        """Links and a note for each row. A cue occurs once in a note, followed by its value."""
         rng, linked = self.rng, [row.k for row in self.rows[:40]]
         for row in self.rows:
             row.links = rng.sample([key for key in linked if key != row.k], rng.randint(2, 14))
@@ -483,7 +489,8 @@ class Group:
             row.u, row.v = rng.randint(2, 400), rng.randint(2, 400)
             parts = [f"{self.names[cue]} {shown(getattr(row, cue))}" for cue in rng.sample("wuvt", 4)]
             fillers = rng.sample(["with", "there was a", "they had the", "along with", "noted the", "also"], 4)
-            row.note = rng.choice(["Remark: ", "We saw this: ", "On paper "]) + ", ".join(map(" ".join, zip(fillers, parts)))
+            start = rng.choice(["Remark: ", "We saw this: ", "On paper "])
+            row.note = start + ", ".join(map(" ".join, zip(fillers, parts)))
             row.note += rng.choice([".", "", ", no more"])
 
     def data(self):
@@ -522,7 +529,8 @@ class Group:
 
     def write_find(self, name, wanted, each):
         """`name` = the rows with these values, [(role, variable)], in code lines."""
-        pairs, names, tool = [(self.label(role), variable) for role, variable in wanted], self.names, self.names["find_tool"]
+        pairs = [(self.label(role), variable) for role, variable in wanted]
+        names, tool = self.names, self.names["find_tool"]
         tests = [f"{name} = [{each} for {each} in {name} if {self.write_cell(each, role)} == {variable}]"
                  for role, variable in wanted]
         if self.find == "pair":
@@ -559,15 +567,20 @@ def shown(value):
 
 
 def make_template(kind, group):
-    """(title, wordings with {slots}, [(thought, code lines)]) of a kind in the group's words; None if a line got too long."""
+    """(title, wordings with {slots}, [(thought, code lines)]) of a kind in the group's words.
+
+    None if a line is too long.
+    """
     rng, names = group.rng, group.names
     title, phrases, *lines = inspect.getdoc(kind).splitlines()
     slots = list(dict.fromkeys(re.findall(r"{([A-Z])}", phrases)))
 
-    cues = {"K": rng.choice(["with {k}", "with {k}", "marked", "called"]), "A": "with {a}", "B": "with {b}", "D": rng.choice(["on", "dated"]),
-            "L": rng.choice(["beside", "against", "versus"]), "N": rng.choice(["with {n} above", "with {n} over", "with {n} beyond"])}
+    cues = {"K": rng.choice(["with {k}", "with {k}", "marked", "called"]), "A": "with {a}", "B": "with {b}",
+            "D": rng.choice(["on", "dated"]), "L": rng.choice(["beside", "against", "versus"]),
+            "N": rng.choice(["with {n} above", "with {n} over", "with {n} beyond"])}
     cues = {slot: cues[slot].format(**names) for slot in slots}
-    phrases = [p.format(**names, **{slot: f"{cue} {{{slot}}}" for slot, cue in cues.items()}) for p in phrases.split(" // ")]
+    slotted = {slot: f"{cue} {{{slot}}}" for slot, cue in cues.items()}
+    phrases = [p.format(**names, **slotted) for p in phrases.split(" // ")]
     wordings = [frame.format(phrases[i % len(phrases)]) for i, frame in enumerate(rng.sample(FRAMES, 3))]
     words = [re.findall("[a-z]+", wording.lower()) for wording in wordings]
     if not all(said.count(cue.split()[-1]) == 1 for said in words for cue in cues.values()):
@@ -603,10 +616,12 @@ def make_template(kind, group):
     if "complete_task" not in last:
         report, printed, name = rng.choice(REPORTS).format(title), last[6:-1], rng.choice(free)
         if printed.isidentifier() and rng.random() < 0.3:
-            steps.append((f"the {title.split()[0]} is kept in {printed}", [f'complete_task("{report}", str({printed}))']))
+            steps.append((f"the {title.split()[0]} is kept in {printed}",
+                          [f'complete_task("{report}", str({printed}))']))
         else:
             steps[-1][1][-1] = f'print("{name}", {printed})'
-            steps.append((rng.choice(CLOSINGS).format(title), [f'{name} = "..."', f'complete_task("{report}", {name})']))
+            steps.append((rng.choice(CLOSINGS).format(title),
+                          [f'{name} = "..."', f'complete_task("{report}", {name})']))
     for _, code in steps:
         join_lines(code, "\n".join(line for _, code in steps for line in code), rng)
     if all(len(code) <= 8 and max(map(len, code)) <= 70 and len(thought.split()) <= 8 for thought, code in steps):

@@ -3,13 +3,8 @@
     python starter/pretrain.py --print 5                    prints samples as the model sees them
     python starter/pretrain.py --tokens 45e6 --out starter  trains (hours on two CPU cores)
 
-The training writes config.json and model.safetensors.
-
-Most samples (see ROWS) are made-up worlds: random tools, recipes and questions, put into the prompt by the agent's own
-code, with the actions that follow the recipe. The loss covers only the actions. All words are random: pieces of the
-vocabulary, syllables or letters. No name of a tool, table or column of the evaluated world, no wording of its questions
-and no line of its recipes may occur; a sample that contains one by chance is drawn again. A checkpoint is saved every
-200 updates, and the same command resumes from it.
+The samples are those of starter/samples.py. The loss covers only the actions. The training writes config.json and
+model.safetensors, saves a checkpoint every 200 updates, and resumes from it when the same command is run again.
 """
 
 import sys
@@ -18,14 +13,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import ROOT, command_line, files
 
-import functools
-import inspect
 import json
 import multiprocessing
 import random
 import re
 import time
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -34,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 from agent.chat import Chat
 from model import Config, Llama
-from tools import starter_world, toolqa
+from starter.samples import ROWS, World, batch, evaluated, sample, vocabulary_pieces
 
 CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act="silu", hidden_size=192,
               intermediate_size=512, num_hidden_layers=6, num_attention_heads=4, num_key_value_heads=2, head_dim=48,
@@ -43,675 +35,8 @@ CONFIG = dict(architectures=["LlamaForCausalLM"], model_type="llama", hidden_act
 # (until this fraction of the training, tokens per row, rows per update)
 PHASES = [(0.05, 128, 32), (0.25, 256, 32), (0.60, 512, 16), (1.00, 768, 12)]
 LATER = [(0.85, 512, 16), (1.00, 768, 12)]             # with --init
-VALUES = (("date", "month", "time", "number", "code", "capitals", "address", "name", "list", "phrase"),
-          (16, 6, 6, 14, 15, 8, 5, 18, 2, 16))         # kinds of values and their weights
-ONSETS = ("b bl br c ch cl cr d dr f fl fr g gl gr h j k l m n p ph pl pr qu r s sc sh sl sp st str t th tr v w wh y z"
-          .split() + [""] * 5)
-VOWELS = "a a a e e e e i i i o o o u u y ai ea ee ie io oa oo ou ue".split()
-CODAS = "b ck d f g k l ll m n n n nd ng nt p r r rd rs s s ss st t t th tt w x y".split() + [""] * 16
-SIGNS = list("0123456789=()[]{}.,:;+-*/<>!?\"'_&|#@%$^~") + ["==", ">=", "<=", "->", "()", "[0]", "**", " = "]
-ROWS = {                                               # the kinds of rows and their shares
-    "hints": 0.60,                                     # with hints; the others have none
-    "bare": 0.08,              # only what fills a slot is learned; the slot's name tells what it is
-    "shown": 0.14,             # a question comes again with other values and needs the same steps
-    "known": 0.18,             # questions about recipes that recur throughout the training, to be learned by heart
-}
-KNOWN = 100                                            # the number of such recipes
-RECIPES = {128: (1, 55), 256: (3, 100), 512: (5, 200), 768: (6, 300)}    # row length: (lines per step, tokens) at most
 MATRIX_LR, EMBEDDING_LR = 0.02, 0.004                  # peak rates of Muon and AdamW
 WARMUP, DECAY = 100, 0.85                              # updates; the last part of the training, over which rates fall
-
-
-# ---------------------------------------------------------------------------------------------------- made-up worlds
-
-class Forbidden(NamedTuple):
-    """What must never occur: the evaluated world's names of tools, tables, columns; lower-case wordings and lines."""
-    names: frozenset = frozenset()
-    texts: tuple = ()
-
-    def within(self, text):
-        """Does `text` contain any of the texts?"""
-        text = text.lower()
-        return any(t in text for t in self.texts)
-
-
-def evaluated():
-    """The names and texts of the starter world, to be kept out of the training."""
-    functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__}
-    world = starter_world.World(0)
-    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings,
-              "businesses": world.businesses}
-    columns = {column for rows in tables.values() for column in rows[0]}
-    wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group
-                for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}
-    hints = sorted((ROOT / "hints" / "starter").rglob("*.md"))
-    lines = {re.sub(r"^(Step \d|for): ", "", line.strip()) for file in hints for line in file.read_text().splitlines()}
-    recipes = {line for line in lines if re.search(r"\w{3}", line) and not re.fullmatch(r'\w+ = "\.\.\."', line)}
-    texts = {t.lower() for t in wordings | recipes if len(re.findall(r"\w+", t)) > 1}
-    names = functions | {"complete_task", "AuthorNet", "PaperNet"} | set(tables) | columns
-    return Forbidden(frozenset(names), tuple(sorted(texts)))
-
-
-class World:
-    """One made-up world: its words, tools and recipes. Everything is drawn from `rng`.
-
-    alike: how often a slot gets the name of the column in which its value is looked up. Above 0, some lines also look
-    up two values in the same way. Never change what a seed draws at 0: these are the recipes to be learned by heart.
-    """
-
-    def __init__(self, rng, pieces, forbidden, alike=0):
-        self.rng, self.pieces, self.forbidden, self.alike = rng, pieces, forbidden, alike
-        self.plain = rng.random() < 0.65                      # recipes of short plain lines, as a coach writes them
-        self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))        # the fraction of lines that have no form at all
-        self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))        # the fraction of words made of the vocabulary's pieces …
-        self.few = rng.sample(pieces, rng.randint(5, 12))     # … and of those, `dense` is the fraction made of these
-        self.dense = rng.choice((0, 0.2, 0.6))
-        self.kind, self.drawn = None, {}                      # the last value's kind; the last value of each kind
-        self.common, self.slots = [], set()                   # words that recur; the slots' names
-        self.tools = [self.name(2) for _ in range(rng.randint(2, 5))]
-        self.finish = self.name(2)
-        forms = (str, str, str, str.capitalize, str.capitalize, str.upper)
-        self.keys = [self.name(rng.choice((1, 1, 2)), rng.choice(forms)) for _ in range(rng.randint(3, 7))]
-        self.common = [self.word() for _ in range(rng.randint(4, 12))]
-        self.row, self.look_up = rng.randrange(8), rng.randrange(8)              # how this world's code reads rows
-        self.between, self.equals = rng.choice(("; ", " / ", ", ", " ", ":")), rng.choice((" is ", "=", ": ", ">"))
-        self.joins, self.method = rng.choice((" and ", "; ", ", ")), [self.word() for _ in range(2)]
-        self.pairs = [f"{rng.randint(0, 99):02d}" for _ in range(rng.randint(2, 4))]
-        self.years, self.months, self.days = (
-            [rng.randint(*span) for _ in range(rng.randint(1, 3))] for span in ((1950, 2030), (1, 12), (1, 31)))
-
-    def word(self, form=str):
-        """A word of the vocabulary's pieces, of syllables or of letters: real names are many short tokens."""
-        r = self.rng
-        while True:
-            if r.random() < self.whole:
-                dense = r.random() < self.dense
-                pieces, counts = (self.few, (2, 2, 3)) if dense else (self.pieces, (1, 1, 1, 1, 2, 2, 3))
-                w = "".join(r.choices(pieces, k=r.choice(counts))).lower()
-            elif r.random() < 0.85:
-                w = "".join(r.choice(ONSETS) + r.choice(VOWELS) + r.choice(CODAS)
-                            for _ in range(r.choice((1, 1, 2, 2, 3))))
-            else:
-                w = "".join(r.choices("abcdefghijklmnopqrstuvwxyz", k=r.randint(2, 5)))
-            w = form(w)
-            if 2 <= len(w) <= 11 and w not in self.forbidden.names:
-                return w
-
-    def again(self, form=str):
-        """A word, often one that this world has used before, or one that begins or ends like such a word or a slot's name.
-        So the model must tell what it looks for from what resembles it."""
-        r, how = self.rng, self.rng.random()
-        if how < 0.25 and (word := form(r.choice(self.common))) not in self.forbidden.names:
-            return word
-        if how < 0.45:
-            like, new = r.choice([*self.common, *sorted(self.slots), *sorted(self.slots)]), self.word()
-            part = r.randint(1, len(like))
-            word = form(r.choice((like[:part] + new, new + like[-part:], new + like[-part:])))
-            if len(word) <= 14 and word not in self.slots and word not in self.forbidden.names:
-                return word
-        return self.word(form)
-
-    def words(self, low, high):
-        return " ".join(self.again() for _ in range(self.rng.randint(low, high)))
-
-    def name(self, parts, form=str):
-        while True:
-            name = form("_".join(self.word() for _ in range(parts)))
-            if name not in self.forbidden.names:
-                return name
-
-    def variable(self):
-        while True:
-            name = self.word() if self.rng.random() < 0.75 else self.rng.choice("abcdghijklmnpqrstuvxyz")
-            if name not in self.common:
-                return name
-
-    def slot(self):
-        """A slot's name."""
-        if self.alike and self.rng.random() < self.alike:
-            name = self.rng.choice(self.keys).lower()
-            if name not in self.common and name not in self.forbidden.names:
-                return name
-        return self.variable()
-
-    # values of questions and observations
-
-    def number(self):
-        r = self.rng
-        if r.random() < 0.4:
-            digits = "".join(r.choices(self.pairs, k=r.choice((1, 2, 2, 3)))).lstrip("0") + str(r.randint(0, 9))
-            return digits + r.choice(("", "", "", ".0", f".{r.randint(0, 9)}", f".{r.choice(self.pairs)}"))
-        return r.choice((
-            str(r.randint(0, 9)), str(r.randint(0, 99)), str(r.randint(100, 999)), str(r.randint(100, 999)),
-            str(r.randint(1, 99) * 10), str(r.randint(1000, 99999)), f"{r.randint(0, 99)}.{r.randint(0, 9)}",
-            f"{r.randint(0, 999)}.0", f"{r.randint(0, 9)}.{r.randint(0, 99)}",
-            f"{r.randint(10, 9999)}.{r.randint(0, 99)}", f"{r.random():.3f}", str(-r.randint(1, 60))))
-
-    def capitals(self, n):
-        if self.rng.random() < 0.7:
-            return "".join(self.rng.choices("ABCDEFGHIJKLMNOPQRSTUVWXYZ", k=n))
-        return self.word()[:n].upper()
-
-    def names(self, low, high):
-        r = self.rng
-        words = [self.again(str.capitalize) for _ in range(r.randint(low, high))]
-        if len(words) > 1 and r.random() < 0.2:                        # begins like the one before
-            words[-1] = words[-2][:r.randint(1, 3)] + words[-1].lower()
-        if len(words) > 1 and r.random() < 0.1:
-            words[0] = words[0][0] + "."
-        return r.choice((" ",) * 12 + ("-", " & ")).join(words)
-
-    def value(self):
-        """(text, whether a question quotes it). Often it resembles the one before; the model must tell them apart."""
-        r = self.rng
-        kind, self.kind = self.kind if self.kind and r.random() < 0.75 else r.choices(*VALUES)[0], None
-        text = self.draw(kind)
-        if kind in self.drawn and r.random() < 0.75:
-            parts, others = (re.findall(r"[A-Za-z]+|\d\d?|\W", t) for t in (text, self.drawn[kind]))
-            cut = r.randint(1, len(others))
-            begins_alike, ends_alike = others[:cut] + parts[cut:], parts[:cut] + others[cut:]
-            alternating = list(map(r.choice, zip(parts, others)))
-            mixed = "".join(r.choice((begins_alike, begins_alike, ends_alike, alternating)))
-            if len(parts) == len(others) and mixed != self.drawn[kind]:
-                text = mixed
-        self.drawn[kind], self.kind = text, kind
-        return text, kind == "phrase"
-
-    def draw(self, kind):
-        r = self.rng
-        year, month, day = (
-            r.choice(known) if r.random() < 0.75 else r.randint(*span)
-            for known, span in ((self.years, (1950, 2030)), (self.months, (1, 12)), (self.days, (1, 31))))
-        day = f"{year}-{month:02d}-{day:02d}"
-        if kind == "date":
-            return day if r.random() < 0.85 else day.replace("-", "/")
-        if kind == "month":
-            return day[:7]
-        if kind == "time":
-            return f"{r.randint(0, 23):02d}:{r.choice((r.randint(0, 59), r.randrange(0, 60, 15))):02d}"
-        if kind == "number":
-            return self.number()
-        if kind == "code":
-            letters = self.capitals(r.randint(1, 3)) + r.choice(("", "", "-"))
-            return letters + str(r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999),
-                                           "".join(r.choices(self.pairs, k=2)))))
-        if kind == "capitals":
-            return self.capitals(r.randint(2, 4))
-        if kind == "address":
-            return f"{r.choice((r.randint(1, 99), r.randint(100, 999), r.randint(1000, 9999)))} {self.names(1, 2)}"
-        if kind == "name":
-            return self.names(1, 4)
-        if kind == "list":
-            return ", ".join(self.names(2, 2) for _ in range(r.randint(2, 4)))
-        style = r.random()
-        words = []
-        for i in range(r.randint(1, 7)):
-            capital = (style < 0.3 and r.random() < 0.5) or (0.3 < style < 0.6 and i == 0)
-            words.append(self.again(str.capitalize if capital else str))
-        if len(words) > 2 and r.random() < 0.2:
-            words[r.randrange(len(words) - 1)] += r.choice((":", ",", " -", "-", " " + str(r.randint(1, 99))))
-        return " ".join(words)
-
-    def text(self, slots, phrase="", end="?", others=(0, 0, 1, 2)):
-        """Prose with each slot's value right after the slot's name, in any order, between other pairs; and `phrase`."""
-        r = self.rng
-        slots = r.sample(slots, len(slots))
-        for _ in range(r.choice(others)):
-            slots.insert(r.randint(0, len(slots)), (self.variable(), self.value()))
-        out, between = [], ("",) * 12 + (",", ",", ":", "'s")
-        for name, (value, quoted) in slots:
-            value = f'"{value}"' if quoted else value
-            out += [self.words(1, r.choice((1, 2, 4, 6))), f"{name} {value}{r.choice(between)}"]
-        out.append(self.words(1, 5) if r.random() < 0.5 or not slots else "")
-        if phrase:
-            out.insert(2 * r.randint(0, len(slots)), phrase)
-        s = " ".join(c for c in out if c).rstrip(",:")
-        begun = s[0].upper() + s[1:]
-        return (begun if r.random() < 0.9 and re.match(r"\w+", begun)[0] not in self.forbidden.names else s) + end
-
-    # code
-
-    def constant(self):
-        r = self.rng
-        return r.choice((f'"{r.choice(self.keys)}"', f'"{self.word()}"', f'"{self.words(1, 3)}"',
-                         str(r.randint(0, 100)), f'"{self.word(str.capitalize)}"'))
-
-    def condition(self, x):
-        r = self.rng
-        keys = f'["{r.choice(self.keys)}"]', f'["{r.choice(self.keys)}"]'
-        part = r.choice((*keys, f"[{r.randint(0, 9)}]", f".{self.word()}", ""))
-        sign = r.choice(("==", "==", ">", "<", ">=", "!=", "in"))
-        return f"{x}{part} {sign} {r.choice((self.constant(), str(r.randint(0, 50)), self.variable()))}"
-
-    def argument(self, env):
-        r = self.rng
-        v = r.choice(env) if env else self.constant()
-        return r.choice((v, v, v, self.constant(), f'"{r.choice(self.keys)}"', f'"{r.choice(self.keys)}=" + {v}',
-                         f'"{r.choice(self.keys)}{r.choice((">", "<", ">=", "="))}{self.number()}"',
-                         self.conditions(env or [v])))
-
-    def conditions(self, env):
-        """A text put together from keys, signs and variables: "a=" + x + ", b>" + y."""
-        r, parts = self.rng, []
-        for i in range(r.choice((1, 2, 2, 3))):
-            key, sign = r.choice(self.keys), r.choice(("=", "=", ">", "<", ">=", "<="))
-            parts += [f'"{", " if i else ""}{key}{sign}"', r.choice(env)]
-        if r.random() < 0.2:
-            parts.append(f'"-{r.randint(1, 31)}"')
-        if r.random() < 0.3:
-            parts[0] = f'"{r.choice(self.keys)}={self.word(str.capitalize)}, ' + parts[0][1:]
-        return " + ".join(parts)
-
-    def call(self, env):
-        tool = self.rng.choice(self.tools)
-        return f"{tool}({', '.join(self.argument(env) for _ in range(self.rng.choice((1, 1, 2, 2, 2, 3))))})"
-
-    def expression(self, env, depth=0):
-        r, k = self.rng, self.rng.choice(self.keys)
-        if not env or r.random() < 0.4:
-            return self.call(env)
-        v, w = r.choice(env), r.choice(env)
-        x = r.choice("xyzcpe")
-        inner = self.expression(env, depth + 1) if depth == 0 and r.random() < 0.35 else v
-        return r.choice((
-            lambda: self.conditions(env), lambda: f'{self.call(env)}["{k}"]', lambda: f"{v}[0] - {w}[0]",
-            lambda: f'{v}[0]["{k}"] - {w}[0]["{r.choice(self.keys)}"]', lambda: f"{v} + \" \" + {w}",
-            lambda: f"{r.choice(self.tools)}({v} + \" \" + {w})",
-            lambda: f"int({v}[:2]) - int({w}[{r.choice((':2', '3:'))}])",
-            lambda: f"{r.choice(('len', 'sum', 'max', 'min', 'sorted', 'set', 'float', 'int', 'str', 'list', 'abs'))}({inner})",
-            lambda: f"round({inner}, {r.randint(0, 4)})", lambda: f'{v}["{k}"]',
-            lambda: f'{v}[{r.choice(("0", "-1", "1", ":3"))}]["{k}"]',
-            lambda: f'{inner}[{r.choice(("0", "-1", "1", ":3"))}]',
-            lambda: f"{v}.{r.choice(('strip()', 'lower()', 'split()', 'upper()', 'title()'))}",
-            lambda: f'{inner}.split("{r.choice((", ", " ", ":", "-"))}")[{r.randint(0, 2)}]',
-            lambda: f"{v} {r.choice('+-*/')} {w}", lambda: f"float({v}) - float({w})",
-            lambda: f"({v} - {w}) / {w} * 100", lambda: f"len({v}) - {r.randint(1, 9)}",
-            lambda: f"{inner} {r.choice('+-*/')} {r.choice((1, 2, 10, 60, 100, r.randint(3, 999)))}",
-            lambda: f"sum({v}) / len({v})", lambda: f'[{x}["{k}"] for {x} in {inner}]',
-            lambda: f"[{x} for {x} in {inner} if {self.condition(x)}]",
-            lambda: f'sum(float({x}["{k}"]) for {x} in {v})', lambda: f"[float({x}) for {x} in {v}]",
-            lambda: f"[{x} for {x} in {v} if {x} in {w}]", lambda: f"[{x} for {x} in {v} if {x} != {w}]",
-            lambda: f"len([{x} for {x} in {inner} if {self.condition(x)}])",
-            lambda: f'{r.choice(("max", "min", "sorted"))}({v}, key=lambda {x}: {x}["{k}"])',
-            lambda: f'"{r.choice((", ", " ", "; "))}".join({v})', lambda: f'"{self.word()} " + {v}',
-            lambda: f"{v}.{self.word()}", lambda: f"{v}.{self.word()}({w})",
-            lambda: f"{v} if {w} else {self.constant()}",
-            lambda: f"{v} {r.choice(('&', '|', '%', '//', '**', '@', '^', '<<'))} {w}",
-            lambda: f"{v}[{r.choice(('', '1', '2', '3'))}:{r.choice(('2', '5', '-1', ''))}]",
-            lambda: f"{{{self.constant()}: {v}}}", lambda: f"not {v} and {w}", lambda: f"'{self.word()}!' + {v}",
-            lambda: f"{v}  # {self.words(1, 3)}; ~{self.word()} ${r.randint(1, 99)}?"))()
-
-    def nested(self, env):
-        """An expression with up to three more calls around it, as in print(len(set(…)))."""
-        r, e = self.rng, self.expression(env, 1)
-        for _ in range(r.choice((0, 0, 1, 1, 2))):
-            e = r.choice((
-                f"{r.choice(('len', 'sum', 'max', 'sorted', 'set', 'int', 'str', 'abs'))}({e})",
-                f"round({e}, {r.randint(0, 3)})", f"{r.choice(self.tools)}({e}, {self.argument(env)})",
-                f"{r.choice(self.tools)}({r.choice(env) if env else self.constant()}, {e})",
-                f'{e}["{r.choice(self.keys)}"]'))
-        return e
-
-    def statements(self, env, n):
-        """n lines of code that use and extend the variables in env."""
-        r, lines = self.rng, []
-        for _ in range(n):
-            if r.random() < self.free:
-                lines.append(self.anything())
-            elif self.plain and env:
-                lines += self.plain_lines(env)
-            elif env and r.random() < 0.08:
-                x, v = r.choice("xyzc"), r.choice(env)
-                body = r.choice((f"print({self.expression([x, *env], 1)})", f"{v}.append({x})",
-                                 f"{r.choice(env)} = {self.expression([x, *env], 1)}"))
-                head = f"for {x} in {v}" if r.random() < 0.7 else f"if {self.condition(v)}"
-                lines.append(f"{head}:\n    {body}")
-            elif r.random() < 0.06:
-                lines.append(f"print({self.nested(env)})")
-            elif env and r.random() < 0.12:
-                lines += self.narrowed(env)
-            else:
-                name = r.choice(env) if env and r.random() < 0.1 else self.variable()
-                lines.append(f"{name} = {self.expression(env)}")
-                env.append(name)
-                if len(env) > 2 and r.random() < 0.25:
-                    lines.append(self.sibling(lines[-1], env))
-        return lines
-
-    def anything(self):
-        """A line without any form: nothing but copying gets it right."""
-        r = self.rng
-        while True:
-            if r.random() < 0.3:
-                line = self.words(3, 8)
-            else:
-                pieces = (r.choice(self.pieces) if r.random() < 0.6 else r.choice(SIGNS) for _ in range(r.randint(4, 16)))
-                line = "".join(piece + r.choice(("", "", " ")) for piece in pieces).strip()
-            if re.search("[A-Za-z]", line) and not self.forbidden.names & set(re.findall(r"\w+", line)):
-                return line
-
-    def cell(self, x):
-        """A part of the row `x`, in this world's way."""
-        k, n = self.rng.choice(self.keys), self.rng.randint(0, 6)
-        return (f'{x}["{k}"]', f'{x}["{k}"]', f'{x}["{k}"]', f"{x}.{k}", f"{x}[{n}]",
-                f'{x}.split("{self.between}")[{n}]', f'{self.tools[0]}({x}, "{k}")',
-                f'{x}.{self.method[0]}("{k}")')[self.row]
-
-    def pair(self, env):
-        """A column and the variable that it is compared with: often of the same name, if there is one."""
-        key, value = self.rng.choice(self.keys), self.rng.choice(env)
-        same = [k for k in self.keys if k.lower() == value]
-        return (same[0] if self.alike and same and self.rng.random() < 0.9 else key), value
-
-    def narrowed(self, env):
-        """Lines that look up rows by several values, in this world's way."""
-        r, tool, name, lines = self.rng, self.rng.choice(self.tools), self.variable(), []
-        asked = [self.pair(env) for _ in range(r.randint(1, 3))]
-        x, (key, value) = r.choice("xyzcpeiouv"), asked[0]
-        if self.look_up < 3:                                                # one condition after the other
-            lines.append(f'{name} = {r.choice(self.tools)}("{self.word()}")')
-            for key, value in asked:
-                sign = r.choice(("=", "=", "=", ">", "<", ">=", "<="))
-                what = f'"{key}{sign}" + {value}' if r.random() < 0.8 else f'"{key}{sign}{self.word(str.capitalize)}"'
-                lines.append(f"{name} = {tool}({name}, {what})")
-                if r.random() < 0.4:
-                    name = self.variable()
-                    lines[-1] = name + lines[-1][lines[-1].index(" = "):]
-        elif self.look_up == 3:
-            call = f'{tool}({", ".join(f"{r.choice((key, value))}={value}" for key, value in asked)})'
-            lines.append(f"{name} = {r.choice((call, call, f'len({call})'))}")
-        elif self.look_up == 4:
-            texts = [f'{key}{self.equals}" + {value}' for key, value in asked]
-            if len(texts) == 1:
-                lines.append(f'{name} = {tool}("{texts[0]})')
-            else:
-                lines += [f'{name} = "{texts[0]}', f'{name} = {tool}({name} + "{self.joins}{texts[1]})']
-        elif self.look_up == 5:
-            lines.append(f'{name} = {tool}().{self.method[1]}("{key}", {value})')
-            lines += [f'{name} = {name}.{self.method[1]}("{key}", {value})' for key, value in asked[1:]]
-        else:
-            lines.append(f'{name} = {tool}("{key}", {value})' if self.look_up == 6 else f"{name} = {tool}()")
-            for _, value in asked:
-                cell, sign = self.cell(x), r.choice(("==", "==", "==", ">", "<"))
-                right = r.choice((value, value, f"int({value})", f"float({value})"))
-                lines.append(f"{name} = [{x} for {x} in {name} if {cell} {sign} {right}]")
-        env.append(name)
-        return lines
-
-    def twins(self, env):
-        """Two variables looked up in the same way, and a line that combines what was found."""
-        r, (v, w) = self.rng, self.rng.sample(env, 2)
-        first = self.narrowed(known := [v])
-        names = {v: w} | {line.split(" = ")[0]: self.variable() for line in first}
-        renamed = lambda word: names.get(word[0], word[0])
-        second = [re.sub(r'"[^"]*"|(?<!\.)\b[a-z_]+\b(?!=\w)', renamed, line) for line in first]
-        a, b, name = known[-1], names[known[-1]], self.variable()
-        x, y = (self.cell(f"{n}[0]") for n in (a, b))
-        kind = r.choice(("int", "float"))
-        other = x.replace(a, b, 1)
-        together = r.choice((
-            [f"{name} = {x} - {other}"], [f"{name} = {kind}({x}) - {kind}({other})"], [f"{name} = {x} + {y}"],
-            [f"{name} = len({a}) - len({b})"], [f"{name} = set({a}) & set({b})"],
-            [f"{name} = [x for x in {a} if x in {b}]"],
-            [f"{v} = {kind}({x})", f"{w} = {kind}({other})", f"{name} = abs({v} - {w})"]))
-        env += [a, b, name]
-        alternating = [line for lines in zip(first, second) for line in lines]
-        return r.choice((first + second, first + second, alternating)) + together
-
-    def plain_lines(self, env):
-        """One or more lines of the kind that recipes for looking something up are made of."""
-        r, v, w = self.rng, self.rng.choice(env), self.rng.choice(env)
-        x, name = r.choice("xyzcpeiou"), self.variable()
-        if self.alike and len(env) > 1 and r.random() < 0.2:
-            return self.twins(env)
-        if r.random() < 0.4:
-            lines = self.narrowed(env)
-            return lines + [self.sibling(lines[-1], env)] if r.random() < 0.25 else lines
-        tool, k, cell = r.choice(self.tools), r.choice(self.keys), self.cell
-        number, kind = r.randint(0, 3), r.choice(("int", "float"))
-        one = f"{kind}({cell(v + '[0]')})"
-        line = r.choice((
-            f"{name} = {tool}({v})", f"{name} = {tool}({v}, {w})", f"{name} = {tool}({v}, {w})",
-            f'{name} = {tool}({v} + " " + {w})', f'{name} = {tool}("{self.word()}")', f"{name} = sorted({tool}({v}))",
-            f"{name} = {tool}({k}={v})", f"{name} = sorted({tool}({v}, {w}))", f"{name} = {v}[0]",
-            f"{name} = {cell(v)}", f"{name} = {cell(v + '[0]')}", f"{name} = {cell(v + '[0]')}",
-            f"{name} = {cell(v + '[0]')} - {cell(w + '[0]')}", f"{name} = sum({v}) / len({v})",
-            f'{name} = sum({v}["{k}"]) / len({v})', f"{name} = max({v}, key=lambda {x}: {cell(x)})",
-            f"{name} = min({v}, key=lambda {x}: {cell(x)})",
-            f"{name} = sorted({v}, key=lambda {x}: {cell(x)})[{r.choice((0, -1))}]",
-            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {cell(x)}]",
-            f"{name} = [{x} for {x} in {v} if {cell(x)} {r.choice('<>')} {kind}({w})]",
-            f"{name} = [{cell(x)} for {x} in {v}]", f"{name} = set([{cell(x)} for {x} in {v}])",
-            f"{name} = [{x} for {x} in {v} if {x} in {w}]", f"{name} = [{x} for {x} in {tool}({v}) if {x} in {w}]",
-            f"{name} = set({v}) & set({tool}({w}))", f"{name} = [{x} for {x} in {v} if {self.condition(x)}]",
-            f'{name} = set({v}["{k}"])', f'{name} = ", ".join({v})', f'{name} = {v}[0]["{k}"] * int({w})',
-            f'{name} = [{tool}({w}, {x})["{k}"] for {x} in {v}]', f"{name} = {v}.{self.word()}()",
-            f"{name} = int({v}[:2]) - int({w}[:2])", f"{name} = int({v}[3:]) - int({w}[3:])", f"{name} = {v} - {w}",
-            f"{name} = {v} * {r.choice((7, 10, 24, 60, 100))} + {w}", f"{name} = {kind}({v}) + {kind}({w})",
-            f"{name} = {kind}({cell(v)})", f"{name} = abs({v} - {w})", f"{name} = {one} - {one.replace(v, w, 1)}",
-            f"{name} = sorted({v}, key=lambda {x}: {kind}({cell(x)}))[{r.choice((0, -1))}]",
-            f"{name} = round(sum({v}) / len({v}), {number})", f"{name} = sum({cell(x)} for {x} in {v})",
-            f"for {x} in {v}: {w} += {cell(x)}", f"{name} = 0"))
-        if line.startswith(name):
-            env.append(name)
-        return [line, self.sibling(line, env)] if r.random() < 0.2 else [line]
-
-    def shown(self, env):
-        """What a step prints."""
-        r, v, x, number = self.rng, self.rng.choice(env[-3:]), self.rng.choice("xyzcpeiou"), self.rng.randint(0, 3)
-        if not self.plain:
-            return self.nested(env) if r.random() < 0.6 else r.choice(env)
-        return r.choice((
-            v, v, v, self.cell(v + "[0]"), self.cell(v + "[0]"), self.cell(v), f"len({v})", f"len({v})",
-            f"round({v}, {number})", f"round(sum({v}) / len({v}), {number})",
-            f"len(set({self.cell(x)} for {x} in {v}))", f"max({v}) - min({v})", f"round(abs({v}), {number})",
-            f"sum({self.cell(x)} for {x} in {v})", f"min({r.choice(self.tools)}({v}))",
-            f'{v}["{r.choice(self.keys)}"][0]'))
-
-    def sibling(self, line, env):
-        """A line that differs from `line` in a name or a constant or two, as two look-ups with the same tool do."""
-        r = self.rng
-        for _ in range(r.choice((1, 2, 2))):
-            word = r.choice(re.findall("[A-Za-z]+", line))
-            if word in env:
-                new = r.choice(env)
-            elif word in self.keys:
-                new = r.choice(self.keys)
-            else:
-                new = self.variable() if r.random() < 0.5 else word
-            line = re.sub(f"(?<![A-Za-z]){word}(?![A-Za-z])", new, line, count=1)
-        name = line.split(" = ")[0]
-        if re.fullmatch("[a-z]+", name) and name not in env:
-            env.append(name)
-        return line
-
-    # recipes and what follows from them
-
-    def recurring(self, steps, env):
-        """Lines of an earlier step once more, with another name or constant in them or none."""
-        r, lines = self.rng, [line for step in steps for line in step["code"] if not line.startswith("print")]
-        start = r.randrange(len(lines)) if lines else 0
-        return [line if r.random() < 0.4 else self.sibling(line, env) for line in lines[start:start + r.randint(1, 3)]]
-
-    def thought(self, steps, size, head):
-        """What a step begins with: behind the recipe's `head`, if it has one, and often like an earlier step's."""
-        r, words = self.rng, self.words(1, 3) if size == 1 else self.words(2, 7)
-        if steps and r.random() < 0.25:
-            before = r.choice(steps)["thought"].split(": ")[-1].split()
-            words = " ".join(before[:r.randint(1, 2)]) + " " + words
-        return f"{head}: {words}" if head and r.random() < 0.8 else words
-
-    def step(self, env, slots, following, size, before, head):
-        """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows. following: the next step's slots, which are
-        printed behind their names ("labels") or found in a text; None in the last step. before: the steps before this one."""
-        r, first, labels = self.rng, not env, self.rng.random() < 0.7
-        env += slots
-        lines = self.recurring(before, env) if r.random() < 0.5 else []
-        lines += self.statements(env, r.randint(min(size, 2) - 1, size) if first else r.choice((0, 0, 1, 2, 3)[:size + 1]))
-        if following is None:
-            value = r.choice((env[-1], env[-1], env[-1], f"str({env[-1]})", f"str(round({env[-1]}, {r.randint(0, 3)}))", f"str(int({env[-1]}) + int({r.choice(env)}))") if self.plain else (env[-1], self.expression(env, 1)))
-            lines.append(f'{self.finish}("{self.words(1, 4)}", {value})')
-        elif following and labels:
-            lines += [f'print("{name}", {self.shown(env)})' for name in following]
-        else:
-            lines.append(f"print({self.shown(env)})")
-        return {"thought": self.thought(before, size, head), "slots": slots, "labels": labels, "code": lines}
-
-    def recipe(self, size):
-        r, env = self.rng, []
-        n = r.choice((1, 1, 2) if size == 1 else (1, 2, 2, 2, 2, 3))
-        size = r.choice((1, r.randint(1, size)))                       # short ones are dense in values to copy
-        names = iter(dict.fromkeys(self.slot() for _ in range(60)))
-        counts = [r.choice((1, 2, 2) if size == 1 else (1, 1, 2, 2, 2, 3, 4))] + [r.choice((0, 1, 1, 1, 2)) for _ in range(n - 1)]
-        slots = [[next(names) for _ in range(count)] for count in counts]
-        self.slots = {name for names in slots for name in names}
-        head, steps = r.choice(("", self.word())), []
-        for i in range(n):
-            steps.append(self.step(env, slots[i], slots[i + 1] if i + 1 < n else None, size, steps, head))
-        return steps
-
-    @staticmethod
-    def write_step(i, step):
-        lines = [f"Step {i + 1}: {step['thought']}", *(f'{name} = "..."' for name in step["slots"]), *step["code"]]
-        return "\n".join(lines)
-
-    def practice(self, title, recipe):
-        return f"## practice: {title}\n" + "\n".join(self.write_step(i, s) for i, s in enumerate(recipe))
-
-    def documentation(self):
-        r = self.rng
-        lines = [f"## tools: {self.words(1, 3)}"]
-        for tool in r.sample(self.tools, len(self.tools)):
-            names = [self.word() for _ in range(r.randint(1, 3))]
-            call = r.choice((f"{tool}({', '.join(names)})", f"{tool}({', '.join(names)})", f'{tool}({names[0]}, "{r.choice(self.keys)}")', f'{tool}("{self.word()}")', self.call(names)))
-            lines.append(f"{call}{r.choice((': ', ': ', ' '))}{self.words(2, 8)}")
-        if r.random() < 0.6:
-            lines.append(f"{self.words(1, 2)}{r.choice((': ', ' '))}{', '.join(self.keys)}")
-        return "\n".join(lines)
-
-    def changed(self, step):
-        """A step like `step` but for a name, a constant, a line or all of it: what a corrective hint brings."""
-        r, lines = self.rng, list(step["code"])
-        if r.random() < 0.3:
-            return step | {"thought": self.words(2, 8), "code": self.statements([*step["slots"], self.variable()], r.randint(1, 4)) + lines[-1:]}
-        for _ in range(r.choice((1, 1, 2))):
-            i = r.randrange(len(lines))
-            action = r.random()
-            if action < 0.3:
-                lines.insert(i, self.statements(step["slots"] + ["r"], 1)[0])
-            elif action < 0.45 and len(lines) > 1:
-                del lines[i]
-            else:
-                words = re.findall("[A-Za-z]{2,}", lines[i])
-                if words:
-                    lines[i] = re.sub(f"(?<![A-Za-z]){r.choice(words)}(?![A-Za-z])", self.word(), lines[i], count=1)
-        return step | {"code": lines} | ({"thought": self.words(2, 8)} if r.random() < 0.5 else {})
-
-    def trajectory(self, recipe, phrase, corrective, wording=None, asker=None):
-        """A question for the recipe and the steps that follow it → (question, steps as in the agent's record, without token ids).
-        Questions of the same `wording` in the words of the same world `asker` (this one) differ only in their values.
-
-        corrective: "none", "some" (a hint before a step overrides the recipe) or "all" (there is no recipe but these hints; a step
-        without one is there to be seen, not to be learned)."""
-        r, steps = self.rng, []
-        for i, step in enumerate(recipe):
-            hint = None
-            if r.random() < {"none": 0, "some": 0.6, "all": 0.75}[corrective]:
-                step = self.changed(step) if corrective == "some" else step
-                hint = {"name": "", "text": self.write_step(i, step)}
-            slots = [(name, self.value() if i == 0 or r.random() < 0.9 else (self.words(1, 4), True)) for name in step["slots"]]
-            if i == 0:
-                asker = asker or self
-                asker.rng = random.Random(wording) if wording else r
-                question = asker.text(slots, phrase, asker.rng.choice("???.."), others=(0,) if wording else (0, 0, 1, 2))
-                asker.rng = r
-            elif slots and recipe[i - 1]["labels"]:
-                steps[-1]["observation"] = "\n".join(f"{name} {value}" for name, (value, _) in slots)
-            elif slots:
-                steps[-1]["observation"] = self.text(slots, end=r.choice((".", "")), others=(0, 1, 2, 4, 6))
-            else:
-                steps[-1]["observation"] = r.choice((self.number(), self.value()[0], repr([self.word() for _ in range(r.randint(1, 4))]), ""))
-            code = [f'{name} = "{value}"' for name, (value, _) in slots] + step["code"]
-            steps.append({"monologue": step["thought"], "code": "\n".join(code), "observation": "", "hint": hint})
-        return question, steps
-
-
-def hint_block(world, chat, length):
-    """What the hints of a row, or of one of its tasks, say → (recipes with titles, texts of the hint sections, corrective; see `World.trajectory`)."""
-    r, (size, room) = world.rng, RECIPES[length]
-    corrective = r.choices(("none", "some", "all"), (0.72, 0.13, 0.15))[0]
-    n = 1 if length < 512 or r.random() < 0.75 else r.randint(2, 3)
-    while True:
-        recipes = [(world.words(1, 3), world.recipe(size)) for _ in range(n)]
-        hints = [world.practice(title, recipe) for title, recipe in recipes]
-        tokens = sum(len(chat.encode_text(h)) for h in hints)
-        if tokens <= room:
-            break
-        size, n = max(1, size - 1), max(1, n - 1)
-    if corrective == "all":
-        hints = []
-    elif length > 256 and r.random() < 0.6:
-        lines = world.documentation().split("\n")
-        while tokens + len(chat.encode_text("\n".join(lines))) > room + 100:
-            lines.pop()
-        hints.insert(0, "\n".join(lines))
-    return recipes, hints, corrective
-
-
-def sample(world, chat, length, row=None):
-    """One row of a kind: "hints", tasks with hints until `length` tokens are full, either all with the first one's or each with its own, of
-    another world; without hints "bare", "shown" and "known" → ids (length,), and which of them are to be learned: the actions, or in a
-    row without hints what of them can be known, that is the values, and all of it where the same was asked before."""
-    r, ids, mask, asked = world.rng, [], [], set()
-    row = row or r.choices(list(ROWS), ROWS.values())[0]
-    each = row in ("bare", "known") or row == "hints" and r.random() < 0.6
-    while len(ids) < length:
-        asker = None
-        if begins := each or not ids:
-            world = World(r, world.pieces, world.forbidden, r.choice((0, 0.3, 0.8)))
-            if row == "hints":
-                recipes, hints, corrective = hint_block(world, chat, length)
-            elif row == "known":
-                asker = World(random.Random(n := f"known {r.randrange(KNOWN)}"), world.pieces, world.forbidden)
-                recipes, hints, corrective = [(n, asker.recipe(asker.rng.randint(1, 5)))], [], "none"
-            else:
-                recipes, hints, corrective = [("", world.recipe(2)) for _ in range(r.randint(1, 3) if row == "shown" else 1)], [], "none"
-        title, recipe = r.choice(recipes)
-        wording = f"{r.choice('abc' if row == 'known' else 'ab')} {title} {recipe}" if row in ("shown", "known") else None
-        question, steps = world.trajectory(recipe, title if row != "known" and (len(recipes) > 1 or r.random() < 0.4) else "", corrective, wording, asker)
-        known = row in ("hints", "known") or wording in asked
-        if wording:
-            asked.add(wording)
-        for step in steps:
-            step["token_ids"] = {name: chat.encode_text(step[name] + "\n") + [chat.tokenizer.token_to_id(f"</{tag}>")]
-                                 for name, tag in (("monologue", "inner_monologue"), ("code", "python"))}
-        new, spans = chat.prompt(question, hints if begins else [], steps)
-        action = np.zeros(len(new), dtype=bool)
-        for (n, name), (start, end) in spans.items():
-            if known:
-                action[start:end] = corrective != "all" or steps[n]["hint"] is not None
-            elif name == "code":
-                for line in steps[n]["code"].split("\n")[:len(recipe[n]["slots"])]:
-                    action[start + len(chat.encode_text(line[:line.index('"') + 1])):start + (whole := len(chat.encode_text(line + "\n")))] = True
-                    start += whole
-        ids += new
-        mask += action.tolist()
-    return ids[:length], mask[:length]
-
-
-def repeated(rng, tokens, length):
-    """Random tokens in which stretches come again: what copying is learned on first."""
-    ids, mask = rng.choices(tokens, k=length // 4), [False] * (length // 4)
-    while len(ids) < length:
-        start, n = rng.randrange(len(ids) - 8), rng.randint(8, 40)
-        ids += (new := ids[start:start + n])
-        mask += [False, False] + [True] * (len(new) - 2)
-    return ids[:length], mask[:length]
-
-
-@functools.cache
-def vocabulary_pieces(chat):
-    return sorted(t for t in chat.tokenizer.get_vocab() if re.fullmatch("[A-Za-z]{1,8}", t))
 
 
 def schedule(total, phases=PHASES):
@@ -724,26 +49,8 @@ def schedule(total, phases=PHASES):
     return updates
 
 
-def batch(chat, seed, length, n, forbidden, kind=None):
-    """n rows of `length` tokens, drawn from `seed`, of one kind or of all → ids, targets (rows, length) int64; -100 is no target."""
-    rng, rows = random.Random(seed), []
-    tokens = [i for t, i in sorted(chat.tokenizer.get_vocab().items()) if t not in forbidden.names]
-    while len(rows) < n:
-        if length == 128 and rng.random() < 0.5:
-            rows.append(repeated(rng, tokens, length))
-            continue
-        row = sample(World(rng, vocabulary_pieces(chat), forbidden), chat, length, kind)
-        if not forbidden.within(chat.decode(row[0])):
-            rows.append(row)
-    ids = np.array([ids for ids, _ in rows])
-    targets = np.where([mask for _, mask in rows], ids, -100)
-    return ids, np.pad(targets[:, 1:], ((0, 0), (0, 1)), constant_values=-100)
-
-
-# ---------------------------------------------------------------------------------------------------- training
-
 def orthogonalized(g, iterations=5):
-    """g (N, R, C) with each matrix's singular values brought near 1 by Newton and Schulz's iteration, as in Muon (K. Jordan, 2024)."""
+    """g (N, R, C) with each matrix's singular values near 1: Newton-Schulz iteration, as in Muon (K. Jordan, 2024)."""
     x = g.bfloat16()
     if wide := x.shape[1] > x.shape[2]:
         x = x.mT
@@ -782,7 +89,7 @@ def produce(queue, seed, start, updates, forbidden):
 
 
 def loss_of(model, ids, targets):
-    """Mean cross-entropy at the targets; also how many tokens were right."""
+    """Mean cross-entropy at the targets, the logits there, and the flat positions of the targets."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         hidden = model.hidden(ids)
         keep = (targets != -100).flatten().nonzero().squeeze(1)
@@ -792,21 +99,24 @@ def loss_of(model, ids, targets):
 
 @torch.no_grad()
 def check(model, batches):
-    """The part of rows in which every token to be learned is the likeliest."""
-    rows = whole = 0
+    """The fraction of rows in which every learned token is the likeliest."""
+    rows = right = 0
     for ids, targets in batches:
         ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
         _, logits, keep = loss_of(model, ids, targets)
         ok = logits.argmax(-1) == targets.flatten()[keep]
         wrong = torch.zeros(targets.numel(), dtype=torch.bool)
         wrong[keep] = ~ok
-        whole += (~wrong.view(targets.shape).any(1)).sum().item()
+        right += (~wrong.view(targets.shape).any(1)).sum().item()
         rows += len(ids)
-    return whole / rows
+    return right / rows
 
 
 def grown(weights, layers):
-    """The weights {name: tensor} of a deeper model that computes the same: behind the middle block stand copies of it whose outputs are zero."""
+    """The weights {name: tensor} of a deeper model that computes the same.
+
+    Copies of the middle block follow it; their outputs are zero.
+    """
     have = sum(k.endswith("input_layernorm.weight") for k in weights)
     middle, out = have // 2, {}
     for name, weight in weights.items():
@@ -815,15 +125,17 @@ def grown(weights, layers):
             continue
         rest, i = name[block.end():], int(block[1])
         out[f"model.layers.{i + (layers - have) * (i > middle)}.{rest}"] = weight
-        for copy in range(middle + 1, middle + 1 + layers - have) if i == middle else ():
-            out[f"model.layers.{copy}.{rest}"] = torch.zeros_like(weight) if rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight") else weight
+        for added in range(middle + 1, middle + 1 + layers - have) if i == middle else ():
+            output = rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+            out[f"model.layers.{added}.{rest}"] = torch.zeros_like(weight) if output else weight
     return out
 
 
 def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    weights = {("model." if not k.startswith("lm_head") else "") + k: v.detach().clone() for k, v in model.state_dict().items()
-               if not (k.startswith("lm_head") and config["tie_word_embeddings"])}
+    weights = {name if name.startswith("lm_head") else f"model.{name}": weight.detach().clone()
+               for name, weight in model.state_dict().items()
+               if not (name.startswith("lm_head") and config["tie_word_embeddings"])}
     files.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
 
 
@@ -832,11 +144,14 @@ def main():
     p.add_argument("--print", type=int, default=0, metavar="N", help="print N samples and stop")
     p.add_argument("--tokens", type=command_line.number(float, 1e4), default=45e6, help="length of the training")
     p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--init", type=Path, metavar="FILE", help="model.safetensors to begin with instead of random weights, at rows of 512 and 768 tokens; may have fewer blocks")
-    p.add_argument("--mean", action="store_true", help="write the mean of --init's weights and the trained ones, which is better than either")
-    p.add_argument("--rate", type=float, default=1.0, help="of the full learning rates; 0.6 or less with --init")
+    p.add_argument("--init", type=Path, metavar="FILE",
+                   help="begin with the weights of this model.safetensors, which may have fewer blocks, "
+                        "and train on rows of 512 and 768 tokens")
+    p.add_argument("--mean", action="store_true",
+                   help="write the mean of --init's weights and the trained ones, which is better than either")
+    p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates; at most 0.6 with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
-    p.add_argument("--checkpoint", type=Path, help="where to go on from, saved every 200 updates [OUT/checkpoint.pt]")
+    p.add_argument("--checkpoint", type=Path, help="resume from this file, saved every 200 updates [OUT/checkpoint.pt]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
     args = p.parse_args()
     if args.init and not args.init.is_file():
@@ -850,7 +165,8 @@ def main():
         return
 
     torch.manual_seed(args.seed)
-    config = CONFIG | {"vocab_size": chat.tokenizer.get_vocab_size(), "eos_token_id": chat.tokenizer.token_to_id("<|end|>")}
+    tokenizer = chat.tokenizer
+    config = CONFIG | {"vocab_size": tokenizer.get_vocab_size(), "eos_token_id": tokenizer.token_to_id("<|end|>")}
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     model = Llama(Config.from_json(args.out / "config.json"))
@@ -878,16 +194,20 @@ def main():
             muon.state = state["muon"]
             adam.load_state_dict(state["adam"])
         except Exception as e:
-            raise ValueError(f"{file}: not a checkpoint of this training ({type(e).__name__}); remove it, the same command begins anew") from None
+            raise ValueError(f"{file}: not a checkpoint of this training ({type(e).__name__}); "
+                             "remove it, and the same command starts again") from None
     file = args.out / "checkpoint.pt"
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, {args.tokens / 1e6:.0f}M tokens; {len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, "
+          f"{args.tokens / 1e6:.0f}M tokens; "
+          f"{len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
     hidden = model.hidden
     if args.compile:
         torch._dynamo.config.recompile_limit = 64                     # a graph for each layer and length
         model.hidden = torch.compile(hidden, dynamic=False)
     held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
-    queue = multiprocessing.get_context("spawn").Queue(8)
-    producer = multiprocessing.get_context("spawn").Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
+    spawn = multiprocessing.get_context("spawn")
+    queue = spawn.Queue(8)
+    producer = spawn.Process(target=produce, args=(queue, args.seed, start, updates, forbidden), daemon=True)
     producer.start()
     began, losses = time.time(), []
     try:
@@ -904,11 +224,14 @@ def main():
             losses.append(loss.item())
             if (update + 1) % 50 == 0:
                 rate = (done - updates[start][2]) / (time.time() - began)
-                line = f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  {rate:,.0f} tokens/s  rate {scale:.2f}"
+                line = (f"update {update + 1}  {done / 1e6:.1f}M tokens  loss {np.mean(losses):.4f}  "
+                        f"{rate:,.0f} tokens/s  rate {scale:.2f}")
                 losses = []
                 if (update + 1) % 200 == 0 or update + 1 == len(updates):
-                    line += "  right: " + ", ".join(f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
-                    state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state, "adam": adam.state_dict()}
+                    right = (f"{kind} {check(model, batches):.2f}" for kind, batches in held_out.items())
+                    line += f"  right: {', '.join(right)}"
+                    state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state,
+                             "adam": adam.state_dict()}
                     files.write_whole({file: lambda part: torch.save(state, part)})
                     save(model, config, args.out)
                 print(line, flush=True)

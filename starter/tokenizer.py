@@ -2,9 +2,10 @@
 
     python starter/tokenizer.py            writes starter/tokenizer.json and tokenizer_config.json
 
-A word has the same tokens wherever it stands: the space before it is a token of its own, numbers are cut into pairs of digits, and
-the punctuation of code comes in fixed groups. So copying `2014-03-05` from a question into code is copying tokens. The pieces of words
-are learned from the documentation of Python's standard library; the fixed wording of agent/protocol.py is one token a phrase.
+A word has the same tokens wherever it stands: the space before it is a token of its own, numbers are cut into pairs of
+digits, and the punctuation of code comes in fixed groups. So copying `2014-03-05` from a question into code is copying
+tokens. The pieces of words are learned from the documentation of Python's standard library. Each phrase of
+agent/protocol.py is one token.
 """
 
 import json
@@ -20,22 +21,26 @@ from agent import protocol
 
 HERE = Path(__file__).resolve().parent
 VOCABULARY = 1536
-GROUPS = [' = "', '"\n', '("', '", "', '")\n', '"))\n', '"])\n', '")', '"]\n', '["', '"] ', ')\n', '))\n', ' = ', ' == ', ' + ', ' - ', ' * ', ' / ',
-          ' > ', ' < ', ', ', ': ', ':\n', '\n    ', '...', '()', '[0]', 'Step ', '## ']
-PIECES = "|".join(re.escape(g).replace("\\\n", "\n") for g in sorted(GROUPS, key=len, reverse=True)) + r"|[A-Za-z]+|\d{1,2}|\s|[^\sA-Za-z\d]"
-TEMPLATE = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
+GROUPS = [' = "', '"\n', '("', '", "', '")\n', '"))\n', '"])\n', '")', '"]\n', '["', '"] ', ')\n', '))\n', ' = ',
+          ' == ', ' + ', ' - ', ' * ', ' / ', ' > ', ' < ', ', ', ': ', ':\n', '\n    ', '...', '()', '[0]',
+          'Step ', '## ']
+PIECES = "|".join([*(re.escape(g).replace("\\\n", "\n") for g in sorted(GROUPS, key=len, reverse=True)),
+                   r"[A-Za-z]+", r"\d{1,2}", r"\s", r"[^\sA-Za-z\d]"])
+TEMPLATE = ("{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}"
+            "{% if add_generation_prompt %}<|assistant|>{% endif %}")
 
 
 def special_tokens():
     """The roles, and every phrase of agent/protocol.py exactly as it stands there."""
-    phrases = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", protocol.PROTOCOL + "\n\n", protocol.THINK, protocol.CODE]
+    phrases = ["<|end|>", "<|user|>", "<|assistant|>", "<|system|>", protocol.PROTOCOL + "\n\n", protocol.THINK,
+               protocol.CODE]
     for tag in protocol.TAGS:
         phrases += [f"<{tag}>\n", f"\n</{tag}>\n", f"</{tag}>"]
     return phrases
 
 
 def corpus():
-    """Docstrings and identifiers of the standard library, then each group and pair of digits often enough to become a token."""
+    """The standard library's docstrings, then each group and each pair of digits, often enough to become a token."""
     for module in sorted(m.name for m in pkgutil.iter_modules([str(Path(json.__file__).parent.parent)])):
         source = Path(json.__file__).parent.parent / f"{module}.py"
         if source.exists() and not module.startswith("_"):
@@ -46,8 +51,9 @@ def corpus():
 
 def main():
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(PIECES), "isolated"),
-                                                       pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PIECES), "isolated"),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
     special = special_tokens()
     tokenizer.train_from_iterator(corpus(), trainers.BpeTrainer(

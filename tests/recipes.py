@@ -25,7 +25,8 @@ def find_values(text):
 
 
 def fill(code, text):
-    """Fills the lines name = "...": each with the value behind its name in the text; where a line begins with the name, its rest."""
+    """Fills the lines name = "..." with the values in `text`: the rest of a line that begins with the name, or what
+    stands behind the name elsewhere."""
     names = re.findall(r'^(\w+) = "\.\.\."$', code, re.M)
     tokens, found = find_values(text)
     words = [token.strip(",.;:?!") for token in tokens]

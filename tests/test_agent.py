@@ -13,29 +13,36 @@ import pytest
 from agent import rollouts
 from agent.chat import Chat
 from agent.hints import documentation, hints_for, load_hints
-from agent.play import Generate, is_right, play
+from agent.play import Generate, is_right, new_step, play
 from formats import records
 from tools.sandbox import Observation
 
-TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question": "What did it open at on 2014-03-05?", "answer": "42.75"}
-LLAMA_LIKE = ("{{ '<|begin|>' }}{% for m in messages %}{{ '<|start|>' + m['role'] + '<|sep|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
+TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question": "What did it open at on 2014-03-05?",
+        "answer": "42.75"}
+LLAMA_LIKE = ("{{ '<|begin|>' }}{% for m in messages %}"
+              "{{ '<|start|>' + m['role'] + '<|sep|>\n\n' + m['content'] | trim + '<|eot|>' }}{% endfor %}"
               "{% if add_generation_prompt %}{{ '<|start|>assistant<|sep|>\n\n' }}{% endif %}")
 
-LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
-                "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
+LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}"
+                "{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}{% else %}"
+                "{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
 
 
-@pytest.fixture(scope="module", params=["starter", "a template that trims and tags of several tokens", "a template that puts a space before a response"])
+@pytest.fixture(scope="module", params=["starter", "a template that trims and tags of several tokens",
+                                        "a template that puts a space before a response"])
 def chat(request, tmp_path_factory):
     if request.param == "starter":
         return Chat(ROOT / "starter")
     folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
     special = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>"}
-    tokenizer["added_tokens"] = [t | {"content": "<|eot|>"} for t in tokenizer["added_tokens"] if t["content"] == "<|end|>"]
+    tokenizer["added_tokens"] = [token | {"content": "<|eot|>"} for token in tokenizer["added_tokens"]
+                                 if token["content"] == "<|end|>"]
     tokenizer["model"]["vocab"] = {special.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": LLAMA_2_LIKE if "space" in request.param else LLAMA_LIKE, "eos_token": {"content": "<|eot|>"}}))
+    template = LLAMA_2_LIKE if "space" in request.param else LLAMA_LIKE
+    config = {"chat_template": template, "eos_token": {"content": "<|eot|>"}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
     return Chat(folder)
 
 
@@ -47,7 +54,8 @@ def step(chat, monologue, code, observation, hint=None):
 
 def test_the_prompt_grows_at_its_end_only(chat):
     hint = {"name": "h", "text": "Print it."}
-    steps = [step(chat, "look", "print(1)", "1"), step(chat, "again", "print(2)", "2", hint), step(chat, "done", "x", "")]
+    steps = [step(chat, "look", "print(1)", "1"), step(chat, "again", "print(2)", "2", hint),
+             step(chat, "done", "x", "")]
     prompts = []
     for n in range(3):
         for ask in ("monologue", "code"):
@@ -67,9 +75,10 @@ def test_the_spans_of_a_prompt_are_the_sampled_tokens(chat):
 
 
 def test_the_prompt_holds_task_hints_and_observation_in_their_tags(chat):
-    text = chat.decode(chat.prompt("WHO?", ["## tools: a\nHINT"], [step(chat, "m", "c", "SEEN"), {"hint": {"text": "FIX"}}], "monologue")[0])
-    for piece in ("<task_description>\nWHO?\n</task_description>", "<hints>\n## tools: a\nHINT\n</hints>", "<observation>\nSEEN\n</observation>",
-                  "<hint>\nFIX\n</hint>\nStep 2"):
+    steps = [step(chat, "m", "c", "SEEN"), {"hint": {"text": "FIX"}}]
+    text = chat.decode(chat.prompt("WHO?", ["## tools: a\nHINT"], steps, "monologue")[0])
+    for piece in ("<task_description>\nWHO?\n</task_description>", "<hints>\n## tools: a\nHINT\n</hints>",
+                  "<observation>\nSEEN\n</observation>", "<hint>\nFIX\n</hint>\nStep 2"):
         assert piece in text
     assert text.endswith("<inner_monologue>\n")
 
@@ -86,7 +95,8 @@ def test_text_from_outside_can_forge_no_role_and_no_tag(chat, place):
         assert chat.decode(prompt(evil)).count(f"<{tag}>") == chat.decode(prompt("harmless")).count(f"<{tag}>")
 
 
-EXAMPLE = "<inner_monologue>\nI look.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
+EXAMPLE = ("<inner_monologue>\nI look.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n"
+           "<observation>\n1\n</observation>\n")
 
 
 @pytest.mark.parametrize("place", ["section", "corrective"])
@@ -112,8 +122,14 @@ def test_a_closed_tag_or_the_end_of_turn_stops_the_response(chat):
 
 # ---- the agent's loop, with a scripted model and sandbox
 
+def unplayed(task, **fields):
+    """The record of a trajectory that is still to be played."""
+    return {"id": "t-1#0", "task": task, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
+            "usage": dict(rollouts.NOTHING_USED)} | fields
+
+
 def played(chat, responses, observations, max_steps=3, trajectory=None, **options):
-    trajectory = trajectory or {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    trajectory = trajectory or unplayed(TASK)
     generator, result, ran = play(chat, trajectory, max_steps, **options), None, []
     responses, observations = iter(responses), iter(observations)
     while True:
@@ -133,24 +149,28 @@ def response(monologue, code):
 
 
 def test_a_flagged_step_is_played_again_however_late_it_is(chat):
-    late = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [step(chat, "look", "print(1)", "1") for _ in range(4)], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
-    late["steps"].append({"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print."}, "token_ids": {}})
-    trajectory, ran = played(chat, response("print", "print(5)"), [Observation("1")] * 4 + [Observation("5")], trajectory=late, only_next=True)
+    steps = [step(chat, "look", "print(1)", "1") for _ in range(4)] + [new_step({"name": "h", "text": "Print."})]
+    trajectory, ran = played(chat, response("print", "print(5)"), [Observation("1")] * 4 + [Observation("5")],
+                             trajectory=unplayed(TASK, steps=steps), only_next=True)
     assert ran[-1] == "print(5)" and trajectory["steps"][-1]["observation"] == "5" and len(trajectory["steps"]) == 5
 
 
 def test_a_state_without_token_ids_is_refused_by_its_name(chat):
-    state = {"id": "t-1#0!m", "steps": [step(chat, "look", "print(1)", "1") | {"token_ids": {}}], "hint": {"name": "m", "text": "x"}}
+    steps = [step(chat, "look", "print(1)", "1") | {"token_ids": {}}]
+    state = {"id": "t-1#0!m", "steps": steps, "hint": {"name": "m", "text": "x"}}
+    args = types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)
     with pytest.raises(ValueError, match="t-1#0!m: its steps hold no token ids"):
-        list(rollouts.corrections([state], types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)))
+        list(rollouts.corrections([state], args))
 
 
 def test_a_trajectory_ends_when_the_task_is_completed(chat):
     done = Observation("", ("found", "42.75"), False)
-    t, ran = played(chat, [*response("look", "print(x)"), *response("done", "complete_task('found', x)")], [Observation("42.75", None, False), done])
+    t, ran = played(chat, [*response("look", "print(x)"), *response("done", "complete_task('found', x)")],
+                    [Observation("42.75", None, False), done])
     assert (t["stop"], t["success"], t["answer"], t["report"]) == ("complete", True, "42.75", "found")
     assert ran == ["print(x)", "complete_task('found', x)"] and [s["observation"] for s in t["steps"]] == ["42.75", ""]
-    prompts = [chat.prompt(TASK["question"], [], t["steps"][:n + 1], ask)[0] for n in range(2) for ask in ("monologue", "code")]
+    prompts = [chat.prompt(TASK["question"], [], t["steps"][:n + 1], ask)[0]
+               for n in range(2) for ask in ("monologue", "code")]
     assert t["usage"]["input_tokens"] == sum(map(len, prompts))
     assert t["usage"]["output_tokens"] == sum(len(ids) for s in t["steps"] for ids in s["token_ids"].values())
 
@@ -160,19 +180,21 @@ def test_a_trajectory_ends_at_the_step_limit_and_where_no_code_was_found(chat):
     assert (t["stop"], t["success"], len(t["steps"])) == ("max_steps", False, 3)
     for nothing in ("", "\n</python>", "<think>\nHm.", "```python\n```"):
         t, ran = played(chat, ["never closed", nothing], [])
-        assert (t["stop"], ran, t["steps"][0]["monologue"], t["steps"][0]["code"]) == ("invalid", [], "never closed", "")
+        assert t["stop"] == "invalid" and ran == []
+        assert t["steps"][0]["monologue"] == "never closed" and t["steps"][0]["code"] == ""
 
 
 def test_a_state_is_rebuilt_by_running_its_steps_again(chat):
     first, _ = played(chat, response("m", "x = 1") * 3, [Observation("", None, False)] * 3)
-    state = first | rollouts.UNPLAYED | {"steps": first["steps"][:1] + [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "t"}, "token_ids": {}}]}
-    t, ran = played(chat, response("better", "y = x"), [Observation("", None, False)] * 2, trajectory=state, only_next=True)
-    assert ran == ["x = 1", "y = x"] and len(t["steps"]) == 2 and t["steps"][1]["hint"]["name"] == "h" and t["stop"] == ""
+    steps = first["steps"][:1] + [new_step({"name": "h", "text": "t"})]
+    t, ran = played(chat, response("better", "y = x"), [Observation("", None, False)] * 2,
+                    trajectory=first | rollouts.UNPLAYED | {"steps": steps}, only_next=True)
+    assert ran == ["x = 1", "y = x"] and len(t["steps"]) == 2 and t["steps"][1]["hint"]["name"] == "h"
+    assert t["stop"] == ""
 
 
 def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
-    state = {"id": "t-1#0!m~0", "task": TASK, "seed": 1, "hints": [], "steps": [{"monologue": "", "code": "", "observation": None, "hint": {"name": "h", "text": "Print it."}, "token_ids": {}}],
-             **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    state = unplayed(TASK, steps=[new_step({"name": "h", "text": "Print it."})])
     player, result, seen = play(chat, state, 2), None, []
     for said in [*response("look", "print(x)"), *response("done", "complete_task('found', x)")]:
         while not isinstance(wish := player.send(result), Generate):
@@ -189,15 +211,18 @@ def test_an_answer_is_right_by_exact_match_with_any_of_the_right_ones():
 
 # ---- hints
 
-def hint_dir(tmp_path, **files):
-    for name, text in files.items():
+COFFEE = ("## tools: c\nB\n\n## practice: p\nfor: opening price, closing price\nC\n"
+          "## example: e\nfor: another\nD")
+
+
+def hint_dir(tmp_path, **texts):
+    for name, text in texts.items():
         (tmp_path / f"{name}.md").write_text(text)
     return tmp_path
 
 
 def test_hints_are_chosen_for_the_type_of_task(tmp_path):
-    folder = hint_dir(tmp_path, common="## practice: all\nA", coffee="## tools: c\nB\n\n## practice: p\nfor: opening price, closing price\nC\n"
-                      "## example: e\nfor: another\nD", flights="## tools: f\nE")
+    folder = hint_dir(tmp_path, common="## practice: all\nA", coffee=COFFEE, flights="## tools: f\nE")
     sections = load_hints(folder)
     names = lambda which, kinds=None: [h["name"] for h in hints_for(TASK, sections, which, kinds)]
     assert names("task") == ["coffee/c", "coffee/p", "common/all"]
@@ -207,15 +232,18 @@ def test_hints_are_chosen_for_the_type_of_task(tmp_path):
     assert hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
 
 
-def test_hints_for_other_tasks_templates_can_be_left_out(tmp_path):
-    folder = hint_dir(tmp_path, coffee="## tools: c\nB\n\n## practice: p\nfor: opening price, closing price\nC\n## example: e\nfor: another\nD")
+def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):
+    folder = hint_dir(tmp_path, flights="## tools: f\nE", common="## practice: all\nA", coffee=COFFEE)
     (tmp_path / "seen.jsonl").write_text(json.dumps(TASK | {"template": "closing price"}) + "\n")
-    args = types.SimpleNamespace(hints="combined", kinds=None, hint_dir=folder, hints_for=tmp_path / "seen.jsonl", trials=1, model="m", adapter=[], seed=0)
-    assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p"]
+    args = types.SimpleNamespace(hints="combined", kinds=None, hint_dir=folder, hints_for=tmp_path / "seen.jsonl",
+                                 trials=1, model="m", adapter=[], seed=0)
+    assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p", "common/all"]
 
 
 def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
-    (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n    """What an item costs,\n    as a text."""\n\ndef _secret():\n    """Not a tool."""\n')
+    (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n'
+                                      '    """What an item costs,\n    as a text."""\n\n'
+                                      'def _secret():\n    """Not a tool."""\n')
     text = documentation(tmp_path / "shop.py")
     command = [sys.executable, "-m", "agent", "--tools", tmp_path / "shop.py"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout == text + "\n"
@@ -225,7 +253,8 @@ def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
     section, = load_hints(tmp_path)
     assert section["kind"] == "tools" and section["name"] == "shop/shop"
     lines = section["text"].splitlines()
-    assert lines[1] == "price(item, currency='EUR'): What an item costs, as a text." and lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3
+    assert lines[1] == "price(item, currency='EUR'): What an item costs, as a text."
+    assert lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3
 
 
 def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
@@ -238,7 +267,8 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
 # ---- files
 
 @pytest.mark.parametrize("content, message", [
-    ("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: not an object but a list"), (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
+    ("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: not an object but a list"),
+    (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
     (json.dumps({k: v for k, v in TASK.items() if k != "question"}), "field 'question': missing"),
     (json.dumps(TASK) + "\n\n" + json.dumps(TASK), "line 3, field 'id': 't-1' is on line 1 already")])
 def test_a_broken_task_file_is_named_by_line_and_field(tmp_path, content, message):
@@ -281,7 +311,8 @@ def test_an_output_made_from_other_tasks_or_hints_is_refused_and_another_batch_i
     (tmp_path / "hints").mkdir()
     (tmp_path / "hints" / "coffee.md").write_text("## tools: a\nb\n")
     (tmp_path / "tasks.jsonl").write_text("{}\n")
-    arguments = {"tasks": str(tmp_path / "tasks.jsonl"), "hint_dir": tmp_path / "hints", "batch": 64, "out": str(tmp_path / "out.jsonl")}
+    arguments = {"tasks": str(tmp_path / "tasks.jsonl"), "hint_dir": tmp_path / "hints", "batch": 64,
+                 "out": str(tmp_path / "out.jsonl")}
     output = files.Output(tmp_path / "out.jsonl", arguments)
     output.write({"id": "a"})
     output.file.close()
@@ -323,10 +354,12 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
     monkeypatch.setattr(rollouts, "World", Leaky)
     monkeypatch.setattr(rollouts, "serve", lambda *_: [])
     loaded = []
-    engine = lambda args: loaded.append("the model") or (None, None)
-    start = lambda **args: rollouts.play_all([], types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, **args), types.SimpleNamespace(world=1, rank=0, done=()), None, engine)
+    start_engine = lambda args: loaded.append("the model") or (None, None)
+    output = types.SimpleNamespace(world=1, rank=0, done=())
+    args = types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, require_sandbox=True)
     with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
-        start(require_sandbox=True)
+        rollouts.play_all([], args, output, None, start_engine)
     assert not loaded
-    start(require_sandbox=False)
+    args.require_sandbox = False
+    rollouts.play_all([], args, output, None, start_engine)
     assert "cannot enforce: the network" in capsys.readouterr().err

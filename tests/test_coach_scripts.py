@@ -1,7 +1,11 @@
-"""The coaching scripts, coach.sh and coach_toolqa.sh, with stages that only note their command lines: every flag is known, every file was made before."""
+"""The coaching scripts, coach.sh and coach_toolqa.sh, with stages that only note their command lines.
+
+Every flag is known, and every file that a stage reads was written by a stage before it.
+"""
 
 from common import command_line
 
+import json
 import os
 import shlex
 import stat
@@ -19,15 +23,17 @@ import review
 
 ROOT = Path(__file__).resolve().parent.parent
 STAGE = """#!/usr/bin/env bash
-line=$(printf '%q ' "$@"); echo "$line" >> {log}    # one write: stages run beside each other
+printf '%q ' "$@" >> {log}; echo >> {log}
 out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; done
 case $out in
-    "") ;;
-    *.jsonl) mkdir -p "$(dirname "$out")"; touch "$out";;
+    "" | data/*) ;;
+    *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "opening price"}}' > "$out";;
     *) mkdir -p "$out"; touch "$out"/{{arguments.json,log.jsonl}};;
 esac
 """
-READ = ("adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table")    # what names outputs of earlier stages
+STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, lora, review)}
+READ = (    # the options that name outputs of earlier stages
+    "adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table")
 
 
 class Parsed(Exception):
@@ -41,14 +47,15 @@ def commands(script, tmp_path, **environment):
         (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
         (tmp_path / "bin" / name).write_text(STAGE.format(log=log))
         (tmp_path / "bin" / name).chmod(stat.S_IRWXU)
-    environment |= {"RUN": str(tmp_path / "run"), "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}", "PYTHON": "python"}
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    environment |= {"RUN": str(tmp_path / "run"), "PATH": path, "PYTHON": "python"}
     done = subprocess.run(["bash", ROOT / script], env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     called = []
     for line in log.read_text().splitlines():
         words = shlex.split(line)
         at = next(n for n, word in enumerate(words) if word.endswith(".py"))
-        if module := {"collect.py": collect, "distill.py": distill, "evaluate.py": evaluate, "lora.py": lora, "review.py": review}.get(words[at]):
+        if module := STAGES.get(words[at]):
             called.append((module, words[at + 1:]))
         else:
             assert words[at:] == ["tools/starter_world.py", "--out", "data/starter"]
@@ -68,13 +75,31 @@ def parsed(module, words, monkeypatch):
     return vars(found.value.args[0])
 
 
+def rehearsal(folder):
+    """Tasks of three groups in `folder`; test-unseen's template is not in train-unseen."""
+    for split in ("train", "test", "train-unseen", "test-unseen"):
+        template = "closing price" if split == "test-unseen" else "opening price"
+        tasks = [{"id": group, "group": group, "template": template} for group in ("agenda", "coffee", "flights")]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+
+
+SMALL = {"MODEL": "small", "ONLY": "coffee flights", "HINTS": "hints/toolqa", "HUMANEVAL": "h.gz"}
+
+
 @pytest.mark.parametrize("script, environment, stages", [
     ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
-    ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
+    ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"},
+     {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
+    ("coach_toolqa.sh", SMALL, {"collect": 5, "review": 2, "distill": 4, "evaluate": 13}),
 ])
 def test_every_flag_is_known_and_every_file_was_made_before(script, environment, stages, tmp_path, monkeypatch):
-    made, counts = set(), dict.fromkeys(stages, 0)
+    if "ONLY" in environment:
+        rehearsal(tmp_path)
+        environment = environment | {"DATA": str(tmp_path)}
+    # What the scripts themselves write.
+    made = {str(tmp_path / "world"), str(tmp_path / "run/unseen/hinted.jsonl")}
+    counts = dict.fromkeys(stages, 0)
     for module, words in commands(script, tmp_path, **environment):
         args = parsed(module, words, monkeypatch)
         for name in READ:
@@ -86,3 +111,20 @@ def test_every_flag_is_known_and_every_file_was_made_before(script, environment,
         made.add(str(args["out"]))
         counts[module.__name__] += 1
     assert counts == stages
+
+
+def test_only_plays_the_tasks_of_these_groups(tmp_path, monkeypatch):
+    rehearsal(tmp_path)
+    called = commands("coach_toolqa.sh", tmp_path, **SMALL, DATA=str(tmp_path))
+    played = {args["tasks"] for module, words in called if (args := parsed(module, words, monkeypatch)).get("tasks")}
+    assert played == {str(tmp_path / "run" / "tasks" / f"{split}.jsonl") for split in ("train", "test", "test-unseen")}
+    for file in played:
+        assert [json.loads(line)["group"] for line in open(file)] == ["coffee", "flights"]
+
+
+def test_a_group_without_tasks_is_named(tmp_path):
+    rehearsal(tmp_path)
+    environment = os.environ | SMALL | {"ONLY": "tea", "DATA": str(tmp_path), "RUN": str(tmp_path / "run")}
+    done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == f'ONLY="tea": {tmp_path}/train.jsonl has no task of these groups\n'

@@ -1,4 +1,4 @@
-"""Stages that are killed at random moments, and a full disk: nothing is lost, nothing comes twice, nothing is half-written.
+"""Stages killed at random moments, and a full disk: nothing is lost, repeated or half-written.
 
     KILLS=50 python -m pytest tests/test_crash.py          more kills than in the everyday run
 """
@@ -32,8 +32,8 @@ COMMANDS = {
 
 def start(name, folder, out, **how):
     script, *arguments = COMMANDS[name].format(out=out).split()
-    return subprocess.Popen([sys.executable, ROOT / script, *arguments], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
+    return subprocess.Popen([sys.executable, ROOT / script, *arguments], cwd=folder, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **how)
 
 
 def finish(name, folder, out):
@@ -52,14 +52,17 @@ def folder(tmp_path_factory):
     tiny_checkpoint(folder / "model")
     (folder / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
     (folder / "round2" / "all.md").write_text("+++\nregex = 'look'\n+++\nDo not look.\n")
-    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {"input_tokens": 1, "output_tokens": 1, "seconds": 1.0}}
+    fields = {"seed": 1, "answer": "", "stop": "complete",
+              "usage": {"input_tokens": 1, "output_tokens": 1, "seconds": 1.0}}
     played = [record(Chat(ROOT / "starter"), n) | fields for n in range(40)]
     for t in played:
         for step in t["steps"]:
             step["code"] = "x = look(3)"
-    (folder / "played.jsonl").write_text("".join(json.dumps(t) + "\n" for t in played))
-    (folder / "flagged.jsonl").write_text("".join(json.dumps(t | {"hint": {"name": "a", "text": "b"}, "steps": t["steps"][:1]}) + "\n" for t in played[:5]))
-    (folder / "tasks.jsonl").write_text("".join(json.dumps({"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"}) + "\n" for n in range(12)))
+    flagged = [t | {"hint": {"name": "a", "text": "b"}, "steps": t["steps"][:1]} for t in played[:5]]
+    tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"}
+             for n in range(12)]
+    for file, records in (("played", played), ("flagged", flagged), ("tasks", tasks)):
+        (folder / f"{file}.jsonl").write_text("".join(json.dumps(t) + "\n" for t in records))
     return folder
 
 
@@ -75,7 +78,8 @@ def whole(folder):
 
 
 def records_of(file):
-    return {t["id"]: t | {"usage": None, "adapters": None} for t in read_trajectories(file)}      # an id that comes twice is refused
+    """{id: record}; reading refuses an id that comes twice."""
+    return {t["id"]: t | {"usage": None, "adapters": None} for t in read_trajectories(file)}
 
 
 @pytest.mark.parametrize("name", COMMANDS if KILLS > 1 else ["collect", "distill"])
@@ -88,7 +92,8 @@ def test_killed_and_started_again_a_stage_ends_like_an_unbroken_run(name, folder
         process.communicate()
     finish(name, folder, f"{name}-killed")
     if name == "distill":
-        one, two = ((folder / f"{name}-{how}" / "adapter_model.safetensors").read_bytes() for how in ("whole", "killed"))
+        file = "adapter_model.safetensors"
+        one, two = ((folder / f"{name}-{how}" / file).read_bytes() for how in ("whole", "killed"))
         assert one == two
     else:
         one, two = (records_of(folder / f"{name}-{how}.jsonl") for how in ("whole", "killed"))
@@ -98,7 +103,8 @@ def test_killed_and_started_again_a_stage_ends_like_an_unbroken_run(name, folder
 @pytest.mark.parametrize("name", ["collect", "distill", "review"] if KILLS > 1 else ["collect", "distill"])
 def test_a_full_disk_is_one_line_and_whole_files(name, folder, whole):
     limit = {"collect": 5000, "review": 20_000, "distill": 20_000}[name]
-    process = start(name, folder, f"{name}-full", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    limited = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    process = start(name, folder, f"{name}-full", preexec_fn=limited)
     _, errors = process.communicate(timeout=300)
     assert process.returncode == 2 and "Traceback" not in errors, errors
     assert f"{name}-full" in errors.strip().splitlines()[-1]

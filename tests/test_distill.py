@@ -1,4 +1,6 @@
 """The loss against a plain float64 implementation, one action at a time; what is learned from; the balancing."""
+from common import files
+
 import copy
 import json
 import random
@@ -13,9 +15,8 @@ import torch
 from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
-from agent.chat import Chat
-from common import files
 import distill
+from agent.chat import Chat
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
 

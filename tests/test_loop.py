@@ -1,4 +1,7 @@
-"""One small coaching round on the starter, through every script: collect, distill, collect, review, resample, distill, evaluate."""
+"""One small coaching round on the starter, with every script.
+
+collect, distill, collect, review, resample, distill, evaluate
+"""
 
 from common import ROOT
 
@@ -19,19 +22,24 @@ def read(file):
 
 def test_one_small_coaching_round(tmp_path):
     script("tools/starter_world.py", "--out", tmp_path)
-    tasks = [t for t in read(tmp_path / "train.jsonl") if t["template"] in ("opening price", "listing host", "coauthor count")]
+    templates = ("opening price", "listing host", "coauthor count")
+    tasks = [t for t in read(tmp_path / "train.jsonl") if t["template"] in templates]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
-    agent = ["--model", ROOT / "starter", "--data", tmp_path / "world", "--temperature", 0.1, "--max-steps", 4, "--max-new-tokens", 160]
-    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 32, "--lr", 4e-3, "--batch", 8, "--kl-temperature", 1, "--warmup", 5, "--hint-dropout", 0.5]
+    agent = ["--model", ROOT / "starter", "--data", tmp_path / "world", "--temperature", 0.1, "--max-steps", 4,
+             "--max-new-tokens", 160]
+    hinted_by = ["--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2,
+                 "--out", tmp_path / "hinted.jsonl"]
+    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 32, "--lr", 4e-3, "--batch", 8,
+             "--kl-temperature", 1, "--warmup", 5, "--hint-dropout", 0.5]
 
-    script("collect.py", *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2, "--out", tmp_path / "hinted.jsonl")
+    script("collect.py", *agent, *hinted_by)
     hinted = read(tmp_path / "hinted.jsonl")
     assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 60
     assert sum(t["success"] for t in hinted) >= 54
     first = (tmp_path / "hinted.jsonl").read_bytes()
-    with open(tmp_path / "hinted.jsonl", "r+b") as f:                  # killed: the end is lost, half a line is left
+    with open(tmp_path / "hinted.jsonl", "r+b") as f:     # as if killed: the end is missing, and half a line is left
         f.truncate(len(first) * 2 // 3)
-    script("collect.py", *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2, "--out", tmp_path / "hinted.jsonl")
+    script("collect.py", *agent, *hinted_by)
     again = {t["id"]: t["answer"] for t in read(tmp_path / "hinted.jsonl")}
     assert again.keys() == {t["id"] for t in hinted}
 
@@ -43,36 +51,42 @@ def test_one_small_coaching_round(tmp_path):
 
     hints = tmp_path / "round2"
     hints.mkdir()
-    (hints / "say-more.md").write_text("+++\ntemplates = ['opening price']\nregex = 'complete_task'\n+++\n"
-                                       'Step 2: the first price is known\nprice = "..."\ncomplete_task("opening was", price)\n')
+    (hints / "say-more.md").write_text(
+        "+++\ntemplates = ['opening price']\nregex = 'complete_task'\n+++\n"
+        'Step 2: the first price is known\nprice = "..."\ncomplete_task("opening was", price)\n')
     script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints, "--out", tmp_path / "flagged.jsonl")
     flagged = read(tmp_path / "flagged.jsonl")
     assert flagged and all(t["mistake"]["step"] == len(t["steps"]) for t in flagged)
-    # By the starter alone: with this short round's adapter on it followed 9 of 20.
+    # By the starter alone: with this short round's adapter it followed only 9 of 20 hints.
     again = [*agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--rollout"]
     script("collect.py", *again, "--out", tmp_path / "corrected.jsonl")
     script("collect.py", *again, "--control", "--out", tmp_path / "control.jsonl")
     corrected, control = read(tmp_path / "corrected.jsonl"), read(tmp_path / "control.jsonl")
-    assert len(control) == len(corrected) and all(step["hint"] is None for t in control for step in t["steps"]) and all(t["stop"] for t in control + corrected)
-    said = script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints, "--corrected", tmp_path / "corrected.jsonl", "--control", tmp_path / "control.jsonl",
+    assert len(control) == len(corrected) and all(t["stop"] for t in control + corrected)
+    assert all(step["hint"] is None for t in control for step in t["steps"])
+    said = script("review.py", tmp_path / "seen.jsonl", "--hint-dir", hints,
+                  "--corrected", tmp_path / "corrected.jsonl", "--control", tmp_path / "control.jsonl",
                   "--html", tmp_path / "review.html").stdout
     for how, records in (("without", control), ("with", corrected)):
         right = sum(t["success"] for t in records)
         assert f"right {how} the hint {100 * right / len(records):.0f} % (" in said and f"n = {len(records)})" in said
     assert "does not help" not in said and "say-more" in (tmp_path / "review.html").read_text()
     assert len(corrected) == 2 * len(flagged)
-    assert all(t["targets"] == [len(t["steps"]) - 1] and t["steps"][-1]["hint"]["name"] == "say-more" for t in corrected)
-    followed = sum('complete_task("opening was"' in t["steps"][-1]["code"] for t in corrected)  # the hint's words, not the recipe's "opened at"
-    assert followed >= 0.8 * len(corrected)
+    assert all(t["targets"] == [len(t["steps"]) - 1] for t in corrected)
+    assert all(t["steps"][-1]["hint"]["name"] == "say-more" for t in corrected)
+    followed = sum('complete_task("opening was"' in t["steps"][-1]["code"] for t in corrected)   # the hint's words;
+    assert followed >= 0.8 * len(corrected)                                            # the recipe says "opened at"
 
     for t in corrected[::3]:
         t["success"] = False
     (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(t) + "\n" for t in corrected))
     right = sum(t["success"] for t in corrected)
-    said = script("distill.py", *learn, "--verified", "--adapter", tmp_path / "round1", "--data", tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
+    said = script("distill.py", *learn, "--verified", "--adapter", tmp_path / "round1", "--data",
+                  tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
                   "--out", tmp_path / "round2-adapter").stdout
     assert 0 < right < len(corrected) and said.startswith(f"{right} records and ")
-    table = script("evaluate.py", *adapted, "--adapter", tmp_path / "round2-adapter", "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl").stdout
+    table = script("evaluate.py", *adapted, "--adapter", tmp_path / "round2-adapter",
+                   "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl").stdout
     assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 30
 
 
@@ -81,5 +95,6 @@ def test_bad_input_ends_in_one_line_and_status_2(tmp_path):
     tasks.write_text('{"id": "a"}\n')
     run = script("evaluate.py", "--model", ROOT / "starter", "--tasks", tasks, "--out", tmp_path / "o.jsonl", status=2)
     assert run.stderr.strip() == f"evaluate.py: {tasks}, line 1, field 'group': missing"
-    run = script("distill.py", "--model", ROOT / "starter", "--data", tmp_path / "none.jsonl", "--out", tmp_path / "a", status=2)
+    run = script("distill.py", "--model", ROOT / "starter", "--data", tmp_path / "none.jsonl", "--out", tmp_path / "a",
+                 status=2)
     assert run.stderr.strip() == f"distill.py: {tmp_path / 'none.jsonl'}: no such file"

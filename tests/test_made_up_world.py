@@ -147,13 +147,15 @@ def test_seeds_differ_in_their_tools_and_templates(many):
                             for domain in made_up_world.DOMAINS.splitlines()]
     for group in groups:
         drawn |= {("find", group.find), ("cell", group.cell), ("link", group.link), ("note", group.note)}
-    tables = {"find": made_up_world.FINDS, "cell": made_up_world.CELLS, "link": made_up_world.LINKED, "note": made_up_world.NOTED}
+    tables = {"find": made_up_world.FINDS, "cell": made_up_world.CELLS, "link": made_up_world.LINKED,
+              "note": made_up_world.NOTED}
     assert drawn == {(what, form) for what, forms in tables.items() for form in forms}
     openings = {task["question"].split()[0] for task in sum(map(tasks_of, many.values()), [])}
     assert len(openings) >= 10 and len({group.columns["k"] for group in groups}) >= 5
 
 
-@pytest.mark.parametrize("extra, kinds", [("", made_up_world.TABLE), ("links", made_up_world.LINKS), ("notes", made_up_world.NOTES)])
+@pytest.mark.parametrize("extra, kinds", [
+    ("", made_up_world.TABLE), ("links", made_up_world.LINKS), ("notes", made_up_world.NOTES)])
 def test_every_kind_of_template_fits_every_form_of_tools(extra, kinds, tmp_path):
     """All kinds in one group, for as many groups as it takes to meet each form of row."""
     met, rng = set(), random.Random(extra)
@@ -204,5 +206,5 @@ def test_a_directory_that_cannot_be_used_ends_in_one_line(prepare, message, tmp_
 
 def test_nothing_is_shared_with_the_training_of_the_starter():
     """The judge neither imports the script that makes the training data, nor is imported by it."""
-    assert "pretrain" not in (ROOT / "starter" / "made_up_world.py").read_text()
-    assert "made_up_world" not in (ROOT / "starter" / "pretrain.py").read_text()
+    trained_on, made_up = ((ROOT / "starter" / name).read_text() for name in ("samples.py", "made_up_world.py"))
+    assert "samples" not in made_up and "made_up_world" not in trained_on

@@ -64,19 +64,23 @@ def test_some_rows_by_a_vocabulary_are_multiplied_slice_by_slice_gradients_too(m
     monkeypatch.setattr(kernels.F, "linear", None)
     y = kernels.linear(x, weight)
     torch.testing.assert_close(y.double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
-    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0].double(), g.double() @ weight.double(), rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(torch.autograd.grad(y, x, g)[0].double(), g.double() @ weight.double(), rtol=1e-5,
+                               atol=1e-3)
     with torch.no_grad():
-        torch.testing.assert_close(kernels.linear(x, weight).double(), x.double() @ weight.double().T, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(kernels.linear(x, weight).double(), x.double() @ weight.double().T, rtol=1e-5,
+                                   atol=1e-4)
 
 
 @pytest.mark.parametrize("T, S", [(1, 9), (64, 64), (150, 150), (70, 200)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_attention_by_plain_products_and_its_gradients_are_those_of_a_loop_in_float64(T, S, dtype, tolerance):
     torch.manual_seed(0)
-    q, k, v, g = (torch.randn(2, heads, n, 16).to(dtype).requires_grad_() for heads, n in ((6, T), (2, S), (2, S), (6, T)))
+    q, k, v, g = (torch.randn(2, heads, n, 16).to(dtype).requires_grad_()
+                  for heads, n in ((6, T), (2, S), (2, S), (6, T)))
     y = kernels.CausalAttention.apply(q, k, v)
     q_, k_, v_ = ours = [x.detach().double().requires_grad_() for x in (q, k, v)]
-    rows = [[(q_[b, h, t] @ k_[b, h // 3, :S - T + t + 1].T / 4).softmax(-1) @ v_[b, h // 3, :S - T + t + 1] for t in range(T)] for b in range(2) for h in range(6)]
+    rows = [[(q_[b, h, t] @ k_[b, h // 3, :S - T + t + 1].T / 4).softmax(-1) @ v_[b, h // 3, :S - T + t + 1]
+             for t in range(T)] for b in range(2) for h in range(6)]
     expected = torch.stack([torch.stack(row) for row in rows]).view(2, 6, T, 16)
     torch.testing.assert_close(kernels.attention(q_, k_, v_), expected)
     pairs = [(y, expected), *zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double()))]
@@ -94,7 +98,8 @@ def test_attention_in_a_sliding_window_and_its_gradients_are_those_of_a_loop_in_
         seen = slice(max(0, S - T + t + 1 - window), S - T + t + 1)
         return (q_[b, h, t] @ k_[b, h // 2, seen].T / 8 ** 0.5).softmax(-1) @ v_[b, h // 2, seen]
 
-    expected = torch.stack([torch.stack([torch.stack([attended(b, h, t) for t in range(T)]) for h in range(4)]) for b in range(2)])
+    expected = torch.stack([torch.stack([torch.stack([attended(b, h, t) for t in range(T)]) for h in range(4)])
+                            for b in range(2)])
     torch.testing.assert_close(kernels.attention(q_, k_, v_, window), expected)
     torch.testing.assert_close(y.double(), expected, rtol=1e-4, atol=1e-5)
     for a, b in zip(torch.autograd.grad(y, (q, k, v), g), torch.autograd.grad(expected, ours, g.double())):
@@ -122,7 +127,8 @@ def test_greedy_text_is_transformers_over_200_tokens_in_ragged_batches_and_with_
     longer = [prompt + text[:120] for prompt, text in zip(recorded.PROMPTS, GREEDY[name])]
     before = sampler.prefilled
     assert sampler.generate(longer, max_new_tokens=80) == [text[120:] for text in GREEDY[name]]
-    assert sampler.prefilled - before < sum(map(len, longer)) - 2 * 120     # the slots' last owners at least are not computed again
+    # the slots' last owners at least are not computed again
+    assert sampler.prefilled - before < sum(map(len, longer)) - 2 * 120
 
 
 def test_bfloat16_decoding_follows_the_bfloat16_forward_pass(tmp_path):
@@ -137,7 +143,8 @@ def test_bfloat16_decoding_follows_the_bfloat16_forward_pass(tmp_path):
 
 # ---- the sampler ---------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("ahead, shared", [(False, 70), (True, 70), (True, 300)])       # ahead: as on a GPU, where a beginning is shared from 256 tokens on
+# ahead: as on a GPU, where a beginning is shared from 256 tokens on
+@pytest.mark.parametrize("ahead, shared", [(False, 70), (True, 70), (True, 300)])
 def test_agents_of_different_speed_share_one_batch_and_each_gets_its_own_text(ahead, shared, tiny):
     hints = recorded.tokens("hints", shared)
     sampler = Sampler(tiny, batch=6, max_length=shared + 330, ahead=ahead)
@@ -147,7 +154,8 @@ def test_agents_of_different_speed_share_one_batch_and_each_gets_its_own_text(ah
         sampler.add(Request(i, list(prompt), max_new_tokens=5 + 7 * (i % 4)))
     while not sampler.idle:
         for request in sampler.step():
-            assert request.ended == "length" and request.new_ids == recompute(tiny, request.prompt, request.max_new_tokens)
+            assert request.ended == "length"
+            assert request.new_ids == recompute(tiny, request.prompt, request.max_new_tokens)
             left[request.key] -= 1
             if left[request.key]:                                           # what it said and what the world answers
                 prompt = request.prompt + request.new_ids + recorded.tokens(f"{request.key} {left[request.key]}", 5)
@@ -198,7 +206,9 @@ def test_the_stop_id_is_the_last_id_and_a_full_cache_ends_a_request(ahead, tiny)
     text = recompute(tiny, recorded.PROMPTS[2], 30)
     stop = text[12]
     sampler = Sampler(tiny, batch=2, max_length=20, ahead=ahead)
-    assert Sampler(tiny, batch=2, max_length=80, ahead=ahead).generate([recorded.PROMPTS[2]], 30, stop_ids=[stop])[0] == text[:text.index(stop) + 1]
+    assert Sampler(tiny, batch=2, max_length=80, ahead=ahead).generate([recorded.PROMPTS[2]], 30,
+                                                                       stop_ids=[stop])[0] == text[:text.index(stop)
+                                                                                                   + 1]
     long, full = Request("long", recorded.tokens("long", 21)), Request("full", recorded.PROMPTS[2])
     sampler.add(long), sampler.add(full)
     while not sampler.idle:
@@ -220,7 +230,8 @@ def chi_square(counts, expected):
 def test_sampling_follows_temperature_and_top_p(temperature, top_p):
     n, logits = 40000, torch.tensor([2.0, 1.0, 0.5, 0.0, -0.5, 1.5, -1.0, -2.0])
     p = (logits.double() / temperature).softmax(0)
-    for i, token in enumerate(order := p.argsort(descending=True).tolist()):            # the smallest set with at least top_p
+    # the smallest set with at least top_p
+    for i, token in enumerate(order := p.argsort(descending=True).tolist()):
         if i and p[order[:i]].sum() >= top_p:
             p[token] = 0
     u = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(1)).tolist()
@@ -245,7 +256,8 @@ def test_sampled_first_tokens_follow_the_models_distribution(tiny):
 
 @pytest.mark.parametrize("ahead", [False, True])
 def test_tokens_do_not_depend_on_what_shares_the_batch(ahead, tiny):
-    requests = [Request(i, recorded.PROMPTS[i % 5], 40, temperature=(0.0, 0.8, 1.2)[i % 3], top_p=(1.0, 0.9)[i % 2], seed=f"a{i}")
+    requests = [Request(i, recorded.PROMPTS[i % 5], 40, temperature=(0.0, 0.8, 1.2)[i % 3], top_p=(1.0, 0.9)[i % 2],
+                        seed=f"a{i}")
                 for i in range(10)]
     alone = [Request(r.key, r.prompt, 40, r.temperature, r.top_p, seed=r.seed) for r in requests]
     together = Sampler(tiny, batch=7, max_length=100, ahead=ahead)
@@ -268,7 +280,8 @@ def test_conversations_longer_than_the_sliding_window_continue_as_the_forward_pa
     model, hints = load(name, tmp_path), recorded.tokens("hints", 60)
     sampler = Sampler(model, batch=3, max_length=200, ahead=ahead)
     prompts = [hints + recorded.tokens(f"question {i}", 3 + 9 * i) for i in range(4)]
-    for turn in range(2):                                                   # in the second one the prompt's beginning is there
+    # in the second one the prompt's beginning is there
+    for turn in range(2):
         texts = sampler.generate(prompts, max_new_tokens=25)
         assert texts == [recompute(model, prompt, 25) for prompt in prompts]
         prompts = [prompt + text + [7] for prompt, text in zip(prompts, texts)]
@@ -279,13 +292,14 @@ def test_documents_in_a_row_each_have_their_own_sliding_window(tmp_path):
     documents = [recorded.tokens(f"document {i}", n) for i, n in enumerate((50, 3, 29))]
     positions = torch.tensor([[*range(30), *(p for d in documents for p in range(30, 30 + len(d)))]])
     with torch.no_grad():
-        row = model.hidden(torch.tensor([sum(documents, common)]), positions, kernels.packed_attention([50, 3, 29], 30))[0]
+        row = model.hidden(torch.tensor([sum(documents, common)]), positions,
+                           kernels.packed_attention([50, 3, 29], 30))[0]
         alone = [model.hidden(torch.tensor([common + d]))[0] for d in documents]
     torch.testing.assert_close(row, torch.cat([alone[0][:30], *(x[30:] for x in alone)]), rtol=1e-4, atol=1e-4)
 
 
 def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
-    """When a request ends, the token after its last is under way already; the next turn must not take that for its own."""
+    """When a request ends, the token after its last is already computed; the next turn must not take it for its own."""
     prompts = [recorded.tokens(f"ahead {i}", 9 + i) for i in range(4)]
     sampler = Sampler(tiny, batch=4, max_length=120, ahead=True)
     for turn in range(3):
@@ -297,7 +311,8 @@ def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
 
 
 def test_a_gpus_sizes_are_few_and_at_most_half_too_large():
-    assert all(n <= above(n) <= max(256, 3 * n // 2) and below(n) <= n < 2 * max(below(n), 128) for n in range(1, 20000))
+    assert all(n <= above(n) <= max(256, 3 * n // 2) and below(n) <= n < 2 * max(below(n), 128)
+               for n in range(1, 20000))
     assert len({above(n) for n in range(1, 20000)}) == 14
 
 
@@ -311,7 +326,8 @@ def shard(folder):
     for file, part in parts.items():
         save_file({name: tensors[name] for name in part}, folder / file)
     (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {n: f for f, part in parts.items() for n in part}}))
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {n: f for f, part in parts.items()
+                                                                                    for n in part}}))
     return parts
 
 
@@ -325,7 +341,8 @@ def test_sharded_and_single_checkpoints_load_alike(tmp_path):
 def test_weights_are_the_mapped_file_and_not_a_copy(tmp_path):
     folder = recorded.checkpoint("llama3", tmp_path)
     model = Llama.from_pretrained(folder)
-    maps = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()] if Path("/proc/self/maps").exists() else []
+    maps = [line.split()
+            for line in Path("/proc/self/maps").read_text().splitlines()] if Path("/proc/self/maps").exists() else []
     ranges = [[int(x, 16) for x in m[0].split("-")] for m in maps if m[-1] == str(folder / "model.safetensors")]
     if not maps:
         pytest.skip("this system does not list its memory maps")
@@ -347,24 +364,34 @@ def test_all_end_of_text_ids_are_read(tmp_path):
 
 
 # config.json as on the hub: Llama 2, Llama 3.1, SmolLM2, Mistral 0.1 and 0.3, Qwen2.5, Qwen3; sizes aside
-LLAMA = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02, "model_type": "llama",
-         "pretraining_tp": 1, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16", "use_cache": True}
-QWEN = {"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645, "max_window_layers": 1,
-        "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072, "use_sliding_window": False,
+LLAMA = {"architectures": ["LlamaForCausalLM"], "bos_token_id": 1, "eos_token_id": 2, "initializer_range": 0.02,
+         "model_type": "llama",
+         "pretraining_tp": 1, "rope_scaling": None, "tie_word_embeddings": False, "torch_dtype": "float16",
+         "use_cache": True}
+QWEN = {"architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
+        "max_window_layers": 1,
+        "model_type": "qwen2", "rms_norm_eps": 1e-06, "rope_theta": 1000000.0, "sliding_window": 131072,
+        "use_sliding_window": False,
         "transformers_version": "4.43.1", "torch_dtype": "bfloat16", "hidden_act": "silu", "use_mrope": False}
 ON_THE_HUB = {
     "llama 2": LLAMA | {"_name_or_path": "meta-llama/Llama-2-7b-hf", "hidden_act": "silu"},
-    "llama 3.1": LLAMA | {"attention_bias": False, "attention_dropout": 0.0, "eos_token_id": [3, 4, 5], "mlp_bias": False, "rope_theta": 5e5,
-                          "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_type": "llama3",
+    "llama 3.1": LLAMA | {"attention_bias": False, "attention_dropout": 0.0, "eos_token_id": [3, 4, 5],
+                          "mlp_bias": False, "rope_theta": 5e5,
+                          "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                           "rope_type": "llama3",
                                            "original_max_position_embeddings": 8192}},
-    "smollm2": LLAMA | {"is_llama_config": True, "pad_token_id": 2, "rope_interleaved": False, "tie_word_embeddings": True,
+    "smollm2": LLAMA | {"is_llama_config": True, "pad_token_id": 2, "rope_interleaved": False,
+                        "tie_word_embeddings": True,
                         "transformers.js_config": {"kv_cache_dtype": {"q4f16": "float16"}}},
-    "tuned": LLAMA | {"unsloth_version": "2025.1", "unsloth_fixed": True, "_attn_implementation_autoset": True, "max_sequence_length": 2048,
-                      "id2label": {"0": "LABEL_0"}, "temperature": 0.6, "pruned_heads": {}, "add_cross_attention": False, "num_beams": 1},
+    "tuned": LLAMA | {"unsloth_version": "2025.1", "unsloth_fixed": True, "_attn_implementation_autoset": True,
+                      "max_sequence_length": 2048,
+                      "id2label": {"0": "LABEL_0"}, "temperature": 0.6, "pruned_heads": {},
+                      "add_cross_attention": False, "num_beams": 1},
     "mistral 0.1": LLAMA | {"model_type": "mistral", "sliding_window": 4096, "num_key_value_heads": 2},
     "mistral 0.3": LLAMA | {"model_type": "mistral", "sliding_window": None, "num_key_value_heads": 2, "head_dim": 24},
     "qwen2.5": QWEN | {"num_key_value_heads": 2},
-    "qwen3": QWEN | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False, "head_dim": 16, "sliding_window": None,
+    "qwen3": QWEN | {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "attention_bias": False,
+                     "head_dim": 16, "sliding_window": None,
                      "num_key_value_heads": 2}}
 
 
@@ -381,28 +408,40 @@ def test_the_fields_of_well_known_models_are_all_known(name, tmp_path):
 
 
 @pytest.mark.parametrize("fields, named", [
-    ({"model_type": "mixtral"}, "'model_type': 'mixtral'"), ({"model_type": "qwen3_moe"}, "qwen3_moe"), ({"num_experts": 8}, "num_experts"),
-    ({"hidden_act": "gelu"}, "gelu"), ({"rope_interleaved": True}, "rope_interleaved"), ({"use_mrope": True}, "use_mrope"),
-    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"), ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
-    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"), ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
-    ({"logits_scaling": 8}, "logits_scaling"), ({"residual_multiplier": 0.2}, "residual_multiplier"), ({"clip_qkv": 8.0}, "clip_qkv"),
-    ({"attention_multiplier": 0.1}, "attention_multiplier"), ({"is_causal": False}, "is_causal"), ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
-    ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "auto_map"), ({"dual_chunk_attention_config": {"chunk_size": 9}}, "dual_chunk"),
-    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"), ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
-    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"), ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope"),
+    ({"model_type": "mixtral"}, "'model_type': 'mixtral'"), ({"model_type": "qwen3_moe"}, "qwen3_moe"),
+    ({"num_experts": 8}, "num_experts"),
+    ({"hidden_act": "gelu"}, "gelu"), ({"rope_interleaved": True}, "rope_interleaved"),
+    ({"use_mrope": True}, "use_mrope"),
+    ({"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+    ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+    ({"query_pre_attn_scalar": 256}, "query_pre_attn_scalar"),
+    ({"logits_scaling": 8}, "logits_scaling"), ({"residual_multiplier": 0.2}, "residual_multiplier"),
+    ({"clip_qkv": 8.0}, "clip_qkv"),
+    ({"attention_multiplier": 0.1}, "attention_multiplier"), ({"is_causal": False}, "is_causal"),
+    ({"layer_norm_eps": 1e-5}, "layer_norm_eps"),
+    ({"auto_map": {"AutoModelForCausalLM": "own.Model"}}, "auto_map"),
+    ({"dual_chunk_attention_config": {"chunk_size": 9}}, "dual_chunk"),
+    ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "linear"),
+    ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    ({"rope_scaling": {"type": "default", "mrope_section": [1]}}, "mrope"),
     ({"rope_parameters": {"rope_theta": 1e4, "partial_rotary_factor": 0.5}}, "rope_parameters.partial_rotary_factor"),
     ({"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "rope_parameters.full_attention"),
     ({"model_type": "qwen2", "layer_types": ["linear_attention", "full_attention"]}, "linear_attention")])
 def test_what_would_change_the_mathematics_is_refused_in_one_line_that_lists_what_is_supported(fields, named, tmp_path):
     file = write_config(tmp_path, {"num_key_value_heads": 2} | fields)
-    with pytest.raises(ValueError, match="config.json, field .*; supported are dense llama, mistral, qwen2 and qwen3") as error:
+    with pytest.raises(ValueError,
+                       match="config.json, field .*; supported are dense llama, mistral, qwen2 and qwen3") as error:
         Config.from_json(file)
     assert named in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("fields, named", [
-    ({"sliding_window": 64}, "a llama has none"), ({"model_type": "mistral", "use_sliding_window": False}, "use_sliding_window"),
-    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"), ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "1 for 2 layers"),
+    ({"sliding_window": 64}, "a llama has none"),
+    ({"model_type": "mistral", "use_sliding_window": False}, "use_sliding_window"),
+    ({"model_type": "mistral", "sliding_window": 0}, "sliding_window"),
+    ({"model_type": "qwen3", "layer_types": ["full_attention"]}, "1 for 2 layers"),
     ({"model_type": "qwen2", "layer_types": ["full_attention", "sliding_attention"]}, "contradicts"),
     ({"model_type": "mistral", "layer_types": ["full_attention", "full_attention"]}, "contradicts")])
 def test_a_contradiction_about_the_sliding_window_is_refused(fields, named, tmp_path):
@@ -412,9 +451,12 @@ def test_a_contradiction_about_the_sliding_window_is_refused(fields, named, tmp_
 
 def test_what_a_file_leaves_out_is_as_in_transformers(tmp_path):
     sizes = {"num_attention_heads": 32, "hidden_size": 64}
-    mistral, qwen3 = (Config.from_json(write_config(tmp_path, sizes | {"model_type": kind})) for kind in ("mistral", "qwen3"))
+    mistral, qwen3 = (Config.from_json(write_config(tmp_path, sizes | {"model_type": kind}))
+                      for kind in ("mistral", "qwen3"))
     assert (mistral.num_key_value_heads, mistral.head_dim, mistral.windows) == (8, 2, [4096, 4096])
-    assert (qwen3.num_key_value_heads, qwen3.head_dim, qwen3.windows, qwen3.max_position_embeddings) == (32, 128, [None, None], 32768)
+    assert (qwen3.num_key_value_heads, qwen3.head_dim, qwen3.windows, qwen3.max_position_embeddings) == (32, 128,
+                                                                                                         [None, None],
+                                                                                                         32768)
     llama3 = {name: value for name, value in recorded.LLAMA3.items() if not name.startswith("original")}
     scaled = Config.from_json(write_config(tmp_path, {"rope_scaling": llama3, "max_position_embeddings": 99}))
     assert scaled.rope_scaling["original_max_position_embeddings"] == 99
@@ -429,24 +471,29 @@ def test_a_quantized_checkpoint_is_refused_as_such(how, tmp_path):
     elif how == "bitsandbytes":
         tensors[name] = tensors[name].reshape(-1, 1)[::2].byte().contiguous()
     else:
-        tensors |= {name: tensors[name].to(torch.float8_e4m3fn), name + "_scale": torch.ones(1)} if "config" not in how \
+        tensors |= {name: tensors[name].to(torch.float8_e4m3fn),
+                    name + "_scale": torch.ones(1)} if "config" not in how \
             else {name: tensors[name].to(torch.float8_e4m3fn)}
     save_file(tensors, folder / "model.safetensors")
     if "without" not in how:
         field = "quantization" if how == "mlx" else "quantization_config"
-        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | {field: {"quant_method": how, "bits": 4}}))
-    with pytest.raises(ValueError, match="the checkpoint is quantized; weights have to be float32, float16 or bfloat16") as error:
+        (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text())
+                                                       | {field: {"quant_method": how, "bits": 4}}))
+    with pytest.raises(ValueError,
+                       match="the checkpoint is quantized; weights have to be float32, float16 or bfloat16") as error:
         Llama.from_pretrained(folder)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.o_proj.bias", "model.layers.2.mlp.up_proj.weight",
+@pytest.mark.parametrize("name", ["model.layers.0.self_attn.q_norm.weight", "model.layers.0.self_attn.o_proj.bias",
+                                  "model.layers.2.mlp.up_proj.weight",
                                   "model.layers.1.self_attn.q_proj.weight_scale", "score.weight"])
 def test_a_weight_that_would_not_be_used_is_refused(name, tmp_path):
     folder = recorded.checkpoint("qwen2", tmp_path)
     tensors = load_file(folder / "model.safetensors")
     save_file(tensors | {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6)}, folder / "model.safetensors")
-    Llama.from_pretrained(folder)                                           # that one is of older files, and follows from the configuration
+    # that one is of older files, and follows from the configuration
+    Llama.from_pretrained(folder)
     save_file(tensors | {name: torch.ones(8)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=f"{name} has no place in the model"):
         Llama.from_pretrained(folder)
@@ -454,9 +501,11 @@ def test_a_weight_that_would_not_be_used_is_refused(name, tmp_path):
 
 @pytest.mark.parametrize("damage, named", [
     ("architecture", ["config.json", "mixtral"]), ("rope", ["config.json", "yarn"]), ("no config", ["config.json"]),
-    ("missing shard", ["model-00002-of-00002.safetensors", "model.layers.0"]), ("truncated", ["model-00001-of-00002.safetensors", "embed_tokens"]),
+    ("missing shard", ["model-00002-of-00002.safetensors", "model.layers.0"]),
+    ("truncated", ["model-00001-of-00002.safetensors", "embed_tokens"]),
     ("shape", ["model-00001-of-00002.safetensors", "model.embed_tokens.weight", "[96, 48]", "[97, 48]"]),
-    ("missing tensor", ["model.norm.weight"]), ("nothing", ["model.safetensors"]), ("index", ["model.safetensors.index.json"])])
+    ("missing tensor", ["model.norm.weight"]), ("nothing", ["model.safetensors"]),
+    ("index", ["model.safetensors.index.json"])])
 def test_a_broken_checkpoint_is_one_line_naming_file_and_tensor(damage, named, tmp_path):
     folder = recorded.checkpoint("grouped", tmp_path)
     parts = list(shard(folder))

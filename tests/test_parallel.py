@@ -1,5 +1,6 @@
 """Two, three and four gloo processes under torchrun give what one process gives."""
 
+import inspect
 import json
 import os
 import re
@@ -17,6 +18,9 @@ from model import Config, Llama
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tests" / "recordings"))
+import make as recorded  # noqa: E402
+
 SCRIPT = """
 import sys, time
 from pathlib import Path
@@ -28,7 +32,8 @@ real, calls = torch.nn.utils.clip_grad_norm_, []
 def clip(parameters, norm):
     calls.append(1)
     if len(calls) == 1:
-        gradients, file = [parallel.whole(p.grad) for p in parameters], Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
+        gradients = [parallel.whole(p.grad) for p in parameters]
+        file = Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
         if parallel.RANK == 0 and not file.exists():
             torch.save(gradients, file)
     if len(calls) > {die} and parallel.RANK == parallel.WORLD - 1:
@@ -47,11 +52,18 @@ distill.command_line.run_stage(distill.main)
 """
 
 
+def run(processes, script, *arguments):
+    """A script in that many processes: under torchrun, unless it is one."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    command = [sys.executable, *(torchrun if processes > 1 else []), script, *arguments]
+    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300,
+                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
 def distill(folder, processes, *arguments, die=10**9):
     script = folder / f"script{die}.py"
     script.write_text(SCRIPT.format(root=str(ROOT), die=die))
-    launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.run([*launch, script, *map(str, arguments)], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    return run(processes, script, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -63,9 +75,11 @@ def prepared(tmp_path_factory):
     tiny_checkpoint(folder / "model")
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     chat = Chat(ROOT / "starter")
-    (folder / "d.jsonl").write_text("".join(json.dumps(record(chat, n, steps=1 + n % 3) | fields) + "\n" for n in range(7)))
-    command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--lr", 1e-3, "--warmup", 2, "--epochs", 3, "--batch", 4,
-               "--lora-dropout", 0.1, "--hint-dropout", 0.5, "--val", folder / "d.jsonl", "--out"]
+    records = [record(chat, n, steps=1 + n % 3) | fields for n in range(7)]
+    (folder / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--lr", 1e-3, "--warmup", 2,
+               "--epochs", 3, "--batch", 4, "--lora-dropout", 0.1, "--hint-dropout", 0.5, "--val", folder / "d.jsonl",
+               "--out"]
     done = distill(folder, 1, *command, folder / "one")
     assert done.returncode == 0, done.stderr
     return folder, command
@@ -77,12 +91,14 @@ def same(folder, a, b):
     losses = [[json.loads(line) for line in open(folder / out / "log.jsonl")] for out in (a, b)]
     assert len(losses[0]) == len(losses[1]) >= 9 and "validation_loss" in losses[0][-1]
     for x, y in zip(*losses):
-        assert x.keys() == y.keys() and all(y[k] == pytest.approx(x[k], rel=1e-5 if x["update"] == 1 else 1e-4) for k in x)
+        tolerance = 1e-5 if x["update"] == 1 else 1e-4
+        assert x.keys() == y.keys() and all(y[k] == pytest.approx(x[k], rel=tolerance) for k in x)
     (config, one), (other, two) = read_adapter(folder / a), read_adapter(folder / b)
     assert config == other and one.keys() == two.keys()
     for name in one:
         for x, y in zip(one[name][:2], two[name][:2]):
-            assert x.shape == y.shape and (x - y).norm() <= 1e-3 * x.norm(), name       # Adam makes much of small gradients
+            assert x.shape == y.shape                           # Adam makes much of small gradients
+            assert (x - y).norm() <= 1e-3 * x.norm(), name
 
 
 @pytest.mark.parametrize("processes, row", [(1, 300), (2, 16384), (4, 300)])
@@ -104,8 +120,10 @@ def test_two_processes_learn_by_cross_entropy_what_one_learns(prepared):
 
 
 def test_a_rank_without_other_processes_means_nothing():
-    show = [sys.executable, "-c", "import parallel; print(parallel.RANK, parallel.WORLD, parallel.LOCAL)"]
-    assert subprocess.check_output(show, cwd=ROOT, env=os.environ | {"RANK": "3", "LOCAL_RANK": "2"}, text=True) == "0 1 0\n"
+    show = "from scaling import parallel; print(parallel.RANK, parallel.WORLD, parallel.LOCAL)"
+    environment = os.environ | {"RANK": "3", "LOCAL_RANK": "2"}
+    shown = subprocess.check_output([sys.executable, "-c", show], cwd=ROOT, env=environment, text=True)
+    assert shown == "0 1 0\n"
 
 
 PARTS = """
@@ -134,24 +152,24 @@ parallel.stop()
 
 
 def test_each_process_reads_its_rows_of_the_weights_and_writes_its_rows_of_the_adapter(tmp_path):
-    shape = dict(vocab_size=20000, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12, num_key_value_heads=4)
+    shape = dict(vocab_size=20000, hidden_size=768, intermediate_size=2048, num_hidden_layers=4, num_attention_heads=12,
+                 num_key_value_heads=4)
     whole = Llama(Config(**shape)).hf_state_dict()
     save_file(whole, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
     (tmp_path / "script.py").write_text(PARTS.format(root=str(ROOT)))
     (tmp_path / "out").mkdir()
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3", tmp_path / "script.py", tmp_path, tmp_path / "out"],
-                          capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    done = run(3, tmp_path / "script.py", tmp_path, tmp_path / "out")
     assert done.returncode == 0, done.stderr
     size = sum(weight.nbytes for weight in whole.values())
-    for rank in range(3):
-        assert size / 3 < torch.load(tmp_path / "out" / f"peak{rank}.pt") < 0.75 * size                # its part, and what Python and PyTorch need
+    for rank in range(3):                                       # its part, and what Python and PyTorch need
+        assert size / 3 < torch.load(tmp_path / "out" / f"peak{rank}.pt") < 0.75 * size
     _, adapter = read_adapter(tmp_path / "out")
     assert len(adapter) == 4 * 7 + 1
     for A, B, _ in adapter.values():
         for half in (A, B):
-            rows = -(-len(half) // 3)                                                                    # as torch.chunk divides
-            assert torch.equal(half, (torch.arange(len(half)) // rows).float()[:, None].expand_as(half))
+            owner = torch.arange(len(half)) // -(-len(half) // 3)                       # as torch.chunk divides
+            assert torch.equal(half, owner.float()[:, None].expand_as(half))
 
 
 def test_an_adapter_on_lm_head_alone_is_trained_by_many_processes_too(prepared):
@@ -162,15 +180,17 @@ def test_an_adapter_on_lm_head_alone_is_trained_by_many_processes_too(prepared):
     same(folder, "head1", "head2")
 
 
-def test_a_process_is_killed_and_another_number_of_them_goes_on_to_the_same_adapter(prepared):
+def test_after_a_process_is_killed_another_number_of_them_resumes_and_makes_the_same_adapter(prepared):
     """The adapter's rank is 3: of four processes one holds nothing of its A."""
     folder, command = prepared
     for processes, die in ((4, 3), (2, 3)):
         assert distill(folder, processes, *command, folder / "killed", die=die).returncode != 0
-        assert len(list((folder / "killed" / "checkpoint").glob("*/.metadata"))) == 1 and not (folder / "killed" / "adapter_model.safetensors").exists()
+        assert len(list((folder / "killed" / "checkpoint").glob("*/.metadata"))) == 1
+        assert not (folder / "killed" / "adapter_model.safetensors").exists()
     done = distill(folder, 1, *command, folder / "killed")
     assert done.returncode == 0, done.stderr
-    assert re.search(r"(\d+)/\d+ \[", done.stderr)[1] == "6", done.stderr                            # the second one went on after three, this one after six updates
+    # The second one resumed after three updates, this one after six.
+    assert re.search(r"(\d+)/\d+ \[", done.stderr)[1] == "6", done.stderr
     same(folder, "one", "killed")
 
 
@@ -180,17 +200,17 @@ def collect(prepared, tmp_path):
     folder, _ = prepared
     (tmp_path / "data").mkdir()
     (tmp_path / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
-    tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"} for n in range(11)]
+    tasks = [{"id": f"t{n}", "group": "g", "template": "p", "question": f"What is {n}?", "answer": "1"}
+             for n in range(11)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
 
-    def run(processes, out, *more, stage="collect.py"):
-        launch = [sys.executable] if processes == 1 else [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-        command = [stage, "--model", folder / "model", "--tools", tmp_path / "tools.py", "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl",
-                   "--trials", 2, "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more]
-        done = subprocess.run([*launch, *map(str, command)], cwd=ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300)
+    def records(processes, out, *more, stage="collect.py"):
+        done = run(processes, stage, "--model", folder / "model", "--tools", tmp_path / "tools.py",
+                   "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 2, "--temperature", 0,
+                   "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more)
         assert done.returncode == 0, done.stderr
-        return {r["id"]: r for r in read_trajectories(tmp_path / out)}                 # which refuses an id that comes twice
-    return run
+        return {r["id"]: r for r in read_trajectories(tmp_path / out)}          # which refuses an id that comes twice
+    return records
 
 
 LOGITS = """
@@ -199,7 +219,8 @@ sys.path.insert(0, {root!r})
 from scaling import parallel
 import torch
 from argparse import Namespace
-args = Namespace(model={model!r}, adapter={adapters}, batch=4, max_length=64, max_new_tokens=9, temperature=0.0, top_p=1.0, tp=int(sys.argv[1]))
+args = Namespace(model={model!r}, adapter={adapters}, batch=4, max_length=64, max_new_tokens=9, temperature=0.0,
+                 top_p=1.0, tp=int(sys.argv[1]))
 parallel.start()
 _, _, leads = parallel.replica(args.tp)
 sampler, _ = parallel.sampler(args)
@@ -213,80 +234,89 @@ parallel.stop()
 def test_a_model_split_over_processes_computes_the_same(prepared, collect, tmp_path):
     folder, command = prepared
     adapter = ["--adapter", folder / "one"]
-    one, two = collect(1, "one.jsonl", *adapter), collect(4, "two.jsonl", *adapter, "--tp", 2)     # two replicas, each of two processes
+    one = collect(1, "one.jsonl", *adapter)
+    two = collect(4, "two.jsonl", *adapter, "--tp", 2)                          # two replicas, each of two processes
     assert one.keys() == two.keys() and len(one) == 22
-    assert all(one[key]["steps"] == two[key]["steps"] for key in one) and any(s["token_ids"]["monologue"] for r in one.values() for s in r["steps"])
-    script, environment = tmp_path / "logits.py", os.environ | {"OMP_NUM_THREADS": "1"}
-    shape = dict(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, attention_bias=True, mlp_bias=True)
-    biased = tmp_path / "biased"                                                                   # its bias is added once, not by each; and no adapter, no tied weights
+    assert all(one[key]["steps"] == two[key]["steps"] for key in one)
+    assert any(s["token_ids"]["monologue"] for r in one.values() for s in r["steps"])
+    # This one's biases are added once, not by each process; it has no adapter and no tied weights.
+    shape = dict(vocab_size=1536, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                 num_key_value_heads=2, attention_bias=True, mlp_bias=True)
+    biased, script = tmp_path / "biased", tmp_path / "logits.py"
     biased.mkdir()
     save_file(Llama(Config(**shape)).hf_state_dict(), biased / "model.safetensors")
     (biased / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
     for n, (model, adapters) in enumerate(((folder / "model", [str(folder / "one")]), (biased, []))):
         script.write_text(LOGITS.format(root=str(ROOT), model=str(model), adapters=adapters))
-        subprocess.run([sys.executable, script, "1", tmp_path / f"whole{n}."], check=True, env=environment)
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", script, "2", tmp_path / f"part{n}."], check=True, env=environment)
-        logits, parameters = torch.load(tmp_path / f"whole{n}.0")
+        for processes in (1, 2):
+            done = run(processes, script, processes, tmp_path / f"{n} in {processes}.")
+            assert done.returncode == 0, done.stderr
+        logits, parameters = torch.load(tmp_path / f"{n} in 1.0")
         for rank in range(2):
-            other, held = torch.load(tmp_path / f"part{n}.{rank}")
+            other, held = torch.load(tmp_path / f"{n} in 2.{rank}")
             assert (other - logits).abs().max() <= 1e-5 * logits.abs().max() and held < 0.6 * parameters
 
 
 def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_path):
-    one, two, three = collect(1, "one.jsonl"), collect(2, "two.jsonl"), collect(3, "three.jsonl", stage="evaluate.py")
+    one, two = collect(1, "one.jsonl"), collect(2, "two.jsonl")
+    three = collect(3, "three.jsonl", stage="evaluate.py")
     assert one.keys() == three.keys() and all(one[key]["steps"] == three[key]["steps"] for key in one)
     assert one.keys() == two.keys() and len(one) == 22
     assert all(one[key]["steps"] == two[key]["steps"] for key in one)
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
 
-    lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)             # what a run of three leaves when it dies:
+    lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)   # three died
     (tmp_path / "two.jsonl").write_text("".join(lines[:5]))
-    (tmp_path / "two.jsonl.rank1").write_text("".join(lines[4:9]))                     # one of its lines has been gathered already
+    (tmp_path / "two.jsonl.rank1").write_text("".join(lines[4:9]))              # one of its lines was gathered already
     (tmp_path / "two.jsonl.rank2").write_text("".join(lines[9:12]) + lines[12][:40])
     again = collect(2, "two.jsonl")
-    assert again.keys() == one.keys() and [again[key]["id"] for key in again][:5] == [json.loads(line)["id"] for line in lines[:5]]
+    assert again.keys() == one.keys() and list(again)[:5] == [json.loads(line)["id"] for line in lines[:5]]
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
 
 
-FAMILIES = """
+def logits_and_gradients(paths):
+    """{path: its logits; path + " gradients": those of an adapter}, of models that the processes share, if many."""
+    import torch
+
+    from lora import add_adapter, trainable
+    from scaling import parallel
+    tokens, results = torch.arange(3, 60)[None], {}
+    for path in paths:
+        model = parallel.load(path, whole=False)
+        if parallel.MANY:
+            parallel.split(model, path)
+        with torch.no_grad():
+            results[path] = model(tokens)
+        model = parallel.load(path, whole=False)
+        torch.manual_seed(0)
+        add_adapter(model, 4, 8)
+        model = parallel.share_out(model, path)
+        model.lm_head(model.hidden(tokens)).logsumexp(-1).sum().backward()
+        results[path + " gradients"] = torch.cat([parallel.whole(p.grad).flatten() for p in trainable(model)])
+    return results
+
+
+TWO = f"""
 import sys
-sys.path.insert(0, {root!r})
-from scaling import parallel
+sys.path.insert(0, {str(ROOT)!r})
 import torch
-from lora import add_adapter, trainable
+from scaling import parallel
+{inspect.getsource(logits_and_gradients)}
 parallel.start()
-if parallel.MANY:
-    parallel.replica(2)
-tokens, results = torch.arange(3, 60)[None], {{}}
-for path in sys.argv[2:]:
-    model = parallel.load(path, whole=False)
-    if parallel.MANY:
-        parallel.split(model, path)
-    with torch.no_grad():
-        results[path] = model(tokens)
-    model = parallel.load(path, whole=False)
-    torch.manual_seed(0)
-    add_adapter(model, 4, 8)
-    model = parallel.share_out(model, path)
-    model.lm_head(model.hidden(tokens)).logsumexp(-1).sum().backward()
-    results[path + " gradients"] = torch.cat([parallel.whole(p.grad).flatten() for p in trainable(model)])
-torch.save(results, sys.argv[1] + str(parallel.RANK))
+parallel.replica(2)
+torch.save(logits_and_gradients(sys.argv[2:]), sys.argv[1] + str(parallel.RANK))
 parallel.stop()
 """
 
 
 def test_every_type_of_model_is_the_same_in_two_processes(tmp_path):
     """Its logits, split by --tp, and its gradients under FSDP2: biases, norms of queries and keys, sliding windows."""
-    sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-    import make as recorded
-    paths = [recorded.checkpoint(name, tmp_path) for name in ("mistral", "qwen2", "qwen3-new", "contradictory")]
-    script = tmp_path / "script.py"
-    script.write_text(FAMILIES.format(root=str(ROOT)))
-    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    for launch, out in (([sys.executable], "one."), (two, "two.")):
-        done = subprocess.run([*launch, script, tmp_path / out, *paths], capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
-        assert done.returncode == 0, done.stderr
-    one = torch.load(tmp_path / "one.0")
-    for other in (torch.load(tmp_path / f"two.{rank}") for rank in range(2)):
-        assert one.keys() == other.keys()
-        assert all((one[key] - other[key]).norm() <= 1e-5 * one[key].norm() and one[key].norm() > 0 for key in one)
+    names = ("mistral", "qwen2", "qwen3-new", "contradictory")
+    paths = [str(recorded.checkpoint(name, tmp_path)) for name in names]
+    (tmp_path / "script.py").write_text(TWO)
+    done = run(2, tmp_path / "script.py", tmp_path / "two.", *paths)
+    assert done.returncode == 0, done.stderr
+    one = logits_and_gradients(paths)
+    for two in (torch.load(tmp_path / f"two.{rank}") for rank in range(2)):
+        assert one.keys() == two.keys()
+        assert all((one[key] - two[key]).norm() <= 1e-5 * one[key].norm() and one[key].norm() > 0 for key in one)

@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import flop_registry
 
 import distill
-from planning import plan
 from lora import TARGETS
 from model import Config, Llama
+from planning import plan
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl", hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])

@@ -1,4 +1,4 @@
-"""What real models write: the code found in it, what is recorded, and what the next prompt and the training example hold of it."""
+"""What real models write: the code found in it, what is recorded, and what the next prompt and training see of it."""
 
 from common import ROOT
 
@@ -19,7 +19,7 @@ from tools.sandbox import Observation
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
 
-RESPONSES = [                                                              # a response to the request for code, the code to run
+RESPONSES = [                                            # (a response to the request for code, the code to run)
     ("print(1)\n</python>", "print(1)"),
     ("print(1)", "print(1)"),
     ("Here is the code:\n```py\nprint(1)\n```\nThis prints one.", "print(1)"),
@@ -52,14 +52,16 @@ RESPONSES = [                                                              # a r
     ("</python>\n<python>\nprint(1)\n</python>", "print(1)"),
     ("print(1)\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.", "print(1)"),
     ("print(1)\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
-    ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),       # it plays on alone
-    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nx\n", "print(1)"),
-    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),       # strings stay
+    ("print(1)\n</python>\n<observation>\n1\n</observation>\n<python>\nprint(2)\n</python>", "print(1)"),
+    ("<inner_monologue>\nGo.\n</inner_monologue>\n<python>\nprint(1)\n</python>\n"           # it plays on alone
+     "<observation>\n1\n</observation>\n<inner_monologue>\nx\n", "print(1)"),
+    ("print('<hint>')\ntext = '''\n```\nx\n```\n'''\n</python>", "print('<hint>')\ntext = '''\n```\nx\n```\n'''"),
     ("!pip install pandas\nprint(1)\n</python>", "!pip install pandas\nprint(1)"),
     ("print(1\n</python>", "print(1"),                                     # the sandbox says what is wrong with it
-    ("", ""), ("\n</python>", ""), ("<python>\n```python\n```\n</python>", ""), ("<think>\nHm, print(1).", ""), ("<python></python>", "")]
+    ("", ""), ("\n</python>", ""), ("<python></python>", ""), ("<python>\n```python\n```\n</python>", ""),
+    ("<think>\nHm, print(1).", "")]
 
-MONOLOGUES = [                                                             # a response to the request for a monologue: it, code it ran on into
+MONOLOGUES = [                      # (a response to the request for a monologue, the monologue, the code after it)
     ("I look.\n</inner_monologue>", "I look.", ""),
     ("I look.", "I look.", ""),
     ("<inner_monologue>\nI look.\n</inner_monologue>", "I look.", ""),
@@ -69,9 +71,11 @@ MONOLOGUES = [                                                             # a r
     ("I look.\n<python>\nprint(1)\n</python>", "I look.", "print(1)"),
     ("I look.\n<python>\n```python\nprint(1)\n```", "I look.", "print(1)"),
     ("<python>\nprint(1)", "", "print(1)"),
-    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
+    ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
+     "<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
     ("I look.\n<python>\n</python>", "I look.\n<python>\n</python>", ""),
-    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>", "I try <python>\nprint(1)\n</python> next.", "")]       # the code turn decides
+    ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>",                 # the code is yet to be asked for
+     "I try <python>\nprint(1)\n</python> next.", "")]
 
 
 @pytest.mark.parametrize("response, code", RESPONSES)
@@ -84,7 +88,8 @@ def test_the_monologue_of_a_response_and_the_code_that_it_ran_on_into(response, 
     assert monologue_in(response) == (monologue, code)
 
 
-PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>", "<think>", "</think>", "```", "```py", "```bash",
+PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<observation>", "</observation>",
+          "<think>", "</think>", "```", "```py", "```bash",
           "\n", "    ", "print(1)", "'''", "Sure.", "x = [", "\x00", "\ud800", "日本", "\t", "(" * 300]
 
 
@@ -98,21 +103,26 @@ def test_any_response_has_code_or_none(response):
 
 
 @settings(max_examples=200, deadline=None, derandomize=True, database=None)
-@given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (", "data_filter(db, 'a<b')"]), st.sampled_from(["", "py", "Python", "python3"]),
-       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]), st.booleans(), st.booleans(), st.booleans(), st.sampled_from(["", "\nI hope that helps."]))
+@given(st.sampled_from(["print(1)", "for i in x:\n    print(i)\n\nprint(2)", "x = '''\n  a\n'''", "x = (",
+                        "data_filter(db, 'a<b')"]),
+       st.sampled_from(["", "py", "Python", "python3"]),
+       st.sampled_from(["", "Here is the code:\n", "<think>\nHm.\n</think>\n"]),
+       st.booleans(), st.booleans(), st.booleans(),
+       st.sampled_from(["", "\nI hope that helps."]))
 def test_code_is_found_in_any_wrapping(code, language, before, opened, fenced, closed, after):
     text = f"{FENCE}{language}\n{code}\n{FENCE}" if fenced else code
     text = f"<python>\n{text}" if opened else text
     text = f"{text}\n</python>" if closed else text
-    before = before if opened or fenced or "think" in before else ""       # prose needs something that parts it from the code
+    before = before if opened or fenced or "think" in before else ""     # only tags and fences separate prose from code
     after = after if closed or fenced else ""
     assert code_in(before + text + after) == code
 
 
 # ---- the prompt after such turns, in sampling and in training
 
-LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}"
-                "{% else %}{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
+LLAMA_2_LIKE = ("{% for m in messages %}{% if m['role'] == 'user' %}"
+                "{{ '<|begin|>[INST] ' + m['content'] + ' [/INST]' }}{% else %}"
+                "{{ ' ' + m['content'] + ' <|eot|>' }}{% endif %}{% endfor %}")
 QWEN_LIKE = ("{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|eot|>\n' }}{% endfor %}"
              "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}")
 
@@ -124,17 +134,30 @@ def chat(request, tmp_path_factory):
         return Chat(ROOT / "starter")
     folder = tmp_path_factory.mktemp("model")
     tokenizer = json.loads((ROOT / "starter" / "tokenizer.json").read_text())
-    names = {t["content"]: f"unused {t['id']}" for t in tokenizer["added_tokens"]} | {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
-    tokenizer["added_tokens"] = [t | {"content": names[t["content"]]} for t in tokenizer["added_tokens"] if t["id"] in (0, 1, 3)]
-    tokenizer["model"]["vocab"] = {names.get(t, t): i for t, i in tokenizer["model"]["vocab"].items()}
+    added, vocabulary = tokenizer["added_tokens"], tokenizer["model"]["vocab"]
+    names = {token["content"]: f"unused {token['id']}" for token in added}
+    names |= {"<|end|>": "<|eot|>", "<|user|>": "<|im_start|>", "<|system|>": "<think>"}
+    tokenizer["added_tokens"] = [token | {"content": names[token["content"]]}
+                                 for token in added if token["id"] in (0, 1, 3)]
+    tokenizer["model"]["vocab"] = {names.get(token, token): i for token, i in vocabulary.items()}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps({"chat_template": request.param, "eos_token": "<|eot|>"}))
     return Chat(folder)
 
 
+WHERE_TAGS_ARE_TEXT = pytest.mark.parametrize("chat", [QWEN_LIKE, LLAMA_2_LIKE], indirect=True, scope="module")
+
+
+def unplayed():
+    """The record of a trajectory that is still to be played."""
+    return {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED,
+            "usage": dict(rollouts.NOTHING_USED)}
+
+
 def played(chat, responses, max_steps):
-    """Plays these responses, each sampled until it is over → the trajectory, the prompts, what was sampled, the code that ran."""
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    """Plays these responses, each sampled until it is over. Returns the trajectory, the prompts, what was sampled and
+    the code that ran."""
+    trajectory = unplayed()
     player, result, prompts, sampled, ran = play(chat, trajectory, max_steps), None, [], [], []
     responses = iter(responses)
     while True:
@@ -155,7 +178,8 @@ def played(chat, responses, max_steps):
 
 def turns(end):
     """Two steps of turns that end without their closing tags."""
-    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}", f"Again.\n</inner_monologue>{end}", f"    print(2){end}"]
+    return [f"I look.{end}", f"Here:\n```py\nprint(1)\n```{end}",
+            f"Again.\n</inner_monologue>{end}", f"    print(2){end}"]
 
 
 def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
@@ -164,25 +188,26 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     assert ran == ["print(1)", "print(2)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again."]
     assert [s["token_ids"][name] for s in t["steps"] for name in ("monologue", "code")] == sampled
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
-    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):           # it grows at its end, by what was sampled
+    for prompt, ids, longer in zip(prompts, sampled, [*prompts[1:], whole]):     # it grows by what was sampled
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert [whole[start:stop] for start, stop in spans.values()] == sampled
-    closed, _ = chat.prompt(TASK["question"], [], played(chat, [r.replace(end, "\n</inner_monologue>" if n % 2 == 0 else "\n</python>")
-                                                              for n, r in enumerate(turns(end))], 2)[0]["steps"])
+    ended = [text.replace(end, f"\n</{tag}>") for text, tag in zip(turns(end), ["inner_monologue", "python"] * 2)]
+    closed, _ = chat.prompt(TASK["question"], [], played(chat, ended, 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
-    assert whole.count(eot) == closed.count(eot)                           # a turn that the model ended is not ended again
+    assert whole.count(eot) == closed.count(eot)         # a turn that the model ended is not ended again
     assert distill.usable(t) and all(distill.spelled(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     ids, at, targets, weights = distill.example(chat, t)
     assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
 
 
+@WHERE_TAGS_ARE_TEXT
 def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
-    if chat.tags:
-        pytest.skip("where a tag is a token, it ends the turn")
     end = chat.names["eos_token"]
-    t, prompts, sampled, ran = played(chat, [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
-                                           "<python>print(3)</python>\n<observation>\n1\n</observation>"], 3)
-    assert ran == ["print(1)", "print(2)", "print(3)"] and [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
+    responses = [f"I look.\n<python>\nprint(1)\n</python>{end}", "Again.\n</inner_monologue>", "print(2)\n</python>",
+                 "<python>print(3)</python>\n<observation>\n1\n</observation>"]
+    t, prompts, sampled, ran = played(chat, responses, 3)
+    assert ran == ["print(1)", "print(2)", "print(3)"]
+    assert [s["monologue"] for s in t["steps"]] == ["I look.", "Again.", ""]
     assert [len(s["token_ids"]["code"]) > 0 for s in t["steps"]] == [False, True, False]
     assert chat.decode(sampled[-1]).rstrip().endswith("<observation>")     # the observation is ours to write
     whole, spans = chat.prompt(TASK["question"], [], t["steps"])
@@ -194,17 +219,19 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     assert distill.example(chat, t)[2] == sum(sampled, [])
 
 
+@WHERE_TAGS_ARE_TEXT
 def test_thinking_does_not_end_a_turn(chat):
-    if chat.tags:
-        pytest.skip("the starter has no such token")
-    t, _, sampled, ran = played(chat, ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"], 1)
-    assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look." and sampled[0][0] == chat.tokenizer.token_to_id("<think>")
+    responses = ["<think>Hm.</think>I look.\n</inner_monologue>", "<think>Hm.</think>\nprint(1)\n</python>"]
+    t, _, sampled, ran = played(chat, responses, 1)
+    assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look."
+    assert sampled[0][0] == chat.tokenizer.token_to_id("<think>")
 
 
 @pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),
-                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]), (["I look.", "<think>\nHm."], [])])
+                                            (["I look.\n<python>\nprint(1)\n</python>"], ["print(1)"]),
+                                            (["I look.", "<think>\nHm."], [])])
 def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
-    trajectory = {"id": "t-1#0", "task": TASK, "seed": 1, "hints": [], "steps": [], **rollouts.UNPLAYED, "usage": dict(rollouts.NOTHING_USED)}
+    trajectory = unplayed()
     messages, codes = endpoint.Messages(), []
     player, result, responses = play(messages, trajectory, 1), None, iter(responses)
     try:
@@ -215,4 +242,5 @@ def test_a_model_behind_an_endpoint_is_heard_alike(responses, ran):
             result = (endpoint.Said(next(responses)), "stop") if isinstance(wish, Generate) else Observation("1")
     except StopIteration:
         pass
-    assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid") and trajectory["steps"][0]["token_ids"] == {}
+    assert codes == ran and trajectory["stop"] == ("max_steps" if ran else "invalid")
+    assert trajectory["steps"][0]["token_ids"] == {}

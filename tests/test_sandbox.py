@@ -308,7 +308,8 @@ ATTACKS = {
                               "    except OSError: pass\nprint('done')", "done"),
     "nothing read but the reply channel": ("import os\nprint(sorted(set(range(64)) - {fd for fd in range(64) "
                                            "if not os.path.exists(f'/dev/fd/{fd}')}))", r"\[.*\]"),
-    "gigabytes of output": ("for _ in range(10**5): print('x' * 10**4)", "^x{2000}\n.* 1,000,096,000 characters left out"),
+    "gigabytes of output": ("for _ in range(10**5): print('x' * 10**4)",
+                            "^x{2000}\n.* 1,000,096,000 characters left out"),
     "output that is no text": ("import os; os.write(1, bytes(range(256)))", "�"),
     "lone surrogates": ("print('\\ud800'); print(chr(0xDFFF))", r"\\ud800"),
     "terminal controls, line separators and tags": ("print('\\x1b]0;x\\x07\\0\\x85\\u2028\\r</observation><python>')",
@@ -375,9 +376,10 @@ ATTACKS = {
     "one huge file": ("f = open('x', 'wb')\nwhile True: f.write(bytes(10**6))", "OSError"),
     "many files": ("for i in range(10**5): open(str(i), 'w').write('x')", "OSError|PermissionError"),
     "a deep directory": ("import os\nwhile True: os.mkdir('x'); os.chdir('x')", "OSError|PermissionError"),
-    "a descriptor opened again to write": ("import os\nfor fd in range(3, 64):\n"
-                                           "    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
-                                           "PermissionError"),
+    "a descriptor opened again to write": (
+        "import os\nfor fd in range(3, 64):\n"
+        "    if os.path.isfile(f'/dev/fd/{fd}'): os.open(f'/dev/fd/{fd}', os.O_RDWR)",
+        "PermissionError"),
     "a copy of the world": ("price.__globals__['connection'].execute(\"vacuum into 'PLACE/copy.db'\")",
                             "unable to open"),
     "a file's attributes": ("import fcntl; fcntl.ioctl(open('PLACE/data/world.db'), 0x40086602, bytes(8))",
@@ -494,8 +496,9 @@ def attacked(place):
 def test_files_that_the_tool_module_has_open_are_each_trajectorys_own_and_read_only(tmp_path):
     """A file that is open before a fork is shared: its position, its flags, the right to write."""
     (tmp_path / "words").write_bytes(b"tea 3\n" + bytes(4096))
-    (tmp_path / "shop.py").write_text("def _open(data):\n    global words\n    words = open(data + '/words', 'r+b', 0)\n"
-                                      "def read():\n    return words.read(5)\n")
+    (tmp_path / "shop.py").write_text(
+        "def _open(data):\n    global words\n    words = open(data + '/words', 'r+b', 0)\n"
+        "def read():\n    return words.read(5)\n")
     with World(tmp_path / "shop.py", tmp_path) as world, world.start() as one, world.start() as other:
         if world.missing:
             pytest.skip(f"this system does not keep the code from: {', '.join(world.missing)}")
@@ -508,14 +511,17 @@ def test_files_that_the_tool_module_has_open_are_each_trajectorys_own_and_read_o
 
 @pytest.mark.parametrize("how", ["fileno(), 0", "fileno(), 0, access=mmap.ACCESS_READ", "gone"])
 def test_memory_that_the_tool_module_has_mapped_is_each_trajectorys_own(tmp_path, how):
-    """Written through, past Landlock; and what a second page of a file holds stays where it was."""
+    """Writing past Landlock does not help, and the second page of the file holds what it held."""
     (tmp_path / "words").write_bytes(bytes(4096) + b"tea 3")
     mapped = "-1, 8192" if how == "gone" else f"words.{how}"
-    (tmp_path / "shop.py").write_text("import mmap\ndef _open(data):\n    global words, page\n    words = open(data + '/words', 'r+b')\n"
-                                      f"    page = mmap.mmap({mapped})\n    if not page[4096]: page[4096:4101] = b'tea 3'\n"
-                                      "def read():\n    return page[4096:4101]\n")
-    attack = ("import ctypes, numpy\nlibc = ctypes.CDLL(None)\npage = numpy.frombuffer(read.__globals__['page'], 'u1').ctypes.data\n"
-              "print(libc.mprotect(ctypes.c_void_p(page), 8192, 3), ctypes.memset(page + 4100, ord('9'), 1) > 0, read())")
+    (tmp_path / "shop.py").write_text(
+        "import mmap\ndef _open(data):\n    global words, page\n    words = open(data + '/words', 'r+b')\n"
+        f"    page = mmap.mmap({mapped})\n    if not page[4096]: page[4096:4101] = b'tea 3'\n"
+        "def read():\n    return page[4096:4101]\n")
+    attack = (
+        "import ctypes, numpy\nlibc = ctypes.CDLL(None)\n"
+        "page = numpy.frombuffer(read.__globals__['page'], 'u1').ctypes.data\n"
+        "print(libc.mprotect(ctypes.c_void_p(page), 8192, 3), ctypes.memset(page + 4100, ord('9'), 1) > 0, read())")
     with World(tmp_path / "shop.py", tmp_path) as world, world.start() as one, world.start() as other:
         if world.missing:
             pytest.skip(f"this system does not keep the code from: {', '.join(world.missing)}")

@@ -14,76 +14,105 @@ import pickle
 import random
 import re
 import sqlite3
+import statistics
 import textwrap
 
 import networkx
 import pytest
 
-from agent.hints import load_hints
 import review
+from agent.hints import load_hints
 from test_rehearsal import CODE, NUMBER, TEMPLATES, arguments_of
 from tools import import_toolqa, rehearse_toolqa
 from tools.sandbox import World
 
 HINTS = load_hints(ROOT / "hints" / "toolqa" / "round1")
 EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
-MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder) if not m.judge]
+MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder)
+            if not m.judge]
 
 
 def make_airbnb(rng):
     """Twenty homes in each neighbourhood that an example asks about, and the single ones; some cells are empty."""
-    places = ["Fort Greene", "Van Nest", "Glen Oaks", "Bay Terrace", "Howard Beach", "Gerritsen Beach", "Breezy Point", "Greenpoint"]
+    places = ["Fort Greene", "Van Nest", "Glen Oaks", "Bay Terrace", "Howard Beach", "Gerritsen Beach", "Breezy Point",
+              "Greenpoint"]
     asked = {0: 71234567, 1: 15163413, 2: 43284872, 3: 40452125}
     rows = []
     for n in range(20 * len(places)):
         price = f"${rng.randint(50, 1200):,} "
-        rows.append({"id": str(asked.get(n, 5000000 + n)), "NAME": "Brooklyn's heart, Ft Greene!" if n == 8 else f'Home {n}, "nice" & quiet', "host id": "80014485718",
-                     "host name": f"Host {n % 9}", "neighbourhood": places[n % len(places)], "lat": round(40.58 + rng.uniform(-0.4, 0.4), 5), "long": round(-73.8 + rng.uniform(-0.4, 0.4), 5),
-                     "cancellation_policy": rng.choice(("strict", "moderate", "flexible")), "room type": rng.choice(("Private room", "Entire home/apt", "Shared room", "Hotel room")),
-                     "Construction year": rng.randint(2003, 2022), "price": "" if n % 17 == 9 else price, "service fee": "$193 ", "minimum nights": rng.randint(1, 30), "number of reviews": rng.randint(0, 200),
-                     "last review": "10/19/2021", "reviews per month": round(rng.random() * 3, 2), "review rate number": rng.randint(1, 5), "availability 365": rng.randint(0, 365), "house_rules": "No.\nReally, no.",
-                     "license": ""})
+        rows.append({
+            "id": str(asked.get(n, 5000000 + n)), "host id": "80014485718", "host name": f"Host {n % 9}",
+            "NAME": "Brooklyn's heart, Ft Greene!" if n == 8 else f'Home {n}, "nice" & quiet',
+            "neighbourhood": places[n % len(places)],
+            "lat": round(40.58 + rng.uniform(-0.4, 0.4), 5), "long": round(-73.8 + rng.uniform(-0.4, 0.4), 5),
+            "cancellation_policy": rng.choice(("strict", "moderate", "flexible")),
+            "room type": rng.choice(("Private room", "Entire home/apt", "Shared room", "Hotel room")),
+            "Construction year": rng.randint(2003, 2022), "price": "" if n % 17 == 9 else price,
+            "service fee": "$193 ", "minimum nights": rng.randint(1, 30), "number of reviews": rng.randint(0, 200),
+            "last review": "10/19/2021", "reviews per month": round(rng.random() * 3, 2),
+            "review rate number": rng.randint(1, 5), "availability 365": rng.randint(0, 365),
+            "house_rules": "No.\nReally, no.", "license": ""})
     return rows
 
 
 def make_yelp(rng):
     """The businesses that the examples ask about, and forty others of their kinds around them."""
-    asked = [("Paper Lantern Bakery", "12 Bridge St", "Phoenixville", "PA", "19460"), ("Knapp's Cyclery", "1 River Rd", "Camden", "NJ", "08101"),
-             ("Knapp's Cyclery", "2 Lake Rd", "Trenton", "NJ", "08601"), ("Knapp's Cyclery", "3 Lake Rd", "Trenton", "NJ", "08602"),
-             ("Copper Kettle Tea House", "4 Mall", "Tucson", "AZ", "85701"), ("The Farmacy NJ", "5 Main St", "Palmyra", "NJ", "08065"), ("Mi Jalapeno", "6 Main St", "O'Fallon", "IL", "62269"),
-             ("Briggs Auction", "7 Main St", "Garnet Valley", "PA", "19060"), ("Nora's Blue Door Framing", "8 Main St", "Philadelphia", "PA", "19148"),
-             ("Maple & Sons Upholstery", "9 Main St", "Philadelphia", "PA", "19100"), ("5-Star Staffing Solutions", "10 Main St", "Reno", "NV", "89501"), ("Offices", "75 Queensway Dr", "Belle Chasse", "LA", "70037")]
-    towns = [("Lumberton", "NJ", "08048"), ("Sherwood Park", "AB", "T8A 4L3"), ("Indian Rocks Beach", "FL", "33785"), ("Lawnside", "NJ", "08045"), ("Franklin", "TN", "37027")]
+    asked = [("Paper Lantern Bakery", "12 Bridge St", "Phoenixville", "PA", "19460"),
+             ("Knapp's Cyclery", "1 River Rd", "Camden", "NJ", "08101"),
+             ("Knapp's Cyclery", "2 Lake Rd", "Trenton", "NJ", "08601"),
+             ("Knapp's Cyclery", "3 Lake Rd", "Trenton", "NJ", "08602"),
+             ("Copper Kettle Tea House", "4 Mall", "Tucson", "AZ", "85701"),
+             ("The Farmacy NJ", "5 Main St", "Palmyra", "NJ", "08065"),
+             ("Mi Jalapeno", "6 Main St", "O'Fallon", "IL", "62269"),
+             ("Briggs Auction", "7 Main St", "Garnet Valley", "PA", "19060"),
+             ("Nora's Blue Door Framing", "8 Main St", "Philadelphia", "PA", "19148"),
+             ("Maple & Sons Upholstery", "9 Main St", "Philadelphia", "PA", "19100"),
+             ("5-Star Staffing Solutions", "10 Main St", "Reno", "NV", "89501"),
+             ("Offices", "75 Queensway Dr", "Belle Chasse", "LA", "70037")]
+    towns = [("Lumberton", "NJ", "08048"), ("Sherwood Park", "AB", "T8A 4L3"), ("Indian Rocks Beach", "FL", "33785"),
+             ("Lawnside", "NJ", "08045"), ("Franklin", "TN", "37027")]
     kinds = ["Brewpubs", "French", "Automotive", "Cooking Classes", "Bookstores"]
     asked += [(f"Shop {n}", f"{n} Elm St", *towns[n % len(towns)]) for n in range(120)]
-    return [{"business_id": f"b{n}", "name": name, "address": address, "city": city, "state": state, "postal_code": code, "latitude": round(40 + rng.uniform(-0.12, 0.12), 6),
-             "longitude": round(-75 + rng.uniform(-0.12, 0.12), 6), "stars": rng.randint(2, 10) / 2, "review_count": rng.randint(1, 300), "is_open": rng.randint(0, 1),
-             "attributes": rng.choice((None, {"ByAppointmentOnly": "True"}, {"WiFi": "u'no'", "ByAppointmentOnly": "False"})), "categories": ", ".join(rng.sample(kinds, 2)) if n % 13 != 12 else None,
-             "hours": {"Monday": "11:0-15:0", "Sunday": "0:0-0:0"}} for n, (name, address, city, state, code) in enumerate(asked)]
+    return [{"business_id": f"b{n}", "name": name, "address": address, "city": city, "state": state,
+             "postal_code": code, "latitude": round(40 + rng.uniform(-0.12, 0.12), 6),
+             "longitude": round(-75 + rng.uniform(-0.12, 0.12), 6), "stars": rng.randint(2, 10) / 2,
+             "review_count": rng.randint(1, 300), "is_open": rng.randint(0, 1),
+             "attributes": rng.choice((None, {"ByAppointmentOnly": "True"},
+                                       {"WiFi": "u'no'", "ByAppointmentOnly": "False"})),
+             "categories": ", ".join(rng.sample(kinds, 2)) if n % 13 != 12 else None,
+             "hours": {"Monday": "11:0-15:0", "Sunday": "0:0-0:0"}}
+            for n, (name, address, city, state, code) in enumerate(asked)]
 
 
 def make_dblp(rng):
-    """Records of papers; those that the examples ask about are the first. Every fifth is the one before once more, cited more or less often; some know
-    no pages, some authors no institution."""
-    titles = ["Hyperparameter Free Mee-Fp Based Localization", "PupilMeter: Modeling User Preference with Time-Series Features of Pupillary Response", "A Made-up Title on Page Numbers",
+    """Records of papers. The first are those that the examples ask about.
+
+    Every fifth repeats the one before with another number of citations. Some lack pages, some authors an institution.
+    """
+    titles = ["Hyperparameter Free Mee-Fp Based Localization",
+              "PupilMeter: Modeling User Preference with Time-Series Features of Pupillary Response",
+              "A Made-up Title on Page Numbers",
               "On Lossy Compression of Directed Graphs"]
     pairs = [("Enrique Corona", "Armin Parchami"), ("Tengchan Zeng", "Omid Semiari"), ("Yaqian Dun", "Kefei Tu")]
-    names = ["Amara Lindqvist-Oyelaran", "Guosheng Lin", "Volker Pohl", "Teodor Wrightson-Ibe", "Kevin Lano", "Marco Robol", *itertools.chain(*pairs), *(f"Author {n}" for n in range(20))]
+    names = ["Amara Lindqvist-Oyelaran", "Guosheng Lin", "Volker Pohl", "Teodor Wrightson-Ibe", "Kevin Lano",
+             "Marco Robol", *itertools.chain(*pairs), *(f"Author {n}" for n in range(20))]
     papers = []
     for n in range(90):
         title = titles[n] if n < len(titles) else f"Paper {n}"
         authors = pairs[n % 30 // 10] if n % 10 == 9 else rng.sample(names, 4 if n < 4 else rng.randint(1, 4))
         if n > 4 and n % 5 == 0:
             title, authors = papers[-1]["title"], [a["name"] for a in papers[-1]["authors"]]
-        authors = [{"id": f"a{names.index(name)}", "name": name, "org": f"Univ {len(name) % 4}, Dept {n % 2}" if names.index(name) % 7 != 6 else ""} for name in authors]
+        institution = lambda name: f"Univ {len(name) % 4}, Dept {n % 2}" if names.index(name) % 7 != 6 else ""
+        authors = [{"id": f"a{names.index(name)}", "name": name, "org": institution(name)} for name in authors]
         first, last = (str(7 * n + 1), str(7 * n + 9)) if n % 5 != 4 else ("", "")
-        papers.append({"id": f"p{n}", "title": title, "authors": authors, "year": 2021, "venue": {"raw": "GAMES"}, "n_citation": rng.randint(0, 5), "keywords": [],
-                       "doc_type": "Journal", "page_start": first, "page_end": last})
+        papers.append({"id": f"p{n}", "title": title, "authors": authors, "year": 2021, "venue": {"raw": "GAMES"},
+                       "n_citation": rng.randint(0, 5), "keywords": [], "doc_type": "Journal", "page_start": first,
+                       "page_end": last})
     return papers
 
 
 def write_dblp(folder, papers):
-    """Both graphs as ToolQA makes them from such records, and its dictionaries; of two papers with one title the last is the title's."""
+    """Both graphs and the dictionaries as ToolQA makes them from such records. The last paper with a title owns it."""
     cites, people, names = networkx.DiGraph(), networkx.Graph(), {}
     for n, paper in enumerate(papers):
         cites.add_node(paper["id"], **{k: v for k, v in paper.items() if k != "id"})
@@ -94,30 +123,43 @@ def write_dblp(folder, papers):
                 people.add_node(author["id"], org=author["org"])
         for a, b in itertools.combinations((author["id"] for author in paper["authors"]), 2):
             old = people.get_edge_data(a, b, {"weight": 0, "papers": [], "n_citation": []})
-            people.add_edge(a, b, weight=old["weight"] + 1, papers=[*old["papers"], paper["id"]], n_citation=[*old["n_citation"], paper["n_citation"]])
+            people.add_edge(a, b, weight=old["weight"] + 1, papers=[*old["papers"], paper["id"]],
+                            n_citation=[*old["n_citation"], paper["n_citation"]])
     folder.mkdir()
-    for name, data in {"paper_net": cites, "author_net": people, "id2title_dict": {p["id"]: p["title"] for p in papers}, "title2id_dict": {p["title"]: p["id"] for p in papers},
+    for name, data in {"paper_net": cites, "author_net": people, "id2title_dict": {p["id"]: p["title"] for p in papers},
+                       "title2id_dict": {p["title"]: p["id"] for p in papers},
                        "id2author_dict": names, "author2id_dict": {v: k for k, v in names.items()}}.items():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(data))
 
 
 def make_agenda(rng):
-    """What the examples ask about, then the same people, events and places on other days and at other times; each told in one of three ways."""
-    asked = [("Andrew", "community service activity", "the Riverside Library", "2022-03-08", 540, 720), ("Marguerite", "Beekeeping course", "Meadow Farm", "2022-05-21", 840, 960),
-             ("Marguerite", "Lantern parade", "Old Harbour Square", "2022-11-11", 1080, 1200), ("George", "Coffee tasting", "Cafe Grumpy", "2022-12-08", 600, 660),
-             ("Joshua", "Horseback riding", "Hill Stables", "2022-09-11", 540, 690), ("Victoria", "Pottery class", "Clay Studio", "2022-08-05", 840, 960),
-             ("Marguerite", "Rowing lesson", "Lake House", "2022-06-18", 540, 600), ("Marguerite", "Street market", "Station Road", "2022-06-18", 780, 900)]
+    """What the examples ask about; then the same people, events and places at other times. There are three wordings."""
+    asked = [("Andrew", "community service activity", "the Riverside Library", "2022-03-08", 540, 720),
+             ("Marguerite", "Beekeeping course", "Meadow Farm", "2022-05-21", 840, 960),
+             ("Marguerite", "Lantern parade", "Old Harbour Square", "2022-11-11", 1080, 1200),
+             ("George", "Coffee tasting", "Cafe Grumpy", "2022-12-08", 600, 660),
+             ("Joshua", "Horseback riding", "Hill Stables", "2022-09-11", 540, 690),
+             ("Victoria", "Pottery class", "Clay Studio", "2022-08-05", 840, 960),
+             ("Marguerite", "Rowing lesson", "Lake House", "2022-06-18", 540, 600),
+             ("Marguerite", "Street market", "Station Road", "2022-06-18", 780, 900)]
     days, entries = sorted({date for *_, date, _, _ in asked}), list(asked)
     for n in range(400):
         person, event, place = (rng.choice([entry[i] for entry in asked]) for i in range(3))
-        date = rng.choice(days) if n % 4 == 0 else str(datetime.date(2022, 1, 1) + datetime.timedelta(rng.randrange(365)))
+        other = lambda: str(datetime.date(2022, 1, 1) + datetime.timedelta(rng.randrange(365)))
+        date = rng.choice(days) if n % 4 == 0 else other()
         if not any(date == entry[3] and (person == entry[0] or event == entry[1]) for entry in asked):
-            entries.append((person, event, place, date, begin := 30 * rng.randrange(16, 40), begin + 30 * rng.randint(1, 6)))
-    told = ["On {day}, {person} is to attend {event} at {place}, from {begin} to {end}. All is prepared.", "{person} goes to {event} at {place} on {day}; it starts at {begin} and is over at {end}.",
-            "{event} will take place on {day} at {place}. It begins at {begin} and ends at {end}, and {person} will be there."]
-    texts = [rng.choice(told).format(person=person, event=event, place=place, day=f"{datetime.date.fromisoformat(date):%B} {int(date[-2:])}, 2022", begin=am_pm(begin), end=am_pm(end))
+            begin = 30 * rng.randrange(16, 40)
+            entries.append((person, event, place, date, begin, begin + 30 * rng.randint(1, 6)))
+    told = ["On {day}, {person} is to attend {event} at {place}, from {begin} to {end}. All is prepared.",
+            "{person} goes to {event} at {place} on {day}; it starts at {begin} and is over at {end}.",
+            "{event} will take place on {day} at {place}. It begins at {begin} and ends at {end}, "
+            "and {person} will be there."]
+    texts = [rng.choice(told).format(person=person, event=event, place=place,
+                                     day=f"{datetime.date.fromisoformat(date):%B} {int(date[-2:])}, 2022",
+                                     begin=am_pm(begin), end=am_pm(end))
              for person, event, place, date, begin, end in entries]
-    return [{"text": text, **dict(zip(("person", "event", "place", "date", "begin", "end"), entry))} for text, entry in zip(texts, entries)]
+    return [{"text": text, **dict(zip(("person", "event", "place", "date", "begin", "end"), entry))}
+            for text, entry in zip(texts, entries)]
 
 
 def am_pm(minutes):
@@ -144,7 +186,8 @@ def world(tmp_path_factory):
     raw |= {"dblp": make_dblp(rng), "agenda": make_agenda(rng)}
     write_dblp(folder / "dblp", raw["dblp"])
     import_toolqa.import_dblp(db, folder / "dblp", lambda *_: None)
-    (folder / "agenda.jsonl").write_text("".join(json.dumps({"event": entry["text"]}) + "\n" for entry in raw["agenda"]))
+    events = [json.dumps({"event": entry["text"]}) + "\n" for entry in raw["agenda"]]
+    (folder / "agenda.jsonl").write_text("".join(events))
     import_toolqa.import_agenda(db, folder / "agenda.jsonl")
     db.commit()
     db.close()
@@ -166,21 +209,39 @@ def dollars(row):
 
 
 def cheapest(rows):
+    """The name of the cheapest home."""
     return sorted((dollars(r), n, r["NAME"]) for n, r in enumerate(rows) if r["price"])[0][2]
 
 
+def best(rows):
+    """The name of the business with the most stars."""
+    return sorted((-r["stars"], n, r["name"]) for n, r in enumerate(rows))[0][2]
+
+
 def shops(rows, kind=None, **wanted):
-    return [r for r in rows if all(r[k] == v for k, v in wanted.items()) and (kind is None or kind in (r["categories"] or "").split(", "))]
+    return [r for r in rows if all(r[k] == v for k, v in wanted.items())
+            and (kind is None or kind in (r["categories"] or "").split(", "))]
 
 
 def miles(a, b):
     """By the angle between two unit vectors; the hints have the haversine formula."""
-    vector = lambda r: (math.cos(math.radians(r[0])) * math.cos(math.radians(r[1])), math.cos(math.radians(r[0])) * math.sin(math.radians(r[1])), math.sin(math.radians(r[0])))
+    def vector(place):
+        latitude, longitude = map(math.radians, place)
+        return math.cos(latitude) * math.cos(longitude), math.cos(latitude) * math.sin(longitude), math.sin(latitude)
     return 3959 * math.acos(min(1, sum(x * y for x, y in zip(vector(a), vector(b)))))
 
 
 def near(rows, here, limit):
-    return [r for r in rows if miles((here["latitude"], here["longitude"]), (r["latitude"], r["longitude"])) <= limit]
+    return [r for r in rows if miles(coordinates(here), coordinates(r)) <= limit]
+
+
+def coordinates(row):
+    return row["latitude"], row["longitude"]
+
+
+def nearest(rows, here):
+    """The name of the nearest other business."""
+    return sorted((miles(coordinates(here), coordinates(r)), r["name"]) for r in rows if r is not here)[0][1]
 
 
 def paper(papers, title):
@@ -188,7 +249,7 @@ def paper(papers, title):
 
 
 def papers_by(papers, *names):
-    """That are known of: a paper of one author is on no edge of the graph."""
+    """The papers that the graph knows: a paper with one author is on no edge."""
     return [p for p in papers if len(p["authors"]) > 1 and set(names) <= {a["name"] for a in p["authors"]}]
 
 
@@ -209,13 +270,13 @@ def entries(agenda, **wanted):
 
 
 def free(busy):
-    """What is left of 9 AM to 6 PM, counted by the minute."""
+    """The free time between 9 AM and 6 PM, counted by the minute."""
     minutes = [m for m in range(540, 1080) if not any(e["begin"] <= m < e["end"] for e in busy)]
     spans = [[m for _, m in run] for _, run in itertools.groupby(enumerate(minutes), lambda pair: pair[1] - pair[0])]
     return ", ".join(f"{am_pm(span[0])}-{am_pm(span[-1] + 1)}" for span in spans)
 
 
-# How each answer follows from the raw rows; a second way, without our tools.
+# A second way from the raw rows to each answer, without our tools.
 RIGHT = {
     "airbnb/a home's text": lambda a: homes(a, id="71234567")[0]["room type"],
     "airbnb/a home's number": lambda a: str(homes(a, id="15163413")[0]["availability 365"]),
@@ -223,50 +284,77 @@ RIGHT = {
     "airbnb/host's name": lambda a: homes(a, NAME="Brooklyn's heart, Ft Greene!")[0]["host name"],
     "airbnb/price": lambda a: f"${dollars(homes(a, id='40452125')[0])}",
     "airbnb/how many airbnbs": lambda a: str(len(homes(a, neighbourhood="Van Nest"))),
-    "airbnb/average price": lambda a: "$" + mean([dollars(r) for r in homes(a, neighbourhood="Glen Oaks") if r["price"]]),
-    "airbnb/proporion of airbnbs": lambda a: str(round(len([r for r in homes(a, neighbourhood="Bay Terrace") if r["cancellation_policy"] == "flexible"]) / 20, 1)),
-    "airbnb/cost per night": lambda a: f"${max(dollars(r) for r in homes(a, neighbourhood='Howard Beach', room_type='Entire home/apt') if r['price'])}",
-    "airbnb/airbnb with high rate": lambda a: str(len([r for r in homes(a, neighbourhood="Gerritsen Beach") if r["review rate number"] in (4, 5)])),
-    "airbnb/room with the lowest price": lambda a: cheapest(homes(a, neighbourhood="Breezy Point", room_type="Hotel room")),
-    "airbnb/shared room with the lowest price": lambda a: cheapest([r for r in homes(a, room_type="Shared room") if miles((40.581286157201006, -73.79998226317166), (r["lat"], r["long"])) <= 10]),
+    "airbnb/average price": lambda a: "$" + mean(
+        [dollars(r) for r in homes(a, neighbourhood="Glen Oaks") if r["price"]]),
+    "airbnb/proporion of airbnbs": lambda a: str(round(
+        sum(r["cancellation_policy"] == "flexible" for r in homes(a, neighbourhood="Bay Terrace")) / 20, 1)),
+    "airbnb/cost per night": lambda a: "${}".format(max(
+        dollars(r) for r in a if (r["neighbourhood"], r["room type"]) == ("Howard Beach", "Entire home/apt")
+        and r["price"])),
+    "airbnb/airbnb with high rate": lambda a: str(len(
+        [r for r in homes(a, neighbourhood="Gerritsen Beach") if r["review rate number"] in (4, 5)])),
+    "airbnb/room with the lowest price": lambda a: cheapest(
+        homes(a, neighbourhood="Breezy Point", room_type="Hotel room")),
+    "airbnb/shared room with the lowest price": lambda a: cheapest(
+        [r for r in homes(a, room_type="Shared room")
+         if miles((40.581286157201006, -73.79998226317166), (r["lat"], r["long"])) <= 10]),
     "yelp/a business's text": lambda y: shops(y, name="Paper Lantern Bakery")[0]["address"],
     "yelp/city and state": lambda y: "Camden, Trenton",
     "yelp/a business's number": lambda y: str(shops(y, name="Copper Kettle Tea House")[0]["stars"]),
     "yelp/yes or no - openning": lambda y: ["No", "Yes"][shops(y, name="The Farmacy NJ")[0]["is_open"]],
-    "yelp/yes or no - appointment": lambda y: ["No", "Yes"][(shops(y, name="Mi Jalapeno")[0]["attributes"] or {}).get("ByAppointmentOnly") == "True"],
+    "yelp/yes or no - appointment": lambda y: ["No", "Yes"][
+        (shops(y, name="Mi Jalapeno")[0]["attributes"] or {}).get("ByAppointmentOnly") == "True"],
     "yelp/hours of operation": lambda y: "Monday: 11:0-15:0, Sunday: 0:0-0:0",
     "yelp/coordinates": lambda y: "{latitude}, {longitude}".format(**shops(y, name="Nora's Blue Door Framing")[0]),
     "yelp/how many business": lambda y: str(len(shops(y, "Brewpubs", city="Lumberton"))),
     "yelp/business in total": lambda y: str(len(shops(y, postal_code="T8A 4L3"))),
-    "yelp/best of a category": lambda y: sorted((-r["stars"], n, r["name"]) for n, r in enumerate(shops(y, "French", city="Indian Rocks Beach")))[0][2],
-    "yelp/average review counts": lambda y: "{:.2f}".format((lambda found: sum(found) / len(found))([r["review_count"] for r in near(y, shops(y, name="Maple & Sons Upholstery")[0], 5)])),
-    "yelp/nearest business": lambda y: (lambda here: sorted((miles((here["latitude"], here["longitude"]), (r["latitude"], r["longitude"])), r["name"]) for r in shops(y, "Cooking Classes") if r is not here)[0][1])(
-        shops(y, name="5-Star Staffing Solutions")[0]),
-    "yelp/business recommendation": lambda y: sorted((-r["stars"], n, r["name"]) for n, r in enumerate(shops(near(y, shops(y, address="75 Queensway Dr")[0], 5), "Automotive")))[0][2],
+    "yelp/best of a category": lambda y: best(shops(y, "French", city="Indian Rocks Beach")),
+    "yelp/average review counts": lambda y: "{:.2f}".format(statistics.mean(
+        r["review_count"] for r in near(y, shops(y, name="Maple & Sons Upholstery")[0], 5))),
+    "yelp/nearest business": lambda y: nearest(
+        shops(y, "Cooking Classes"), shops(y, name="5-Star Staffing Solutions")[0]),
+    "yelp/business recommendation": lambda y: best(
+        shops(near(y, shops(y, address="75 Queensway Dr")[0], 5), "Automotive")),
     "yelp/business not open": lambda y: str(len(shops(y, city="Lawnside", is_open=0))),
     "yelp/average star rating": lambda y: mean([r["stars"] for r in shops(y, "Bookstores", city="Franklin")]),
     "dblp/author": lambda d: ", ".join(a["name"] for a in d[0]["authors"]),
-    "dblp/institution": lambda d: "; ".join(sorted({a["org"] for a in d[1]["authors"]} - {""}, key=[a["org"] for a in d[1]["authors"]].index)),
+    "dblp/institution": lambda d: "; ".join(
+        sorted({a["org"] for a in d[1]["authors"]} - {""}, key=[a["org"] for a in d[1]["authors"]].index)),
     "dblp/pages": lambda d: str(len(range(int(d[2]["page_start"]), int(d[2]["page_end"]) + 1))),
     "dblp/how many papers": lambda d: str(d[3]["n_citation"]),
-    "dblp/organization": lambda d: [a["org"] for p in d for a in p["authors"] if a["name"] == "Amara Lindqvist-Oyelaran"][0],
+    "dblp/organization": lambda d: next(
+        a["org"] for p in d for a in p["authors"] if a["name"] == "Amara Lindqvist-Oyelaran"),
     "dblp/how many collaborators": lambda d: str(len(collaborators(d, "Guosheng Lin"))),
-    "dblp/common collaborators": lambda d: str(len(collaborators(d, "Enrique Corona") & collaborators(d, "Armin Parchami"))),
+    "dblp/common collaborators": lambda d: str(len(
+        collaborators(d, "Enrique Corona") & collaborators(d, "Armin Parchami"))),
     "dblp/papers write together": lambda d: str(len(citations(d, papers_by(d, "Tengchan Zeng", "Omid Semiari")))),
     "dblp/accumulated citations": lambda d: str(sum(citations(d, papers_by(d, "Yaqian Dun", "Kefei Tu")).values())),
     "dblp/number of papers written by A": lambda d: str(len(citations(d, papers_by(d, "Volker Pohl")))),
     "dblp/papers written by A": lambda d: "; ".join(sorted(citations(d, papers_by(d, "Teodor Wrightson-Ibe")))),
     "dblp/most cited paper": lambda d: all_best(citations(d, papers_by(d, "Kevin Lano"))),
-    "dblp/co-author with the highest citation": lambda d: all_best({name: sum(citations(d, papers_by(d, "Teodor Wrightson-Ibe", name)).values()) for name in collaborators(d, "Teodor Wrightson-Ibe")}),
-    "dblp/collaborate most": lambda d: all_best({name: len(citations(d, papers_by(d, "Amara Lindqvist-Oyelaran", name))) for name in collaborators(d, "Amara Lindqvist-Oyelaran")}),
-    "dblp/papers by collaborators and others": lambda d: str(len({p["title"] for name in collaborators(d, "Marco Robol") for p in papers_by(d, name)})),
-    "agenda/what": lambda a: ", ".join(e["event"] for e in entries(a, person="Andrew", date="2022-03-08", begin=540, end=720)),
-    "agenda/when": lambda a: ", ".join(am_pm(e["begin"]) for e in entries(a, person="Marguerite", event="Beekeeping course", date="2022-05-21")),
-    "agenda/where": lambda a: ", ".join(e["place"] for e in entries(a, person="Marguerite", event="Lantern parade", date="2022-11-11")),
-    "agenda/who": lambda a: ", ".join(e["person"] for e in entries(a, event="Coffee tasting", place="Cafe Grumpy", date="2022-12-08", begin=600, end=660)),
-    "agenda/how": lambda a: ", ".join(str(datetime.timedelta(minutes=e["end"] - e["begin"])) for e in entries(a, person="Joshua", event="Horseback riding", date="2022-09-11")),
+    "dblp/co-author with the highest citation": lambda d: all_best({
+        name: sum(citations(d, papers_by(d, "Teodor Wrightson-Ibe", name)).values())
+        for name in collaborators(d, "Teodor Wrightson-Ibe")}),
+    "dblp/collaborate most": lambda d: all_best({
+        name: len(citations(d, papers_by(d, "Amara Lindqvist-Oyelaran", name)))
+        for name in collaborators(d, "Amara Lindqvist-Oyelaran")}),
+    "dblp/papers by collaborators and others": lambda d: str(len(
+        {p["title"] for name in collaborators(d, "Marco Robol") for p in papers_by(d, name)})),
+    "agenda/what": lambda a: ", ".join(
+        e["event"] for e in entries(a, person="Andrew", date="2022-03-08", begin=540, end=720)),
+    "agenda/when": lambda a: ", ".join(
+        am_pm(e["begin"]) for e in entries(a, person="Marguerite", event="Beekeeping course", date="2022-05-21")),
+    "agenda/where": lambda a: ", ".join(
+        e["place"] for e in entries(a, person="Marguerite", event="Lantern parade", date="2022-11-11")),
+    "agenda/who": lambda a: ", ".join(
+        e["person"] for e in entries(a, event="Coffee tasting", place="Cafe Grumpy", date="2022-12-08", begin=600,
+                                     end=660)),
+    "agenda/how": lambda a: ", ".join(
+        str(datetime.timedelta(minutes=e["end"] - e["begin"]))
+        for e in entries(a, person="Joshua", event="Horseback riding", date="2022-09-11")),
     "agenda/schedule": lambda a: free(entries(a, person="Victoria", date="2022-08-05")),
-    "agenda/all events": lambda a: ", ".join(sorted(e["event"] for e in entries(a, person="Marguerite", date="2022-06-18"))),
+    "agenda/all events": lambda a: ", ".join(sorted(
+        e["event"] for e in entries(a, person="Marguerite", date="2022-06-18"))),
 }
 
 
@@ -278,7 +366,7 @@ def steps_of(example):
 
 
 def play(sandbox, steps):
-    """The steps as they went, and the answer: the last one gives it, and each of the others prints something."""
+    """The steps as they ran, and the answer, which the last one gives; each of the others prints something."""
     played = []
     assert len(steps) >= 2
     with sandbox.start() as box:
@@ -348,8 +436,10 @@ def test_a_worked_example_gives_the_right_answer(name, world):
     example, group = EXAMPLES[name], EXAMPLES[name]["group"]
     played, answer = play(sandbox, steps_of(example))
     assert answer == RIGHT[name](raw[group])
-    if group == "agenda":                                              # an answer that was read: from what had been printed it follows, too
-        assert answer == RIGHT[name]([entry for entry in raw[group] if any(entry["text"] in step["observation"].splitlines() for step in played)])
+    # an answer that was read: from what had been printed it follows, too
+    if group == "agenda":
+        assert answer == RIGHT[name]([entry for entry in raw[group]
+                                      if any(entry["text"] in step["observation"].splitlines() for step in played)])
     question = re.split(r"\n<|\nStep 1: ", example["text"])[0]
     task = {"group": group, "template": example["templates"][0], "question": question}
     assert not mistakes(task, played, answer), "what a hint teaches is no mistake"

@@ -18,13 +18,14 @@ import signal
 import stat
 import struct
 import sys
+from collections.abc import Iterable
 
 LINUX = sys.platform == "linux"
 libc = ctypes.CDLL(None, use_errno=True)
 
 NEWNS, NEWIPC, NEWUSER, NEWNET = 0x20000, 0x8000000, 0x10000000, 0x40000000                      # <linux/sched.h>
 MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 14, 1 << 18                   # <linux/mount.h>
-MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 2, 16, 32                                                # <asm-generic/mman-common.h>
+MAP_PRIVATE, MAP_FIXED, MAP_ANONYMOUS = 2, 16, 32                                         # <asm-generic/mman-common.h>
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS = 1, 4, 22, 38            # <linux/prctl.h>
 
 
@@ -37,7 +38,7 @@ def call(function, *arguments):
     return result
 
 
-def isolate():
+def isolate() -> bool:
     """Leaves the network, System V memory and the mounts of others behind. The process must have one thread."""
     if not LINUX:
         return False
@@ -55,7 +56,7 @@ def isolate():
     return True
 
 
-def private_tmpfs(directory, size):
+def private_tmpfs(directory: str, size: int) -> bool:
     """Mounts an empty file system of at most `size` bytes that only this process and its children see."""
     if not LINUX:
         return False
@@ -69,9 +70,9 @@ def private_tmpfs(directory, size):
     return True
 
 
-def reopen_files():
-    """Opens every file anew, for reading. What was open before a fork is one and the same for all children: its
-    position, its flags (with O_DIRECT others' reads fail), and the right to write, whatever Landlock says later."""
+def reopen_files() -> None:
+    """Reopens every file for reading only. All children share what was open before a fork: its position, its flags
+    (with O_DIRECT others' reads fail) and the right to write, whatever Landlock says later."""
     if not LINUX:
         return
     for fd in map(int, os.listdir("/proc/self/fd")):
@@ -86,9 +87,11 @@ def reopen_files():
             os.close(anew)
 
 
-def private_maps():
-    """Puts a private copy where memory is shared with a file or with other processes, at the same address. What a tool
-    module has mapped to write to would be written to by the code, past Landlock, also where it is now read-only."""
+def private_maps() -> None:
+    """Replaces memory that is shared with a file or with other processes by a private copy at the same address.
+
+    Otherwise the code could write into what a tool module has mapped for writing. Landlock does not prevent that.
+    """
     if not LINUX:
         return
     with open("/proc/self/maps") as f:
@@ -115,8 +118,8 @@ def private_maps():
             os.close(file)
 
 
-def threads(pid):
-    """How many threads the process has; 0 where the system does not say."""
+def threads(pid: int) -> int:
+    """The number of threads of the process; 0 if the system does not tell."""
     try:
         return os.stat(f"/proc/{pid}/task").st_nlink - 2
     except OSError:
@@ -130,9 +133,10 @@ def limit(kind, soft, hard=None):
     resource.setrlimit(kind, (min(soft, allowed), min(hard or soft, allowed)))
 
 
-def confine(readable, writable, memory, cpu, file_size, open_files):
+def confine(readable: Iterable[str], writable: Iterable[str], memory: int, cpu: int, file_size: int,
+            open_files: int) -> None:
     """Gives up, for good, all that the agent's code does not need. `readable` and `writable` are paths; memory is in
-    bytes on top of what the process has now, cpu in seconds, file_size in bytes."""
+    bytes beyond what the process has now, cpu in seconds, file_size in bytes."""
     limit(resource.RLIMIT_CORE, 0)
     limit(resource.RLIMIT_CPU, cpu, cpu + 1)                                 # SIGXCPU, then SIGKILL
     limit(resource.RLIMIT_FSIZE, file_size)

@@ -39,7 +39,7 @@ def explain(error: BaseException, given: dict) -> str:
     return "\n".join([*header, *places, *message, ""])
 
 
-def own(filename):
+def own(filename: str | None) -> bool:
     return (filename or "").startswith("<python ")
 
 

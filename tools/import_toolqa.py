@@ -1,16 +1,18 @@
-"""Makes a world and tasks for collect.py out of the real ToolQA (Zhuang et al., 2023).
+"""Turns the real ToolQA (Zhuang et al., 2023) into a world and tasks for collect.py.
 
     python tools/import_toolqa.py corpora ToolQA/data/external_corpus --out data/toolqa/world
     python tools/import_toolqa.py questions toolqa/questions --out data/toolqa
 
-The first reads the release's corpora: flights/*.csv (four million rows), coffee/*.csv, airbnb/*.csv, yelp/*.json (JSON lines), dblp/*.pkl
-(networkx graphs and dictionaries) and agenda/*.jsonl, and writes the one SQLite file that tools/toolqa.py reads. It streams: memory stays small
-but for the graphs, which a pickle holds as a whole. A part that is done is not done again. What is cleaned (the paper's Appendix C) is written to cleaning.log with its reason.
+The first command reads the release's corpora: flights/*.csv (four million rows), coffee/*.csv, airbnb/*.csv,
+yelp/*.json (JSON lines), dblp/*.pkl (networkx graphs and dictionaries) and agenda/*.jsonl. It writes the SQLite file
+that tools/toolqa.py reads. It streams, so it needs little memory except for the graphs, since a pickle is read as a
+whole. It does not repeat a part that is done. cleaning.log lists what was cleaned (the paper's Appendix C) and why.
 
-The second reads questions as the paper's authors corrected and split them: train, val and test, and train-unseen, val-unseen and test-unseen,
-whose test templates do not occur in training.
+The second command reads the questions as the paper's authors corrected and split them: train, val and test, and
+train-unseen, val-unseen and test-unseen, whose test templates do not occur in training.
 
-Pickles can run code when they are read. These are read by an unpickler that makes dictionaries, lists and networkx graphs, and nothing else.
+Pickles can run code when they are read. The unpickler here makes dictionaries, lists and networkx graphs and refuses
+everything else.
 """
 
 import sys
@@ -26,6 +28,7 @@ import pickle
 import re
 import sqlite3
 from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -34,11 +37,16 @@ from tqdm import tqdm
 from tools import toolqa
 
 GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")
-INDEXES = {"flights": [("FlightDate", "Origin", "Dest"), ("Origin", "Dest"), ("IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline"), ("Dest",), ("Airline",)],
-           "coffee": [("Date",)], "airbnb": [("id",), ("neighbourhood",), ("NAME",)], "yelp": [("name",), ("postal_code",), ("city",)]}
-TEXT = {"airbnb": {"id", "host id"}, "yelp": {"postal_code", "business_id"}}       # columns of codes, though they may look like numbers
+INDEXES = {
+    "flights": [("FlightDate", "Origin", "Dest"), ("Origin", "Dest"),
+                ("IATA_Code_Marketing_Airline", "Flight_Number_Marketing_Airline"), ("Dest",), ("Airline",)],
+    "coffee": [("Date",)],
+    "airbnb": [("id",), ("neighbourhood",), ("NAME",)],
+    "yelp": [("name",), ("postal_code",), ("city",)],
+}
+TEXT = {"airbnb": {"id", "host id"}, "yelp": {"postal_code", "business_id"}}    # codes, even if they look like numbers
 
-# DBLP questions say no template. The first of these that is found in a question names it, with the others' names.
+# DBLP questions do not name their template. The first of these patterns that matches names it, in the others' style.
 DBLP = {
     r"^Who are the authors of": "author",
     r"^How many papers .* cited \"": "how many papers",
@@ -56,13 +64,14 @@ DBLP = {
     r"^Which co-author": "co-author with the highest citation",
     r"^Who collaborated with": "collaborate most",
 }
-SPLITS = {"train": "train", "val": "val", "test": "test", "train-unseen": "train-seen-questions", "val-unseen": "val-seen-questions", "test-unseen": "test-unseen-questions"}
+SPLITS = {"train": "train", "val": "val", "test": "test", "train-unseen": "train-seen-questions",
+          "val-unseen": "val-seen-questions", "test-unseen": "test-unseen-questions"}
 
 
 # ---------------------------------------------------------------------------------------------------- questions
 
 def read_questions(folder, split):
-    """The tasks of one split, from <folder>/<split's folder>/<group>-*.jsonl. Raises ValueError, naming file and line."""
+    """The tasks of one split, from <folder>/<split's folder>/<group>-*.jsonl. ValueError names file and line."""
     tasks = []
     for group in GROUPS:
         paths = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
@@ -80,19 +89,22 @@ def read_questions(folder, split):
             if not isinstance(given, dict) or not isinstance(given.get("question"), str) or "answer" not in given:
                 raise ValueError(f"{where}: no question or no answer")
             question = given["question"].strip()
-            template = given.get("type") or next((name for pattern, name in DBLP.items() if group == "dblp" and re.search(pattern, question)), None)
-            if template is None:
-                raise ValueError(f"{where}: the question has no type, and is like none of the known ones: {question[:80]}")
+            template = given.get("type")
+            if not template and group == "dblp":
+                template = next((name for pattern, name in DBLP.items() if re.search(pattern, question)), None)
+            if not template:
+                raise ValueError(f"{where}: the question has no type, and no known pattern matches it: {question[:80]}")
             answers = [a.strip() for a in str(given["answer"]).split("//")]
-            tasks.append({"id": f"{group}-{split}-{n:03}", "group": group, "template": f"{group}: {template}", "question": question,
-                          "answer": answers[0] if len(answers) == 1 else answers})
+            tasks.append({"id": f"{group}-{split}-{n:03}", "group": group, "template": f"{group}: {template}",
+                          "question": question, "answer": answers[0] if len(answers) == 1 else answers})
     return tasks
 
 
 def import_questions(folder, out):
     splits = {split: read_questions(folder, split) for split in SPLITS}
     out.mkdir(parents=True, exist_ok=True)
-    files.write_whole({out / f"{split}.jsonl": "".join(json.dumps(task, ensure_ascii=False) + "\n" for task in tasks) for split, tasks in splits.items()})
+    lines = {split: [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks] for split, tasks in splits.items()}
+    files.write_whole({out / f"{split}.jsonl": "".join(lines[split]) for split in splits})
     for split, tasks in splits.items():
         print(f"{out}/{split}.jsonl: {len(tasks)} tasks of {len({t['template'] for t in tasks})} templates")
 
@@ -100,7 +112,10 @@ def import_questions(folder, out):
 # ---------------------------------------------------------------------------------------------------- corpora
 
 class Log:
-    """cleaning.log: what was changed or left out, and why; the first hundred cases of a kind, and how many there were. It is written when a group is done."""
+    """cleaning.log: what was changed or left out, and why.
+
+    It holds the first hundred cases of each kind and their number, and is written when a group is done.
+    """
 
     def __init__(self, file):
         self.file, self.cases, self.counts = file, [], Counter()
@@ -117,7 +132,10 @@ class Log:
 
 
 def value_of(text):
-    """A cell as the table holds it: a number where the text is one and nothing is lost, "" as nothing, else the text without blanks at its ends (airbnb's prices)."""
+    """A cell as the table holds it: a number if the text is one and loses nothing, None if it is empty, else the text.
+
+    Blanks around the text go (airbnb's prices have some).
+    """
     text = text.strip() if isinstance(text, str) else text
     if text in ("", None):
         return None
@@ -131,14 +149,15 @@ def value_of(text):
 
 
 def csv_rows(file):
-    """(header, rows of text, bytes read so far) of a CSV file, row by row. Raises ValueError naming file and line of a broken row."""
+    """(header, rows of text, bytes read so far) of a CSV file, row by row. ValueError names a broken row's line."""
     with open(file, newline="", encoding="utf-8-sig", errors="replace") as f:
         reader = csv.reader(f)
         try:
             header = next(reader, [])
             names = [name for name in header if name.strip()]
             if not names or len(names) > len(set(names)):
-                raise ValueError(f"{file}, line 1: {f'the column {Counter(names).most_common(1)[0][0]!r} comes twice' if names else 'no header; a CSV file needs one'}")
+                twice = f"the column {Counter(names).most_common(1)[0][0]!r} comes twice" if names else ""
+                raise ValueError(f"{file}, line 1: {twice or 'no header; a CSV file needs one'}")
             yield header
             for row in reader:
                 if len(row) != len(header):
@@ -182,7 +201,7 @@ def import_table(db, group, file, log):
     """db/<group>: rows streamed from a CSV or JSON-lines file, then its indexes."""
     rows = csv_rows(file) if file.suffix == ".csv" else json_rows(file)
     header = next(rows)
-    keep = [i for i, name in enumerate(header) if name.strip()]        # pandas writes its index as a column without a name
+    keep = [i for i, name in enumerate(header) if name.strip()]        # pandas writes its index without a name
     names, text = [header[i] for i in keep], TEXT.get(group, set())
     value = lru_cache(100_000)(value_of) if file.suffix == ".csv" else value_of      # most cells occur many times
     quoted = [toolqa._quote(name) for name in names]
@@ -192,10 +211,10 @@ def import_table(db, group, file, log):
 
     def cleaned():
         for row in tqdm(rows, desc=group, unit=" rows", unit_scale=True, mininterval=1):
-            if group == "airbnb":                                      # the file lists some homes several times
+            if group == "airbnb":                                      # the file repeats some homes
                 key = hash(tuple(row))
                 if key in seen:
-                    log("airbnb, a row that is there already", row[0])
+                    log("airbnb, a repeated row", row[0])
                     continue
                 seen.add(key)
             yield [row[i] if header[i] in text and row[i] != "" else value(row[i]) for i in keep]
@@ -203,21 +222,24 @@ def import_table(db, group, file, log):
     db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", cleaned())
     for columns in INDEXES[group]:
         if set(columns) <= set(names):
-            db.execute(f"CREATE INDEX {toolqa._quote('index/' + group + '/' + '+'.join(columns))} ON {table} ({', '.join(map(toolqa._quote, columns))})")
+            index = toolqa._quote(f"index/{group}/{'+'.join(columns)}")
+            db.execute(f"CREATE INDEX {index} ON {table} ({', '.join(map(toolqa._quote, columns))})")
 
 
 class Careful(pickle.Unpickler):
-    """Reads dictionaries, lists, texts, numbers and networkx graphs. Graphs become `Plain`, whatever networkx is installed or not."""
+    """Reads dictionaries, lists, texts, numbers and networkx graphs. Graphs become `Plain`; networkx is not needed."""
 
     def find_class(self, module, name):
         if module.startswith("networkx.classes.") and name in ("Graph", "DiGraph", "MultiGraph", "MultiDiGraph"):
             return Plain
-        if (module, name) == ("numpy", "dtype"):                       # a cell of a pandas table is one of numpy's numbers
+        if (module, name) == ("numpy", "dtype"):                       # a cell of a pandas table is a numpy number
             return NumberType
         if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
             return lambda kind, raw: np.frombuffer(raw, kind.code)[0].item()
-        if (module, name) in {("builtins", "dict"), ("builtins", "list"), ("builtins", "set"), ("collections", "OrderedDict"), ("collections", "defaultdict")}:
-            return {"dict": dict, "list": list, "set": set, "OrderedDict": dict, "defaultdict": lambda *_: {}}[name]
+        if module == "builtins" and name in ("dict", "list", "set"):
+            return {"dict": dict, "list": list, "set": set}[name]
+        if module == "collections" and name in ("OrderedDict", "defaultdict"):
+            return {"OrderedDict": dict, "defaultdict": lambda *_: {}}[name]
         if module.startswith("networkx."):                             # factories and views that newer versions keep
             return Plain
         raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not read")
@@ -236,7 +258,7 @@ class NumberType:
 
 
 class Plain:
-    """A networkx object without networkx: what it was pickled with stands in its attributes."""
+    """A networkx object without networkx: its attributes are what was pickled."""
 
     def __init__(self, *_):
         pass
@@ -246,28 +268,30 @@ class Plain:
 
 
 def read_pickle(file):
-    """Raises ValueError, naming the file, for anything else than such data."""
+    """The data in a pickle. Raises ValueError, naming the file, for anything that `Careful` refuses."""
     try:
         with open(file, "rb") as f:
             return Careful(f).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, IndexError, KeyError, TypeError, ValueError, ImportError) as e:
+    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, ImportError) as e:
         raise ValueError(f"{file}: cannot be read safely ({e})") from None
     except OSError as e:
         raise ValueError(f"{file}: {e.strerror}; it belongs to ToolQA's release") from None
 
 
 def import_dblp(db, folder, log):
-    """Both graphs, one after the other: a pickle holds a graph as a whole, so for a moment each of them is in memory."""
+    """Both graphs, one after the other: a pickle is read as a whole, so one graph at a time is in memory."""
     papers = import_graph(db, folder, "PaperNet", "paper_net.pkl", "title2id_dict", "id2title_dict", None, log)
     import_graph(db, folder, "AuthorNet", "author_net.pkl", "author2id_dict", "id2author_dict", papers, log)
 
 
 def import_graph(db, folder, graph, file, there, back, papers, log):
-    """A graph's nodes and edges by titles and names: Appendix C's first kind of cleaning. papers: {id: title}, for the lists of papers in its
-    attributes; None: these are its own names. Returns its {id: name}."""
+    """A graph's nodes and edges by titles and names: Appendix C's first kind of cleaning.
+
+    papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns its {id: name}.
+    """
     net = read_pickle(folder / file)
     to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
-    if not (isinstance(net, Plain) and isinstance(getattr(net, "_node", None), dict) and isinstance(to_id, dict) and isinstance(to_name, dict)):
+    if not (isinstance(net, Plain) and all(isinstance(x, dict) for x in (getattr(net, "_node", None), to_id, to_name))):
         raise ValueError(f"{folder}: {graph}'s files are not a graph and two dictionaries")
     name_of = {}
     for name, key in to_id.items():
@@ -279,9 +303,11 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
             name_of[key] = name
     for key in net._node:
         if key not in name_of:
-            log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}" + (f", {to_name[key]!r}" if key in to_name else ""))
+            known = f", {to_name[key]!r}" if key in to_name else ""
+            log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}{known}")
     papers = papers or to_name
-    spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v for k, v in attributes.items()}
+    spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v
+                                 for k, v in attributes.items()}
     nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
     directed = hasattr(net, "_pred")
 
@@ -293,7 +319,9 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
                         yield name_of[a], name_of[b], json.dumps(spoken(attributes), ensure_ascii=False)
                     else:
                         log(f"dblp, an edge of {graph} with such a node", f"{a!r}, {b!r}")
-    for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes), ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
+
+    for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes),
+                                ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
         table = toolqa._quote(f"{kind}/{graph}")
         db.execute(f"DROP TABLE IF EXISTS {table}")
         db.execute(f"CREATE TABLE {table} ({columns})")
@@ -312,11 +340,13 @@ def import_agenda(db, file):
     db.execute("DROP TABLE IF EXISTS agenda")
     db.execute("CREATE VIRTUAL TABLE agenda USING fts5(text)")
     at = header.index("event")
-    db.executemany("INSERT INTO agenda VALUES (?)", ((str(row[at] or "").strip(),) for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1)))
+    texts = ((str(row[at] or "").strip(),)
+             for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1))
+    db.executemany("INSERT INTO agenda VALUES (?)", texts)
 
 
-def import_corpora(folder, out, groups=GROUPS):
-    """world.sqlite in `out`. Group by group, each in one transaction: started again, it goes on with the next."""
+def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> None:
+    """world.sqlite in `out`. Each group is one transaction; the same command resumes with the next group."""
     out.mkdir(parents=True, exist_ok=True)
     file, part = out / "world.sqlite", out / "world.sqlite.part"
     if file.exists():
@@ -342,11 +372,11 @@ def import_corpora(folder, out, groups=GROUPS):
         db.execute("DROP TABLE imported")
         db.execute("ANALYZE")
     except sqlite3.DatabaseError as e:
-        raise ValueError(f"{part}: {e}; remove it, the same command begins anew") from None
+        raise ValueError(f"{part}: {e}; remove it, and the same command starts again") from None
     finally:
         db.close()
     os.replace(part, file)
-    print(f"{file}: {file.stat().st_size / 2 ** 20:,.0f} MiB; what was cleaned stands in {out / 'cleaning.log'}")
+    print(f"{file}: {file.stat().st_size / 2 ** 20:,.0f} MiB; {out / 'cleaning.log'} lists what was cleaned")
 
 
 def main():

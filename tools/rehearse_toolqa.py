@@ -24,6 +24,7 @@ import importlib
 import itertools
 import json
 import random
+from collections.abc import Sequence
 
 from tools import import_toolqa
 
@@ -52,7 +53,7 @@ def split_tasks(group, templates, drawn, rng):
             for split, tasks in splits.items()}
 
 
-def rehearse(out, seed=0, groups=GROUPS, scale=0.025):
+def rehearse(out: Path, seed: int = 0, groups: Sequence[str] = GROUPS, scale: float = 0.025) -> dict[str, list[dict]]:
     """Writes it all, the tasks last. Returns {split: its tasks}. Raises ValueError if `out` is not empty."""
     if not 0 < scale <= 1:
         raise ValueError(f"--scale {scale:g} is not between 0 and 1, ToolQA's own size")

@@ -11,8 +11,8 @@ Four kinds of processes, each started by the one before it:
     stage        World and Sandbox below. Sends code, receives observations.
     server       one per world, a clean interpreter: imports the tool module once, then only forks.
     warden       one per trajectory: starts the interpreter, clocks it, reads what it prints, kills and replaces it.
-    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps; what it says
-                 of an error is in tools/explain.py.
+    interpreter  runs the agent's code, confined by the kernel (tools/confine.py), frozen between two steps. It explains
+                 errors as tools/explain.py does.
 
 Who can forge what: the code may do anything within its own interpreter, so it can claim to have completed its own task
 with any answer, or to have printed anything; it could simply have done so. But its interpreter holds nothing except the

@@ -5,8 +5,8 @@
 writes world/world.sqlite and seven files of tasks, in which no question occurs twice:
 
     train.jsonl  val.jsonl  test.jsonl        10, 1 or 2, and 5 tasks of each of the 36 templates
-    train2.jsonl  train3.jsonl                12 and 10 more a template: an agent must meet new tasks for its mistakes to be seen
-    train-unseen.jsonl  test-unseen.jsonl     15 tasks a template; two templates of each group are only in test-unseen
+    train2.jsonl  train3.jsonl                12 and 10 more per template: new tasks bring new mistakes to light
+    train-unseen.jsonl  test-unseen.jsonl     15 tasks per template; two templates of each group are only in test-unseen
 
 A template is one function: its docstring holds its three wordings, and it draws a question's values and computes the
 answer from the Python data, not through the tools. It returns None where the draw has no unique answer.
@@ -25,7 +25,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from tools.toolqa import _write_world
 
-SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 12, "train3": 10}  # tasks per template; every third template has 1 in val
+# tasks per template; every third template has 1 in val
+SPLITS = {"train": 10, "val": 2, "test": 5, "unseen": 15, "train2": 12, "train3": 10}
 DRAWS = 20_000  # tries to find a template's tasks
 
 # The words of the world. None of them is a slot of a recipe in hints/starter.
@@ -338,7 +339,8 @@ def air_time_difference(world, rng):
     row = rng.choice(world.flights)
     other = rng.choice(select(world.flights, Date=row["Date"], Cancelled="No"))
     if row["Cancelled"] == "No" and row["AirTime"] > other["AirTime"]:
-        return ({"flight": row["Flight"], "than": other["Flight"], "on": row["Date"]}, row["AirTime"] - other["AirTime"])
+        values = {"flight": row["Flight"], "than": other["Flight"], "on": row["Date"]}
+        return values, row["AirTime"] - other["AirTime"]
 
 
 # ---- airbnb ----

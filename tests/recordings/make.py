@@ -1,9 +1,10 @@
 """Records what transformers and peft compute, for tests that run without them.
 
-    pip install torch transformers peft safetensors && python tests/recordings/make.py        (transformers 5.23, peft 0.21)
-    python tests/recordings/make.py families                                                  only Llama's relatives (transformers 5.24)
+    pip install torch transformers peft safetensors     transformers 5.23 (families: 5.24), peft 0.21
+    python tests/recordings/make.py                     everything
+    python tests/recordings/make.py families            only Llama's relatives
 
-The checkpoints themselves are not recorded: `checkpoint` makes them again from a formula, with numpy's frozen legacy generator.
+The checkpoints are not recorded: `checkpoint` recomputes them from a formula, with numpy's frozen legacy generator.
 """
 
 import json
@@ -17,30 +18,38 @@ from safetensors.torch import save_file
 
 HERE = Path(__file__).parent
 SIZE = dict(vocab_size=96, hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4)
-LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}
-MODELS = {                                        # config.json as transformers 5 writes it (`rope_parameters`) or as older files have it
-    "default": SIZE | {"rope_theta": 10000.0, "torch_dtype": "float32", "max_position_embeddings": 512, "rms_norm_eps": 1e-5},
-    "grouped": SIZE | {"num_key_value_heads": 2, "head_dim": 20, "attention_bias": True, "mlp_bias": True, "dtype": "float32",
-                       "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}, "max_position_embeddings": 512},
-    "llama3": SIZE | {"num_key_value_heads": 1, "tie_word_embeddings": True, "dtype": "float32", "max_position_embeddings": 512,
-                      "rope_parameters": LLAMA3 | {"rope_theta": 10000.0}},
-    "llama3-old": SIZE | {"num_key_value_heads": 2, "rope_theta": 10000.0, "rope_scaling": LLAMA3, "max_position_embeddings": 512},
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+          "original_max_position_embeddings": 32}
+# config.json as transformers 5 writes it (`rope_parameters`) or as older files have it
+MODELS = {
+    "default": SIZE | {"rope_theta": 10000.0, "torch_dtype": "float32", "max_position_embeddings": 512,
+                       "rms_norm_eps": 1e-5},
+    "grouped": SIZE | {"num_key_value_heads": 2, "head_dim": 20, "attention_bias": True, "mlp_bias": True,
+                       "dtype": "float32", "max_position_embeddings": 512,
+                       "rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
+    "llama3": SIZE | {"num_key_value_heads": 1, "tie_word_embeddings": True, "dtype": "float32",
+                      "max_position_embeddings": 512, "rope_parameters": LLAMA3 | {"rope_theta": 10000.0}},
+    "llama3-old": SIZE | {"num_key_value_heads": 2, "rope_theta": 10000.0, "rope_scaling": LLAMA3,
+                          "max_position_embeddings": 512},
 }
 NEW = {"dtype": "float32", "max_position_embeddings": 512}
 OLD = {"torch_dtype": "float32", "max_position_embeddings": 512, "rope_theta": 50000.0}
 THETA = {"rope_parameters": {"rope_type": "default", "rope_theta": 50000.0}}
-LAYERS_OF_BOTH_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16, "use_sliding_window": True}
+LAYERS_OF_BOTH_KINDS = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 16,
+                        "use_sliding_window": True}
 FAMILIES = {                                      # their windows are shorter than ROW and than what is generated
     "mistral": SIZE | OLD | {"model_type": "mistral", "num_key_value_heads": 2, "sliding_window": 24, "head_dim": 20},
-    "mistral-new": SIZE | NEW | THETA | {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None, "tie_word_embeddings": True},
-    "qwen2": SIZE | OLD | {"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True, "sliding_window": 16,
-                           "max_window_layers": 1, "tie_word_embeddings": True},
-    "qwen2-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {"model_type": "qwen2", "num_key_value_heads": 4, "head_dim": 16},
+    "mistral-new": SIZE | NEW | THETA | {"model_type": "mistral", "num_key_value_heads": 1, "sliding_window": None,
+                                         "tie_word_embeddings": True},
+    "qwen2": SIZE | OLD | {"model_type": "qwen2", "num_key_value_heads": 2, "use_sliding_window": True,
+                           "sliding_window": 16, "max_window_layers": 1, "tie_word_embeddings": True},
+    "qwen2-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {
+        "model_type": "qwen2", "num_key_value_heads": 4, "head_dim": 16},
     "qwen3": SIZE | OLD | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 20, "tie_word_embeddings": True,
                            "use_sliding_window": False, "sliding_window": 16, "max_window_layers": 1},
-    "qwen3-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {"model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8,
-                                                              "attention_bias": True},
-    # two contradictions: what stands in rope_parameters holds, and so does the head in the file
+    "qwen3-new": SIZE | NEW | THETA | LAYERS_OF_BOTH_KINDS | {
+        "model_type": "qwen3", "num_key_value_heads": 2, "head_dim": 8, "attention_bias": True},
+    # two contradictions: rope_parameters and the file's own output head take precedence
     "contradictory": SIZE | NEW | THETA | {"rope_theta": 100.0, "tie_word_embeddings": True, "num_key_value_heads": 2},
 }
 LAYERS = {"self_attn.q_proj": 0, "self_attn.k_proj": 1, "self_attn.v_proj": 1, "self_attn.o_proj": 2,
@@ -58,8 +67,9 @@ def shapes(config):
     heads = config["num_attention_heads"]
     d = config.get("head_dim", c // heads)
     sizes = [(heads * d, c), (config.get("num_key_value_heads", heads) * d, c), (c, heads * d), (ff, c), (c, ff)]
-    return {f"model.layers.{i}.{layer}": sizes[kind] for i in range(config["num_hidden_layers"]) for layer, kind in LAYERS.items()} \
-        | {"lm_head": (config["vocab_size"], c)}
+    layers = {f"model.layers.{i}.{layer}": sizes[kind]
+              for i in range(config["num_hidden_layers"]) for layer, kind in LAYERS.items()}
+    return layers | {"lm_head": (config["vocab_size"], c)}
 
 
 def weights(config):
@@ -72,11 +82,12 @@ def weights(config):
             tensors[f"{name}.bias"] = random(name + "bias", out, scale=0.3)
         if config.get("model_type") == "qwen2" and name[-6:] in ("q_proj", "k_proj", "v_proj"):
             tensors[f"{name}.bias"] = random(name + "bias", out, scale=0.3)
-    norms = [f"model.layers.{i}.{norm}_layernorm" for i in range(config["num_hidden_layers"]) for norm in ("input", "post_attention")]
+    blocks = [f"model.layers.{i}" for i in range(config["num_hidden_layers"])]
+    norms = [f"{block}.{norm}_layernorm" for block in blocks for norm in ("input", "post_attention")]
     for name in norms + ["model.norm"]:
         tensors[f"{name}.weight"] = 1 + random(name, config["hidden_size"], scale=0.2)
     if config.get("model_type") == "qwen3":
-        for name in (f"model.layers.{i}.self_attn.{norm}_norm" for i in range(config["num_hidden_layers"]) for norm in "qk"):
+        for name in (f"{block}.self_attn.{norm}_norm" for block in blocks for norm in "qk"):
             tensors[f"{name}.weight"] = 1 + random(name, config["head_dim"], scale=0.2)
     return tensors
 
@@ -87,7 +98,8 @@ def checkpoint(name, folder):
     folder.mkdir(parents=True, exist_ok=True)
     config = (MODELS | FAMILIES)[name]
     kind = config.get("model_type", "llama")
-    (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": [f"{kind.title()}ForCausalLM"], **config}))
+    architectures = [f"{kind.title()}ForCausalLM"]
+    (folder / "config.json").write_text(json.dumps({"model_type": kind, "architectures": architectures, **config}))
     save_file(weights(config), folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
@@ -102,13 +114,14 @@ ROW = tokens("row", 120)
 
 def adapter_tensors(config, rank, label):
     """{layer name: (A, B)} for all seven projections and lm_head."""
-    return {name: (random(f"{label} A {name}", rank, inside, scale=inside ** -0.5), random(f"{label} B {name}", out, rank, scale=0.3))
+    return {name: (random(f"{label} A {name}", rank, inside, scale=inside ** -0.5),
+                   random(f"{label} B {name}", out, rank, scale=0.3))
             for name, (out, inside) in shapes(config).items()}
 
 
 @torch.no_grad()
 def outputs(names, folder):
-    """What models compute: the logits of some positions of ROW, in two precisions, and greedy texts."""
+    """What models compute: the logits at some positions of ROW, in two precisions, and greedy continuations."""
     from transformers import AutoModelForCausalLM
     logits, greedy = {}, {}
     for name in names:
@@ -141,10 +154,10 @@ def main():
     if sys.argv[1:] == ["families"]:
         return
     logits, greedy = outputs(MODELS, folder)
+    patterns = dict(use_rslora=True, rank_pattern={"k_proj": 2}, alpha_pattern={"layers.1.mlp.up_proj": 7})
     with torch.no_grad():
         for name, base, settings in (("peft-plain", "default", dict(r=3, lora_alpha=6)),
-                                     ("peft-patterns", "llama3", dict(r=3, lora_alpha=5, use_rslora=True, rank_pattern={"k_proj": 2},
-                                                                      alpha_pattern={"layers.1.mlp.up_proj": 7}))):
+                                     ("peft-patterns", "llama3", dict(r=3, lora_alpha=5, **patterns))):
             model = get_peft_model(AutoModelForCausalLM.from_pretrained(folder / base), LoraConfig(
                 target_modules=[*(layer.split(".")[-1] for layer in LAYERS), "lm_head"], **settings)).eval()
             for key, weight in model.named_parameters():
@@ -152,12 +165,13 @@ def main():
                     weight.copy_(random(key, *weight.shape, scale=0.2))
             model.save_pretrained(HERE / name)                          # peft writes, we load
             (HERE / name / "README.md").unlink()
-            config = HERE / name / "adapter_config.json"                # of which the folder was this machine's alone
+            config = HERE / name / "adapter_config.json"                # it names a folder of this machine
             config.write_text(config.read_text().replace(f"{folder}/", ""))
             logits[name] = model(torch.tensor([ROW])).logits[0, ::8].clone()
         for base in ("grouped", "llama3"):                              # we write, peft loads
             path = folder / f"ours-{base}"
-            tensors = {key.removeprefix("model."): pair for key, pair in adapter_tensors(MODELS[base], 3, "ours").items()}
+            ours = adapter_tensors(MODELS[base], 3, "ours")
+            tensors = {key.removeprefix("model."): pair for key, pair in ours.items()}
             lora.write_adapter(path, tensors, rank=3, alpha=6)
             model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder / base), path).eval()
             logits[f"ours-{base}"] = model(torch.tensor([ROW])).logits[0, ::8].clone()

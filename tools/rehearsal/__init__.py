@@ -1,7 +1,7 @@
 """ToolQA's corpora and questions, made up. A file a group, each with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 
@@ -22,7 +22,7 @@ class Template:
         return max(sum(self.counts), sum(self.unseen))
 
 
-def rounded(value, digits):
+def rounded(value: float | None, digits: int) -> str | None:
     """The value with so many decimals; None where the last one depends on how one computes (12.25), or for "-0.0"."""
     if value is None or abs(value * 10 ** digits % 1 - 0.5) < 1e-6:
         return None
@@ -30,17 +30,17 @@ def rounded(value, digits):
     return None if value < 0 and float(text) == 0 else text
 
 
-def mean(numbers):
-    """Their mean; None if there are none."""
+def mean(numbers: Sequence[float]) -> float | None:
+    """The mean; None if there are no numbers."""
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def only_largest(scores):
-    """Of pairs (score, key) the key with the largest score; None if two keys share it."""
+def only_largest(scores: Iterable[tuple]):
+    """The key with the largest score, of pairs (score, key); None if two keys share it."""
     scores = sorted(scores, reverse=True)
     tied = len(scores) > 1 and abs(scores[0][0] - scores[1][0]) < 1e-9
     return scores[0][1] if scores and not tied else None
 
 
-def with_unit(number, unit):
+def with_unit(number: str | None, unit: str) -> str | None:
     return None if number is None else f"{number}{unit}"

@@ -7,6 +7,8 @@ for months on end the days lean one way while the nights lean the other.
 import csv
 import datetime
 import math
+import random
+from pathlib import Path
 
 from tools.rehearsal import Template, mean, only_largest, rounded, with_unit
 
@@ -14,7 +16,7 @@ FIRST, LAST = datetime.date(2000, 1, 3), datetime.date(2022, 9, 16)
 PRICES = ("Open", "High", "Low", "Close")
 
 
-def write_corpus(folder, rng, scale):
+def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
     """folder/coffee_price.csv, 5,700 rows. The scale has no effect: ToolQA's table is no larger."""
     with open(folder / "coffee_price.csv", "w", newline="") as file:
         writer = csv.writer(file)
@@ -34,7 +36,7 @@ def write_corpus(folder, rng, scale):
             day += datetime.timedelta(1)
 
 
-def draw_tasks(folder, rng):
+def draw_tasks(folder: Path, rng: random.Random) -> dict[str, list[tuple[dict, str]]]:
     """{template's name: [(arguments, answer), …]}, as many as it needs, no arguments twice."""
     with open(folder / "coffee_price.csv", newline="") as file:
         rows = [row | {name: float(row[name]) for name in PRICES} for row in csv.DictReader(file)]

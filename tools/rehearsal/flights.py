@@ -3,6 +3,8 @@
 import csv
 import itertools
 import math
+import random
+from pathlib import Path
 
 from tools.rehearsal import Template, mean, only_largest, rounded, with_unit
 from tools.rehearsal.timetable import write_corpus  # noqa: F401 (one of the three names that a group has)
@@ -15,7 +17,7 @@ COLUMNS = (                                            # that a question needs
 SAMPLE = 4000                                          # rows to draw arguments from, and as many of cancelled flights
 
 
-def draw_tasks(folder, rng):
+def draw_tasks(folder: Path, rng: random.Random) -> dict[str, list[tuple[dict, str]]]:
     """{template's name: [(arguments, answer), …]}, no arguments twice.
 
     The file is read twice: once for a sample of rows, whose cells are the arguments, and once for all rows with such

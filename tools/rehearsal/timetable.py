@@ -9,7 +9,9 @@ import csv
 import datetime
 import itertools
 import math
+import random
 from functools import cache
+from pathlib import Path
 
 FIRST, LAST = datetime.date(2022, 1, 1), datetime.date(2022, 7, 31)
 DAYS = (LAST - FIRST).days + 1
@@ -146,7 +148,7 @@ def make_timetable(rng, daily):
     return sorted(legs)
 
 
-def write_corpus(folder, rng, scale):
+def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
     """folder/Combined_Flights_2022.csv, day after day; 4,078,318 rows at scale 1. Only the timetable is in memory."""
     legs = make_timetable(rng, FULL * scale / DAYS)
     with open(folder / "Combined_Flights_2022.csv", "w", newline="") as file:
