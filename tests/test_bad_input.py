@@ -19,7 +19,7 @@ import evaluate
 import lora
 import model
 import review
-from desk import suites
+from desk import mistakes, suites
 from scaling import checkpoints
 from test_distill import record, tiny_checkpoint
 from tools import import_toolqa
@@ -473,7 +473,7 @@ def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, s
     shutil.copytree(good, folder)
     damage(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(review, "PATIENCE", 0.2)
+    monkeypatch.setattr(mistakes, "PATIENCE", 0.2)
     name = f"{script.__name__.rpartition('.')[2]}.py"
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [name, *command.format(f=folder).split()])
