@@ -165,7 +165,7 @@ def check_protections(world: World, required: bool, report: bool) -> None:
     """Reports what the sandbox cannot enforce on this system. Raises ValueError if all of it is required."""
     if world.missing and required:
         raise ValueError("--require-sandbox: on this system the agent's code cannot be kept from "
-                         f"{', '.join(world.missing)}; README, \"The sandbox\", says what it takes")
+                         f"{', '.join(world.missing)}; docs/sandbox.md says what it takes")
     if world.missing and report:
         print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
 
