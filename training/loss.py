@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.graph import get_gradient_edge
 
 from engine.kernels import cast, causal_attention, give_back_freed_memory
 from lora import both_logits
@@ -94,18 +95,18 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
             chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
             x = head_input[chunk]
             if teacher is None:
-                logits = model.lm_head(x).float()
-                losses = F.cross_entropy(logits, targets[chunk], reduction="none")
+                losses = F.cross_entropy(model.lm_head(x).float(), targets[chunk], reduction="none")
                 loss = (losses * weights[chunk]).sum() / actions
                 if learn:
                     (loss * processes).backward()
             else:
                 logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, buffer)
                 loss = sum(backend.kl(*piece) for piece in pieces(logits, gradient, weights[chunk], backend)) / actions
+                end = get_gradient_edge(logits) if learn else None
+                del logits                                      # not needed by their own backward pass
                 if learn:
-                    logits.backward(gradient.mul_(processes / actions))
-                del gradient
-            del logits                                          # before the next chunk's
+                    torch.autograd.backward(end, gradient.mul_(processes / actions))
+                del end, gradient                               # before the next chunk's
             total += loss.detach()
         del buffer
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
