@@ -10,7 +10,7 @@ sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py).
 
 What makes it fast changes no gradient: all actions of a trajectory are learned in one pass; trajectories are packed in
 rows without padding (training/packing.py); logits are computed only at action tokens, chunk by chunk; the teacher's
-hidden states are computed once, and hints that trajectories share once for all of them.
+hidden states are computed once and used in every epoch; hints that several trajectories share are computed once.
 """
 
 from common import command_line, files
@@ -67,7 +67,7 @@ def train(model, chat, records: list[dict], args: Namespace, folder: Path, valid
                     trainer.compile()
                 optimizer.param_groups[0]["lr"] = args.lr * schedule(update, len(updates), args)
                 loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
-                norm = parallel.whole(torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)).item()
+                norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)).item()
                 if not math.isfinite(loss + norm):
                     raise ValueError(f"update {update + 1}: the loss or its gradient is NaN or infinite; "
                                      "a lower --lr may help, or --model or an --adapter is damaged")
@@ -77,7 +77,7 @@ def train(model, chat, records: list[dict], args: Namespace, folder: Path, valid
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = trainer.validate(validation)
                     say(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}", tqdm.write)
-                if parallel.agree(time.time() - clock > 60):
+                if parallel.broadcast(time.time() - clock > 60):
                     trainer.save(log)
                     saved, clock = len(log), time.time()
                 progress.update()
@@ -95,7 +95,7 @@ class Trainer:
     def __init__(self, model, chat, records, args, folder):
         torch.manual_seed(args.seed)
         add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
-        self.model = parallel.share_out(model, args.model).train()
+        self.model = parallel.shard(model, args.model).train()
         self.chat, self.records, self.args, self.checkpoint = chat, records, args, folder / "checkpoint"
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
@@ -104,7 +104,7 @@ class Trainer:
         self.limits = row_limits(self.model.config, device, parallel.WORLD, args.row)
         bfloat16 = device == "cuda" or fast_bfloat16()
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
-                                       cache_enabled=device == "cpu")           # of adapters: a GPU casts them fast
+                                       cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
         self.pad = pad if device == "cpu" and bfloat16 else lambda row: row
         (folder / "teacher").mkdir(parents=True, exist_ok=True)
         self.files = {id(r): folder / "teacher" / f"{n}.pt" for n, r in enumerate(records)}     # two may share an "id"
@@ -145,7 +145,7 @@ class Trainer:
             with self.autocast, torch.set_grad_enabled(learn):
                 total += chunked_loss(self.model, row, taught, self.args.kl_temperature, learn, count_actions(batch),
                                       parallel.WORLD, self.backend)
-        return parallel.total(total).item()
+        return parallel.all_reduce_sum(total).item()
 
     def states(self, x):
         """The teacher's hidden states of an example (N, C); zeros for one of weight 0."""
@@ -166,7 +166,7 @@ class Trainer:
         return sum(losses) / count_actions(records)
 
     def compile(self):
-        """torch.compile makes fewer kernels of what is between the attentions, and of the loss."""
+        """Fuses the kernels between attentions, and those of the loss (torch.compile)."""
         if can_compile():
             self.backend = replace(self.backend, kl=compiled(kl_and_gradient))
             for block in self.model.layers:
@@ -193,8 +193,8 @@ class Trainer:
 
 
 def same_number(rows, idle):
-    """A process's rows, and an idle one for each that another process has more: FSDP needs all to run the same."""
-    return rows + [idle] * (parallel.most(len(rows)) - len(rows))
+    """This process's rows, and idle ones up to the number that any process has: FSDP needs all to run as many."""
+    return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
 
 
 def schedule(update, updates, args):

@@ -52,7 +52,7 @@ def arguments() -> Namespace:
 
 
 def print_table(paths: list[str], html: str | None) -> None:
-    files.apart(html, paths)
+    files.refuse_overwriting(html, paths)
     print(table(paths))
     if html:
         files.write_whole({html: run_page(paths)})

@@ -9,7 +9,7 @@ more, the newest, is trained.
 """
 
 from common.command_line import Parser, number, run_stage
-from common.files import apart, read_json, write_whole
+from common.files import read_json, refuse_overwriting, write_whole
 
 import json
 import math
@@ -25,15 +25,14 @@ from safetensors.torch import save_file
 from engine.kernels import cast
 from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_device, layers, load_adapter, noise
 from formats.config import Config
-from formats.peft_files import check_repeated, equal, hf_name, read_adapter, repeated_weights, write_adapter
-from formats.weights import checkpoint_weight, local_folder, read_weight, weight_files
+from formats.peft_files import check_repeated, equal, read_adapter, repeated_weights, write_adapter
+from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
 
 __all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "fold", "layers",
-           "load_adapter", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack", "trainable",
-           "write_adapter"]
+           "load_adapter", "logits_memory", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack",
+           "trainable", "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 VLLM_RANK = 512                                                     # the largest max_lora_rank
-INDEX = "model.safetensors.index.json"
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
 
@@ -54,6 +53,13 @@ class BothLogits(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return gradient, gradient @ ctx.saved_tensors[0], None, None, None
+
+
+def logits_memory(model, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
+    """Memory for `both_logits` of that many tokens, (2 tokens, V). It is empty in float32, which does not use it."""
+    dtype = cast(hidden[:0]).dtype
+    rows = 0 if dtype == torch.float32 else 2 * tokens
+    return hidden.new_empty(rows, model.config.vocab_size, dtype=dtype)
 
 
 def both_logits(model, x, teacher, memory):
@@ -119,8 +125,8 @@ def adapters(model, frozen=True, newest=True):
             layer.use_frozen, layer.use_newest = frozen, newest
         yield
     finally:
-        for layer, layer.use_frozen, layer.use_newest in before:
-            pass
+        for layer, use_frozen, use_newest in before:
+            layer.use_frozen, layer.use_newest = use_frozen, use_newest
 
 
 def fold(model):
@@ -172,7 +178,7 @@ def stack(paths, out, weight=1.0):
     If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros.
 
     Raises ValueError if an adapter is not supported, or if they belong to different models."""
-    apart(out, paths)
+    refuse_overwriting(out, paths)
     loaded = [read_adapter(path) for path in paths]
     names = list(dict.fromkeys(name for _, adapter in loaded for name in adapter))
     scales = {scale for _, adapter in loaded for _, _, scale in adapter.values()}
@@ -180,8 +186,9 @@ def stack(paths, out, weight=1.0):
     ranks = [max(len(A) for A, _, _ in adapter.values()) for _, adapter in loaded]
     tensors, repeated = {}, {}
     for path in paths:                                          # base weights go along: loading the stack checks them
-        check_repeated(path, lambda name: repeated.get(name, repeated_weights(path)[name]))
-        repeated = repeated_weights(path) | repeated
+        own = repeated_weights(path)
+        check_repeated(path, lambda name: repeated.get(name, own[name]))
+        repeated = own | repeated
     for name in names:
         A, B, _ = next(adapter[name] for _, adapter in loaded if name in adapter)
         shape = B.shape[0], A.shape[1]
@@ -212,7 +219,7 @@ def merge(model_path, paths, out):
     Raises ValueError if the checkpoint is not supported (a quantized one is not), or if an adapter is another
     model's."""
     folder, out = local_folder(model_path), Path(out)
-    apart(out, [folder, *paths])
+    refuse_overwriting(out, [folder, *paths])
     loaded = [read_adapter(path)[1] for path in paths]
     config, shards = read_json(folder / "config.json"), weight_files(folder)
     if config.get("quantization_config") or config.get("compression_config"):

@@ -24,7 +24,7 @@ from engine.kernels import cast, causal_attention, fast_bfloat16, linear
 from engine.lora_layer import load_adapter
 from engine.sampler import Request, Sampler
 from formats.config import SUPPORTED, Config
-from formats.weights import local_folder, read_weight, weight_files
+from formats.weights import hf_name, local_folder, read_weight, weight_files
 
 
 def rope_frequencies(config: Config) -> torch.Tensor:
@@ -72,8 +72,8 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Each head computes softmax(q kᵀ / √D) v over the tokens up to its own. H/G query heads share a key/value head.
 
-    The softmax itself is not here but `attend`, given to `Llama.hidden`: whether the keys and values are this row's, a
-    cache's or several documents' makes no difference to the weights."""
+    The softmax itself is computed by `attend`, which `Llama.hidden` is given. So the same weights serve a row's own
+    keys and values, a cache's, or those of several documents in a row."""
 
     def __init__(self, c):
         super().__init__()
@@ -133,14 +133,14 @@ class Block(nn.Module):
 
     @recomputable
     def forward(self, x, cos, sin, attend, at=None):
-        """x (B, T, C) → (B, T, C); of some positions only, `at` (N,), → (B, N, C)."""
+        """x (B, T, C) → (B, T, C). If `at` (N,) is given, the result is of these positions only, (B, N, C)."""
         y = attend(*self.before(x, cos, sin), self.window)      # softmax(q kᵀ / √D) v, (B, H, T, D); q, k, v are freed
         if at is not None:
             x, y = x.index_select(1, at), y.index_select(2, at)
         return self.after(x, y)
 
-    # What comes before and after `attend` are methods because distill.py compiles each of them into few kernels on a
-    # GPU. `attend` has kernels of its own.
+    # The steps before and after `attend` are methods of their own, so that distill.py can compile each of them into a
+    # few kernels on a GPU. `attend` has its own kernels.
 
     def before(self, x, cos, sin):
         return self.self_attn.project(cast(self.input_layernorm(x)), cos, sin)
@@ -196,9 +196,8 @@ class Llama(nn.Module):
     def hf_state_dict(self) -> dict[str, torch.Tensor]:
         """The weights without adapters, under the checkpoint format's names. A tied lm_head is left out."""
         tied = self.config.tie_word_embeddings
-        return {name if name.startswith("lm_head") else f"model.{name}": weight
-                for name, weight in self.state_dict().items()
-                if "lora_" not in name and not (tied and name == "lm_head.weight")}
+        return {hf_name(name): weight for name, weight in self.state_dict().items()
+                if "lora_" not in name and "frozen_" not in name and not (tied and name == "lm_head.weight")}
 
     @classmethod
     def from_pretrained(cls, path: str | Path, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu",

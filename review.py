@@ -94,7 +94,7 @@ def arguments() -> Namespace:
     if (args.corrected or args.control) and not args.hint_dir:
         p.error("--corrected and --control need the --hint-dir they were made with")
     for written in (args.html, args.out):
-        files.apart(written, [args.trajectories, args.corrected, args.control])
+        files.refuse_overwriting(written, [args.trajectories, args.corrected, args.control])
     return args
 
 

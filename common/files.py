@@ -5,7 +5,7 @@ import glob
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from zlib import crc32
 
@@ -53,7 +53,7 @@ def whole_lines(file: Path) -> list[dict]:
 
 # ---- writing whole files
 
-def apart(out: str | Path | None, inputs: Iterable[str | Path | None]) -> None:
+def refuse_overwriting(out: str | Path | None, inputs: Iterable[str | Path | None]) -> None:
     """Raises ValueError if the output is one of the files that are read."""
     if out and Path(out).resolve() in [Path(file).resolve() for file in inputs if file]:
         raise ValueError(f"{out}: is read, so it cannot be written to; give another name")
@@ -84,7 +84,7 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
     return part
 
 
-def write_whole(contents: dict | Sequence[tuple]) -> None:
+def write_whole(contents: dict | Iterable[tuple]) -> None:
     """Writes several files, {path: content as in `write_part`} or such pairs: all of them appear or none does, even if
     the power fails. Until then the earlier ones stay."""
     parts = {}

@@ -81,13 +81,13 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window
 
 
 def trains_by_plain_products(q):
-    """Is `CausalAttention` the faster kernel? On a CPU where gradients are wanted: in float32, or in bfloat16 without
-    AMX."""
+    """Is `CausalAttention` the faster kernel? On a CPU it is in float32 where gradients are wanted, and in training's
+    bfloat16 (autocast), the teacher's passes included, if the CPU has no AMX."""
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if q.dtype == torch.float32:
         return q.requires_grad
-    return torch.is_autocast_enabled("cpu") and "avx512_bf16" in CPU and "amx_bf16" not in CPU
+    return torch.is_autocast_enabled("cpu") and fast_bfloat16() and "amx_bf16" not in CPU
 
 
 class CausalAttention(torch.autograd.Function):

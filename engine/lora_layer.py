@@ -10,8 +10,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from engine.kernels import add_linear, cast, linear
-from formats.peft_files import check_repeated, hf_name, read_adapter
-from formats.weights import checkpoint_weight, local_folder, weight_files
+from formats.peft_files import check_repeated, read_adapter
+from formats.weights import checkpoint_weight, hf_name, local_folder, weight_files
 
 # ---- the layer -----------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from formats.records import mismatch
+from formats.weights import hf_name
 
 # Fields of adapter_config.json: those we implement, and those that do not change what a trained adapter computes.
 # Any other field must be at a neutral value.
@@ -32,11 +33,6 @@ CONVERTED = ("pissa", "corda", "olora", "lora_ga")              # PEFT can conve
 
 UPDATE = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 REPEATED = re.compile(r"base_model\.model\.(?:(.+)\.base_layer|(model\.embed_tokens|lm_head))\.weight")
-
-
-def hf_name(name):
-    """A layer's name in the checkpoint."""
-    return name if name == "lm_head" else f"model.{name}"
 
 
 def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model="", repeated=None):
@@ -154,7 +150,7 @@ def read_adapter(path):
                              "so PEFT would ignore it; correct target_modules or remove the tensor")
         if len(A) != rank:
             raise ValueError(f"{file}: {keys[0]} is {list(A.shape)}; adapter_config.json gives this layer rank {rank}")
-        if not math.isfinite(alpha):
+        if not abs(alpha) <= torch.finfo(torch.float32).max:    # nor NaN, nor an integer too large for a float
             raise ValueError(f"{config_file}, field 'lora_alpha': {alpha} is not a finite number")
         adapter[module.removeprefix("model.")] = A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not adapter:

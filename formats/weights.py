@@ -10,6 +10,8 @@ from safetensors import SafetensorError, safe_open
 from formats.config import QUANTIZED
 from formats.records import mismatch
 
+INDEX = "model.safetensors.index.json"                          # of a checkpoint of several files
+
 
 def local_folder(path: str | Path, weights: bool = True) -> Path:
     """`path` if it is a directory. Otherwise it is a hub id, and its config, tokenizer and (with `weights`) weights are
@@ -29,11 +31,16 @@ def local_folder(path: str | Path, weights: bool = True) -> Path:
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({reason})") from None
 
 
+def hf_name(name: str) -> str:
+    """A layer's or a weight's name in the checkpoint."""
+    return name if name.startswith("lm_head") else f"model.{name}"
+
+
 def weight_files(folder: Path) -> dict[str, Path]:
     """{tensor name: its safetensors file} of a checkpoint of one or several files.
 
     Raises ValueError, naming the file, if it cannot be read."""
-    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    index, single = folder / INDEX, folder / "model.safetensors"
     if index.exists():
         weight_map = read_json(index).get("weight_map")
         expected = dict.fromkeys(weight_map, str) if isinstance(weight_map, dict) else {}

@@ -71,7 +71,7 @@ def without_storage() -> Iterator[Memory]:
         yield memory
 
 
-def fused_attention(q, k, v, window=None, mask=None):
+def fused_attention(q, k, v, window=None):
     """`causal_attention` by the fused kernel that a GPU runs, also for tensors on the CPU."""
     if window and k.shape[2] > window:
         return windowed_attention(q, k, v, window)

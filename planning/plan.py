@@ -25,7 +25,7 @@ from training.loss import BACKENDS, chunked_loss
 from training.packing import Row, hidden_states, pack, row_limits
 
 GIB = 2 ** 30
-# tokens of a typical trajectory: hints; shown and sampled per step
+# A typical trajectory: tokens of hints, number of steps, and tokens shown and sampled in each step.
 HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100
 
 
@@ -146,8 +146,7 @@ def print_distillation(args, lengths: list[Lengths] | None = None, longest: Call
     between = f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else ""
     print(f"the teacher's pass before the first update: {rows * teacher / 1e12:,.0f} TFLOP on a GPU, "
           f"{rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
-          f"at {rate / 1e12:g} TFLOP/s"
-          f"{between}; with {updates:,} updates in {args.epochs} epochs "
+          f"at {rate / 1e12:g} TFLOP/s{between}; with {updates:,} updates in {args.epochs} epochs "
           f"{(rows * first + updates * update) / 3600:.2g} h")
     if gpus > len(lengths):
         print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take "
@@ -252,9 +251,8 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --plan to a stage's options."""
     parser.add_argument("--plan", nargs="+", type=float, metavar="N",
                         help="GPUS GIB [TFLOPS GBS]: only print what each of so many GPUs of so much memory would "
-                             "hold, and how long it takes if each computes at TFLOPS [400] and moves GBS gigabytes a "
-                             "second "
-                             "[300 between GPUs, 2500 out of its memory]")
+                             "hold, and how long it takes if each computes at TFLOPS [400] and moves GBS gigabytes "
+                             "a second [300 between GPUs, 2500 out of its memory]")
 
 
 def given(args, bandwidth):

@@ -19,7 +19,7 @@ from scaling import parallel
 def save(state: dict, folder: Path) -> None:
     """Writes a tree of tensors to `folder`/<n> and then removes the checkpoints before it. Each process writes its own
     parts. A checkpoint that is not complete counts as absent. Raises ValueError if it cannot be written."""
-    n = parallel.agree(max(_complete(folder), default=0) + 1)
+    n = parallel.broadcast(max(_complete(folder), default=0) + 1)
     try:
         _checkpoint("save", state, folder / str(n))
     except (OSError, RuntimeError) as e:                        # PyTorch raises the latter on a full disk
@@ -34,14 +34,14 @@ def save(state: dict, folder: Path) -> None:
 def restore(state: dict, folder: Path) -> dict | None:
     """Fills a tree of tensors with the last checkpoint, whatever the number of processes that wrote it. Returns the
     tree, or None if there is no checkpoint. Raises ValueError if it is damaged."""
-    n = parallel.agree(max(_complete(folder), default=0))
+    n = parallel.broadcast(max(_complete(folder), default=0))
     if not n:
         return None
     try:
         _checkpoint("load", state, folder / str(n))
     except Exception as e:                                      # PyTorch raises many kinds on a broken file
         raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); "
-                         f"remove {folder}, the same command begins anew") from None
+                         f"remove {folder}, then the same command starts over") from None
     return state
 
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from engine.kernels import keep_freed_memory, pack
 from engine.sampler import Request, Sampler, Step
-from formats.weights import local_folder, read_weight, weight_files
+from formats.weights import hf_name, local_folder, read_weight, weight_files
 from lora import fold, load_adapter
 from model import Llama, fastest_dtype
 
@@ -62,7 +62,7 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
          linear_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None) -> Llama:
     """The model in the directory or hub id `path`, with its adapters stacked in order.
 
-    whole: false under torchrun loads no weights; `share_out` or `split` then gives every process its part.
+    whole: false under torchrun loads no weights; `shard` or `split` then gives every process its part.
     dtype: of all weights [bfloat16 on a GPU, float32 on a CPU]. linear_dtype: of linear layers' weights, where a single
     process runs on a CPU."""
     device, default = device_and_dtype()
@@ -150,7 +150,7 @@ def split(model: Llama, path: str | Path) -> None:
             local.zero_()                                              # one process adds the bias
         module.register_parameter(kind, torch.nn.Parameter(local, requires_grad=False))
         if dimension is inputs and kind == "weight":
-            module.register_forward_hook(lambda module, inputs, y: total(y, REPLICA.get_group()))
+            module.register_forward_hook(lambda module, inputs, y: all_reduce_sum(y, REPLICA.get_group()))
     model.config = replace(c, **{name: size // parts for name, size in sizes.items()})
 
 
@@ -177,9 +177,10 @@ def follow(args: Namespace) -> None:
 
 # ---- training: FSDP2 -----------------------------------------------------------------------------------------------
 
-def share_out(model: Llama, path: str | Path) -> Llama:
-    """FSDP2, block by block: gives every process its shard of a model that was loaded without weights. Adapters, which
-    every process has read, are cut down to its rows."""
+def shard(model: Llama, path: str | Path) -> Llama:
+    """Gives every process its shard of a model that was loaded without weights (FSDP2, block by block), and cuts the
+    adapters, which every process has read, down to its rows. Blocks are recomputed in the backward pass under FSDP and
+    on a GPU. A single process keeps its model."""
     device, _ = device_and_dtype()
     for block in model.layers:
         block.recompute = MANY or device.type == "cuda"
@@ -211,8 +212,7 @@ def read_parts(model: Llama, path: str | Path) -> None:
             for size, here in zip(p.shape, held):                     # as torch.chunk divides: the last may hold less
                 first = 0 if here == size else min(-(-size // mesh.size()) * mesh.get_local_rank(), size)
                 part.append(slice(first, first + here))
-            stored = name if name.startswith("lm_head") else f"model.{name}"
-            local = read_weight(files, stored, p.shape, tuple(part)).to(device, p.dtype).contiguous()
+            local = read_weight(files, hf_name(name), p.shape, tuple(part)).to(device, p.dtype).contiguous()
             local = DTensor.from_local(local, mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
             weights[name] = torch.nn.Parameter(local, requires_grad=False)
     if tied:
@@ -234,21 +234,21 @@ def share(items: Sequence) -> Sequence:
     return items[RANK::WORLD]
 
 
-def total(x: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
+def all_reduce_sum(x: torch.Tensor, group: dist.ProcessGroup | None = None) -> torch.Tensor:
     """The sum of a tensor over all processes, or over a group's; in place."""
     if MANY:
         dist.all_reduce(x, group=group)
     return x
 
 
-def most(n: int) -> int:
+def all_reduce_max(n: int) -> int:
     """The largest n of all processes."""
     if MANY:
         dist.all_reduce(n := torch.tensor(n, device=device_and_dtype()[0]), dist.ReduceOp.MAX)
     return int(n)
 
 
-def agree(x: object) -> object:
+def broadcast(x: object) -> object:
     """The first process's x, in all processes."""
     said = [x]
     if MANY:
@@ -256,6 +256,6 @@ def agree(x: object) -> object:
     return said[0]
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """A sharded tensor in one piece."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor

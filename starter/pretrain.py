@@ -133,10 +133,8 @@ def grown(weights, layers):
 
 def save(model, config, out):
     (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
-    weights = {name if name.startswith("lm_head") else f"model.{name}": weight.detach().clone()
-               for name, weight in model.state_dict().items()
-               if not (name.startswith("lm_head") and config["tie_word_embeddings"])}
-    files.write_whole({out / "model.safetensors": lambda part: save_file(weights, part, metadata={"format": "pt"})})
+    files.write_whole({out / "model.safetensors": lambda part: save_file(model.hf_state_dict(), part,
+                                                                         metadata={"format": "pt"})})
 
 
 def main():

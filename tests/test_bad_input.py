@@ -434,7 +434,7 @@ CASES = [                                                               # script
     (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
     (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
     *((D, DISTILL, lambda f, file=file: (damaged_checkpoint(f), text(f"adapter/checkpoint/1/{file}", "x")(f)),
-       "checkpoint/1: damaged .*; remove .*checkpoint, the same command begins anew")
+       "checkpoint/1: damaged .*; remove .*checkpoint, then the same command starts over")
       for file in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
     (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),

@@ -59,10 +59,9 @@ def model():
     m = Llama(Config(**SHAPE))
     for p in m.parameters():
         torch.nn.init.normal_(p, std=0.2)
-    add_adapter(m, 4, 8)
-    # one frozen adapter below the newest, both not zero
-    for p in add_adapter(m, 4, 8):
-        torch.nn.init.normal_(p, std=0.4)
+    for _ in range(2):                                                 # a frozen adapter and the newest, neither zero
+        for p in add_adapter(m, 4, 8):
+            torch.nn.init.normal_(p, std=0.4)
     return m.train()
 
 
@@ -231,12 +230,12 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
     assert len({id(c) for c in chosen}) == len(chosen)
     templates, groups = Counter(c["task"]["template"] for c in chosen), Counter(c["task"]["group"] for c in chosen)
     assert templates["a2"] >= 3 and templates["b1"] >= 2               # 1. up to the mean of 12 / 3
-    assert 13 <= groups["b"] + 2 and groups["c"] >= 12                 # 2. up to the largest group
+    assert groups["b"] + 2 >= 13 and groups["c"] >= 13                 # 2. up to the largest group
     assert templates["a3"] > 0                                         # 3. what no mistake was made in
 
 
 def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
-    """A teacher that always says one thing with its hint: the student says it without."""
+    """By cross-entropy on the successes: the loss falls, and every layer has its adapter."""
     tiny_checkpoint(tmp_path)
     data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
@@ -280,7 +279,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
         return (tmp_path / out / "adapter_model.safetensors").read_bytes()
 
     whole = run("whole")
-    # 12 updates: killed after 3, and again after 4 more
+    # 12 updates. Killed after 3, and again after 4 more.
     for last in (3, 4):
         with pytest.raises(KeyboardInterrupt):
             run("killed", last)
@@ -332,6 +331,9 @@ def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
     assert usable(whole)
     assert not usable(whole | {"stop": "length"}) and not usable(whole | {"targets": []})
     assert usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned
+    for ids in ({"monologue": [5]}, {"code": [5]}, {"monologue": [], "code": [5]}):
+        cut = whole["steps"][1] | {"token_ids": ids}
+        assert not usable(whole | {"steps": [whole["steps"][0], cut, whole["steps"][2]]})
 
 
 def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path):
@@ -348,7 +350,7 @@ def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished
     assert refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out")
     assert not list(out.iterdir())
     os.close(held)
-    # of its own: the data are no trajectories
+    # The lock is gone. This run fails because its data are no trajectories.
     assert run().returncode == 2 and (out / "arguments.json").exists()
     (out / "adapter_model.safetensors").write_bytes(b"")
     for name in ("checkpoint", "teacher"):

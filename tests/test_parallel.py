@@ -32,7 +32,7 @@ real, calls = torch.nn.utils.clip_grad_norm_, []
 def clip(parameters, norm):
     calls.append(1)
     if len(calls) == 1:
-        gradients = [parallel.whole(p.grad) for p in parameters]
+        gradients = [parallel.full_tensor(p.grad) for p in parameters]
         file = Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
         if parallel.RANK == 0 and not file.exists():
             torch.save(gradients, file)
@@ -141,7 +141,7 @@ open("/proc/self/clear_refs", "w").write("5")     # the peak so far, of importin
 before = peak()
 model = parallel.load(sys.argv[1], whole=False)
 add_adapter(model, 4, 8)
-model = parallel.share_out(model, sys.argv[1])
+model = parallel.shard(model, sys.argv[1])
 sum(p.to_local().sum() for p in model.parameters())     # what is memory-mapped is read now
 torch.save(peak() - before, sys.argv[2] + f"/peak{{parallel.RANK}}.pt")
 for p in trainable(model):
@@ -290,9 +290,9 @@ def logits_and_gradients(paths):
         model = parallel.load(path, whole=False)
         torch.manual_seed(0)
         add_adapter(model, 4, 8)
-        model = parallel.share_out(model, path)
+        model = parallel.shard(model, path)
         model.lm_head(model.hidden(tokens)).logsumexp(-1).sum().backward()
-        results[path + " gradients"] = torch.cat([parallel.whole(p.grad).flatten() for p in trainable(model)])
+        results[path + " gradients"] = torch.cat([parallel.full_tensor(p.grad).flatten() for p in trainable(model)])
     return results
 
 

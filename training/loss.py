@@ -12,17 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.graph import get_gradient_edge
 
-from engine.kernels import cast, causal_attention, give_back_freed_memory
-from lora import both_logits
+from engine.kernels import causal_attention, give_back_freed_memory
+from lora import both_logits, logits_memory
 from training.packing import Row, hidden_states
 
 # ---- the definition
 
 def kl_divergence(student_logits: Sequence, teacher_logits: Sequence, temperature: float) -> torch.Tensor:
-    """KL(teacher ‖ student) over the vocabulary, both at `temperature`; the mean over an action's tokens, then over
+    """KL(teacher ‖ student) over the vocabulary, both at `temperature`: the mean over an action's tokens, then over the
     actions.
 
-    student_logits, teacher_logits: for each action, the logits at its tokens, (n, V) → ()"""
+    student_logits, teacher_logits: for each action, the logits (n, V) at its tokens. Returns a scalar."""
     losses = []
     for student, teacher in zip(student_logits, teacher_logits, strict=True):
         log_q = F.log_softmax(student / temperature, dim=-1)
@@ -47,7 +47,7 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     the teacher's logits in memory, so that no third (n, V) is needed."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
-    # exp2_ is faster than exp_ on a CPU
+    # 2^(x log2 e) = e^x: exp2_ is faster than exp_ on a CPU
     p, q = (x.mul_(math.log2(math.e)).exp2_() for x in (log_p, log_q))
     losses = terms.mul_(p).sum(-1)
     teacher.copy_(q.sub_(p).mul_(weights[:, None]))
@@ -72,11 +72,12 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
     gradients are added to the adapter's parameters.
 
     It saves memory: the (N, V) logits never exist as a whole. The model runs up to lm_head once for the row. Then one
-    chunk of tokens after the other goes through lm_head, the loss and their backward pass, which frees its logits. A
-    last backward pass goes from lm_head's input through the rest of the model.
+    chunk of tokens after the other goes through lm_head, the loss and their backward pass, and its logits are freed
+    before the next chunk's are computed. A last backward pass goes from lm_head's input through the rest of the model.
 
-    teacher: what lm_head reads in the teacher's pass, (N, C). actions: how many the whole batch has [those of the row];
-    the results of its rows add up. processes: over how many of them FSDP takes the mean of the gradients."""
+    teacher: what lm_head reads in the teacher's pass, (N, C). actions: how many the whole batch has [those of the row],
+    so that the results of a batch's rows add up. processes: how many share the model; FSDP averages their gradients, so
+    each process multiplies its own by this number."""
     backend = backend or BACKENDS[model.device.type]
     vocab_size = model.config.vocab_size
     hidden = hidden_states(model, row, backend.causal)                                                  # (N, C)
@@ -87,10 +88,7 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
     size = chunk_size(model, len(hidden), backend.chunk_bytes)
     total = hidden.new_zeros((), dtype=torch.float32)
     with freed_memory_given_back(hidden.device.type == "cpu" and len(hidden) * vocab_size > 2 ** 22):
-        precision = cast(hidden[:0]).dtype
-        rows = 2 * size if teacher is not None and precision != torch.float32 else 0
-        # for both_logits
-        buffer = hidden.new_empty(rows, vocab_size, dtype=precision)
+        memory = logits_memory(model, hidden, size) if teacher is not None else None
         for start in range(0, len(hidden), size):
             chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
             x = head_input[chunk]
@@ -100,7 +98,7 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
                 if learn:
                     (loss * processes).backward()
             else:
-                logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, buffer)
+                logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, memory)
                 loss = sum(backend.kl(*piece) for piece in pieces(logits, gradient, weights[chunk], backend)) / actions
                 end = get_gradient_edge(logits) if learn else None
                 del logits                                      # not needed by their own backward pass
@@ -108,7 +106,7 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
                     torch.autograd.backward(end, gradient.mul_(processes / actions))
                 del end, gradient                               # before the next chunk's
             total += loss.detach()
-        del buffer
+        del memory
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
         hidden.backward(head_input.grad)
     return total
@@ -124,15 +122,15 @@ def chunk_size(model, tokens: int, chunk_bytes: int) -> int:
 
 
 def pieces(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, backend: Backend) -> Iterator:
-    """Of a chunk, as many tokens at a time as are computed in float32."""
+    """The chunk in pieces that are small enough to be computed in float32 at once."""
     tokens = max(1, backend.float32_logits // student.shape[1])
     return zip(student.detach().split(tokens), teacher.split(tokens), weights.split(tokens), strict=True)
 
 
 @contextmanager
 def freed_memory_given_back(large: bool) -> Iterator[None]:
-    """A CPU's C library keeps freed memory. If the logits are large, they can have what the pass through the model has
-    freed, and the backward pass can have theirs."""
+    """A CPU's C library keeps freed memory. If the logits are large, it is given back before they are computed and
+    again before the last backward pass, so that the process never holds both."""
     if large:
         give_back_freed_memory()
     yield
