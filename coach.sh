@@ -36,9 +36,10 @@ for round in 2 3; do
     again="--resample $run/flagged$round.jsonl --samples 2 --rollout --temperature 0.3"
     $python collect.py $agent $adapters $new --hints none --temperature 0.7 --out $run/seen$round.jsonl
     $python review.py $run/seen$round.jsonl $mistakes --out $run/flagged$round.jsonl
+    [ -s $run/flagged$round.jsonl ] || continue            # none of these mistakes was made: nothing to learn
     $python collect.py $agent $adapters $again --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    for seed in 0 1; do                        # two trainings copy different values wrongly, their mean fewer
+    for seed in 0 1; do                        # each training miscopies other values, their mean fewer
         $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
             --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --seed $seed --row 2730 \
             --out $run/round$round-seed$seed

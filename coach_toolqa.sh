@@ -7,6 +7,8 @@
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
+#   EACH            of each template's training tasks, how many round 1 plays; later rounds play the others [3 with a
+#                   small model; otherwise every round plays all]
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
@@ -23,7 +25,7 @@ run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
 case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
-        many=python trials=1 length=12288 epochs=([1]=2 [2]=2)
+        many=python trials=1 length=12288 each=${EACH:-3} epochs=([1]=2 [2]=2)
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 2e-4 --warmup 3 --kl-temperature 1 --verified"
@@ -31,28 +33,37 @@ case $size in
     *)                                         # the paper's
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
-        many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768 epochs=([1]=2 [2]=6)
+        many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768 each=${EACH:-}
+        epochs=([1]=2 [2]=6)
         local="--model $model --batch $batch --tp $processes"
         play="--max-steps 12"
         learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2";;
 esac
 
-tasks=$data
-if [ -n "$only" ]; then                        # the tasks of these groups alone
-    tasks=$run/tasks
-    mkdir -p $tasks
-    for file in train test train-unseen test-unseen; do
-        grep -E "\"group\": \"(${only// /|})\"" $data/$file.jsonl > $tasks/$file.jsonl \
-            || { echo "ONLY=\"$only\": $data/$file.jsonl has no task of these groups" >&2; exit 2; }
-    done
-fi
+[ -d $hints ] || echo "$hints: no such folder, so there is only round 1; HINTS names one with round2, round3, …" >&2
+
+tasks=$run/tasks
+mkdir -p $tasks
+choose() {                                     # choose SPLIT FIRST [LAST]: each template's tasks from FIRST to LAST
+    awk -v groups="${only// /|}" -v first=$2 -v last="${3:-}" '
+        $0 ~ "\"group\": \"(" (groups ? groups : ".*") ")\"" && match($0, /"template": "[^"]*"/) {
+            n = ++seen[substr($0, RSTART, RLENGTH)]
+            if (n >= first && (!last || n <= last)) print
+        }' $data/$1.jsonl
+}
+choose train$split 1 $each > $tasks/train.jsonl            # for round 1; the others are for the later rounds
+choose train$split $((each + 1)) > $tasks/later.jsonl      # without EACH, all rounds play all tasks
+choose test$split 1 > $tasks/test.jsonl
+for file in train later test; do
+    [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=$each: $file.jsonl would be empty" >&2; exit 2; }
+done
 agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
 learn="--model $model $learn --batch 8 --hint-dropout 0.9"
-combined="--hints combined --hints-for $tasks/train$split.jsonl"    # no hints for groups and templates not in training
+combined="--hints combined --hints-for $tasks/train.jsonl"    # no hints for groups and templates not in training
 
 evaluate() {                                   # evaluate NAME [ADAPTERS AND HINTS …]
     name=$1; shift
-    $many evaluate.py $local $agent --tasks $tasks/test$split.jsonl --trials $trials "$@" --out "$run/test/$name.jsonl"
+    $many evaluate.py $local $agent --tasks $tasks/test.jsonl --trials $trials "$@" --out "$run/test/$name.jsonl"
 }
 
 # Table 2: hints for the type of task. Table 3: hints for all types at once. Both with the tools' documentation alone
@@ -63,7 +74,7 @@ evaluate 1-task            --hints task
 [ $size = small ] || evaluate 2-combined-tools $combined --kinds tools
 evaluate 3-combined        $combined
 for other in ${OTHERS:-}; do
-    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test$split.jsonl --trials $trials"
+    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
     python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl
     python evaluate.py $model_of_others $combined --out $run/test/3-$other.jsonl
 done
@@ -71,23 +82,25 @@ done
 # Three rounds: with the teacher's distribution (Tables 3 to 5), or, as in Table 7, with cross-entropy on successes.
 rounds() {                                     # rounds kl | ce
     loss=$1 to=$run/$1
-    train="$many collect.py $local $agent --tasks $tasks/train$split.jsonl"
-    $train --hints task --trials $trials --out $run/hinted1.jsonl
+    play="$many collect.py $local $agent"
+    $play --tasks $tasks/train.jsonl --hints task --trials $trials --out $run/hinted1.jsonl
     $many distill.py $learn --loss $loss --epochs ${epochs[1]} --data $run/hinted1.jsonl --out $to/round1
     adapters="--adapter $to/round1"
     evaluate 4-$loss-round1 $adapters
     for mistakes in $hints/round[2-9]; do      # as many rounds as somebody has written hints for
         [ -d "$mistakes" ] || continue
         round=${mistakes##*round} balance=
-        $train $adapters --trials $trials --seed $round --out $to/seen$round.jsonl
+        $play $adapters --tasks $tasks/later.jsonl --trials $trials --seed $round --out $to/seen$round.jsonl
         python review.py $to/seen$round.jsonl --hint-dir $mistakes --judge $judge --max-length $length --batch 12 \
             --out $to/flagged$round.jsonl
-        $many collect.py $local $agent $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout \
+        [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
+        $play $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout \
             --out $to/corrected$round.jsonl
         if [ $size = small ]; then             # full trajectories beside the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones
-            $train $adapters --hints task --trials 1 --seed $round --out $to/candidates$round.jsonl
+            $play $adapters --tasks $tasks/later.jsonl --hints task --trials 1 --seed $round \
+                --out $to/candidates$round.jsonl
             balance="--balance $to/candidates$round.jsonl"
         fi
         $many distill.py $learn --loss $loss --epochs ${epochs[2]} $adapters --data $to/corrected$round.jsonl $balance \
@@ -116,10 +129,11 @@ python evaluate.py --table $run/test/*.jsonl --html $run/run.html
 # learns only the templates of train-unseen; test-unseen has the others.
 unseen=$run/unseen
 mkdir -p $unseen
-grep -oE '"template": "[^"]*"' $tasks/train-unseen.jsonl | sort -u > $unseen/templates
+choose test-unseen 1 > $unseen/test.jsonl
+choose train-unseen 1 | grep -oE '"template": "[^"]*"' | sort -u > $unseen/templates
 grep -Ff $unseen/templates $run/hinted1.jsonl > $unseen/hinted.jsonl
 $many distill.py $learn --epochs ${epochs[1]} --data $unseen/hinted.jsonl --out $unseen/round1
-hinted="$many evaluate.py $local $agent --tasks $tasks/test-unseen.jsonl --hints task --trials $trials"
+hinted="$many evaluate.py $local $agent --tasks $unseen/test.jsonl --hints task --trials $trials"
 $hinted --out $unseen/before.jsonl
 $hinted --adapter $unseen/round1 --out $unseen/after.jsonl
 python evaluate.py --table $unseen/before.jsonl $unseen/after.jsonl

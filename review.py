@@ -182,17 +182,14 @@ def print_missed(trajectories: list[dict], missed: list[dict]) -> None:
 
 
 def write_flagged(found: list[Finding], mistakes: list[Mistake], args: Namespace) -> None:
-    """The flagged states, for collect.py --resample. Raises ValueError if there is none."""
-    if not found:
-        raise ValueError(f"{args.hint_dir}: no step of {args.trajectories} has any of these mistakes, "
-                         "there is nothing to correct")
-    texts = {str(m.file): m.file.read_text() for m in mistakes}
+    """Writes the flagged states, for collect.py --resample: an empty file if there are none."""
+    texts = {str(m.file): files.read_text(m.file) for m in mistakes}
     output = files.Output(args.out, {"trajectories": args.trajectories, "mistakes": texts})
     for finding in found:
         state = flag(*finding)
         if state["id"] not in output.done:
             output.write(state)
-    print(f"{args.out}: {len(output.done)} flagged states")
+    print(f"{args.out}: {len(output.done)} flagged states" + ("" if found else ", there is nothing to correct"))
 
 
 if __name__ == "__main__":

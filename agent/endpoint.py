@@ -64,6 +64,8 @@ class Messages:
 
     def prompt(self, question: str, hints: list[str], steps: list[dict],
                ask: str | None = None) -> tuple[list[dict], dict]:
+        steps = [step | {"token_ids": {}} for step in steps]    # a local model may have said both in one turn
+
         def said(n, name):
             return f"{disarmed(steps[n][name])}\n</{RESPONSES[name][0]}>"
 

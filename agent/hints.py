@@ -34,8 +34,7 @@ def read_sections(file: Path) -> list[dict]:
     text = files.read_text(file)
     for n, line in enumerate(text.splitlines(), 1):
         if line.startswith("## ") and not SECTION.match(line):
-            raise ValueError(f"{file}, line {n}: {line!r} is no section; "
-                             "they start with '## tools: …', '## practice: …' or '## example: …'")
+            raise ValueError(f"{file}, line {n}: {line!r} does not start a section; {START_ONE}")
     heads = list(SECTION.finditer(text))
     before = text[:heads[0].start() if heads else None]
     if before.strip():
@@ -71,10 +70,12 @@ def hints_for(task: dict, sections: list[dict], which: str, kinds: list[str] | N
 
 # Runs in the sandbox, where the tool module is loaded, and prints a section of tool documentation.
 DOCUMENTATION = """
-import inspect
-for name, tool in list(globals().items()):
-    if inspect.isfunction(tool) and not name.startswith("_"):
-        print(f"{name}{inspect.signature(tool)}: {' '.join((inspect.getdoc(tool) or '').split())}")
+def _print(names):                                      # its variables hide no tool
+    import inspect
+    for name, tool in names:
+        if inspect.isfunction(tool) and not name.startswith("_"):
+            print(f"{name}{inspect.signature(tool)}: {' '.join((inspect.getdoc(tool) or '').split())}")
+_print(list(globals().items()))
 """
 
 

@@ -16,7 +16,7 @@ def monologue_in(text: str) -> tuple[str, str]:
     """A response to the request for a monologue → (the monologue, the code that the model went on to write).
 
     The code is "" if the monologue's tag was closed before it, as it should be."""
-    text = (_after_thoughts(text) or THOUGHT_TAG.sub("", text)).partition("<observation>")[0]
+    text = (_after_thoughts(text) or _last(THOUGHT_TAG.split(text))).partition("<observation>")[0]
     text, closed, _ = text.partition("</inner_monologue>")
     text = re.split(r"(?:<inner_monologue>\s*)+", text, maxsplit=1)[-1]
     before, opened, rest = text.partition("<python>")
@@ -40,7 +40,12 @@ def code_in(text: str) -> str:
 def _after_thoughts(text):
     """What a reasoning model says once it has thought."""
     *thoughts, rest = re.split("</think(?:ing)?>", text)
-    return re.split("<think(?:ing)?>", rest if rest.strip() else "".join(thoughts))[0].strip("\n")
+    return re.split("<think(?:ing)?>", rest if rest.strip() else _last(thoughts))[0].strip("\n")
+
+
+def _last(pieces):
+    """The last piece that is not blank. Pieces are never joined: the record's text must occur in what was sampled."""
+    return next((piece for piece in reversed(pieces) if piece.strip()), "")
 
 
 def _unfenced(text):

@@ -57,7 +57,7 @@ def corrections(states: list[dict], args: Namespace) -> Iterator[dict]:
         known = all(step["token_ids"].keys() >= {"monologue", "code"} for step in state["steps"])
         if not known and not args.model.startswith("openai:"):
             raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; "
-                             "only --model openai:NAME can go on from there")
+                             "only --model openai:NAME can continue from there")
         for sample in range(args.samples):
             key = f"{state['id']}~{sample}"
             t = copy.deepcopy(state) | UNPLAYED

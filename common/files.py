@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 def read_json(file: str | Path) -> dict:
     """A file that holds one JSON object. Raises ValueError, naming the file, if it does not."""
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
+        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
     except OSError as e:
         raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
     except UnicodeDecodeError:
@@ -32,7 +32,7 @@ def read_json(file: str | Path) -> dict:
 def read_text(file: str | Path) -> str:
     """A file of UTF-8 text. Raises ValueError, naming the file, if it is not."""
     try:
-        return Path(file).read_text(encoding="utf-8")
+        return Path(file).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{file}: not UTF-8 text") from None
 

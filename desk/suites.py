@@ -103,7 +103,7 @@ def attempt(chat: Chat, trajectory: dict) -> Generator:
     if tag == "answer":
         trajectory["answer"] = number(inside)
     elif code and not cut:
-        passed = secrets.token_hex(8)                                  # unknown to the code, which cannot claim it
+        passed = secrets.token_hex(8)       # no solution says this by accident; one that reads its caller's frame could
         observation = yield Execute(program(task, step["code"], passed))
         step["observation"] = observation.text
         trajectory["answer"] = "passed" if observation.completed and observation.completed[1] == passed else "failed"

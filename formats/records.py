@@ -4,6 +4,7 @@ A schema is a type, a tuple of alternatives, a list with the schema of its items
 field that ends in "?" may be missing. Nothing is read that does not match its schema.
 """
 
+import codecs
 import json
 from pathlib import Path
 
@@ -51,13 +52,15 @@ def read_records(file: str | Path, schema: dict) -> list[dict]:
     if not file.is_file():
         raise ValueError(f"{file}: {'a directory, not a file of records' if file.is_dir() else 'no such file'}")
     found, lines = [], {}
-    for n, line in enumerate(file.read_bytes().splitlines(), 1):
+    for n, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
         if not line.strip():
             continue
         where = f"{file}, line {n}"
         record = read_line(line, where)
         if wrong := mismatch(record, schema):
-            raise ValueError(f"{where}, field {wrong[0]!r}: {wrong[1]}")
+            number = type(record.get(wrong[0])) in (int, float) and "a text" in wrong[1]
+            advice = f'; write "{record[wrong[0]]}"' if number else ""
+            raise ValueError(f"{where}, field {wrong[0]!r}: {wrong[1]}{advice}")
         if record["id"] in lines:
             raise ValueError(f"{where}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
         targets = record.get("targets", [])
@@ -83,7 +86,10 @@ def read_line(line: bytes, where: str) -> dict:
         raise ValueError(f"{where}: not UTF-8 text") from None
     except UnicodeEncodeError as e:
         raise ValueError(f"{where}: {ascii(e.object[e.start])} is half a character") from None
-    except ValueError as e:                                     # not JSON, or a number of thousands of digits
+    except ValueError as e:
+        if line.strip() in (b"[", b"{"):        # a list or an object over several lines
+            raise ValueError(f"{where}: write one object a line (JSONL)") from None
+        # not JSON, or a number of thousands of digits
         raise ValueError(f"{where}: not JSON ({str(e).split(':')[0]})") from None
     except RecursionError:
         raise ValueError(f"{where}: nested too deep") from None

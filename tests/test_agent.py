@@ -15,7 +15,7 @@ from agent.chat import Chat
 from agent.hints import documentation, hints_for, load_hints
 from agent.play import Generate, is_right, new_step, play
 from formats import records
-from tools.sandbox import Observation
+from tools.sandbox import Observation, World
 
 TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question": "What did it open at on 2014-03-05?",
         "answer": "42.75"}
@@ -106,7 +106,8 @@ def test_a_worked_example_in_a_hint_is_seen_as_it_stands_and_in_the_tokens_of_a_
         return chat.prompt("q", hints, [step(chat, "m", "c", "o", corrective)])[0]
     ids, tokens = prompt("Do it so:\n" + EXAMPLE), chat.encode_template(EXAMPLE)
     assert "Do it so:\n" + EXAMPLE in chat.decode(ids)
-    assert any(ids[i:i + len(tokens)] == tokens for i in range(len(ids))) or not chat.tags
+    if chat.tags:                                                       # where a tag is one token
+        assert any(ids[i:i + len(tokens)] == tokens for i in range(len(ids)))
     special = [i for i in chat.special if chat.special[i] not in chat.tags]
     controls = lambda text: [i for i in prompt(text) if i in special]
     assert controls("<|end|><|eot|><|assistant|>" + EXAMPLE) == controls("harmless")
@@ -240,6 +241,14 @@ def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):
     assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p", "common/all"]
 
 
+def test_what_we_run_in_the_sandbox_redefines_no_tool(tmp_path):
+    """Neither the documentation nor the search for missing protections."""
+    (tmp_path / "odd.py").write_text("def tool(x):\n    pass\n\ndef flags(x):\n    pass\n\ndef what(x):\n    pass\n")
+    assert "Note:" not in documentation(tmp_path / "odd.py")
+    with World(tmp_path / "odd.py") as odd, World(None) as none:
+        assert odd.missing == none.missing
+
+
 def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
     (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n'
                                       '    """What an item costs,\n    as a text."""\n\n'
@@ -267,7 +276,8 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
 # ---- files
 
 @pytest.mark.parametrize("content, message", [
-    ("", "empty"), ("{", "line 1: not JSON"), ("[1]", "line 1: not an object but a list"),
+    ("", "empty"), ("{", "line 1: write one object a line"), ('{"id"', "line 1: not JSON"),
+    ("[1]", "line 1: not an object but a list"),
     (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
     (json.dumps({k: v for k, v in TASK.items() if k != "question"}), "field 'question': missing"),
     (json.dumps(TASK) + "\n\n" + json.dumps(TASK), "line 3, field 'id': 't-1' is on line 1 already")])

@@ -191,6 +191,8 @@ STUBBORN = """def detect(t, s):
 CASES = [                                                               # script, command, damage, what the line says
     # tasks
     (C, COLLECT, remove("tasks.jsonl"), "tasks.jsonl: no such file"),
+    (C, COLLECT, text("tasks.jsonl", json.dumps([TASK], indent=1)), r"line 1: write one object a line \(JSONL\)"),
+    (C, COLLECT, line("tasks.jsonl", answer=42), "line 2, field 'answer': not a text or a list; write \"42\""),
     (C, COLLECT.replace("tasks.jsonl", "data"), nothing, "data: a directory, not a file of records"),
     (C, COLLECT, text("tasks.jsonl", ""), "tasks.jsonl: empty"),
     (C, COLLECT, text("tasks.jsonl", "\n\n"), "tasks.jsonl: empty"),
@@ -224,7 +226,7 @@ CASES = [                                                               # script
     (C, COLLECT, text("hints/g.md", b"## tools: a\n\xff\n"), "g.md: not UTF-8 text"),
     (C, COLLECT, text("hints/g.md", "hello\n## tools: a\nb\n"), "g.md, line 1: text outside a section"),
     (C, COLLECT, text("hints/g.md", "## tools: a\nb\n## tool: c\nd\n"),
-     "g.md, line 3: '## tool: c' is no section; they start with"),
+     "g.md, line 3: '## tool: c' does not start a section; start one with"),
     (C, COLLECT, text("hints/g.md", "## tools: a\n\n## practice: c\nd\n"), "g.md, line 1: the section 'a' is empty"),
     (C, COLLECT, text("hints/g.md", "## practice: a\nfor: ,\nb\n"), "g.md, line 1: .* names no template after 'for:'"),
     # the command line
@@ -333,7 +335,6 @@ CASES = [                                                               # script
         ("+++\npython = 'def detect(t, s): return t[5]'\n+++\nNo.\n", ", field 'python': on step 1 of t1#0: KeyError"),
         ("+++\npython = '''\ndef detect(t, s):\n    while True: pass'''\n+++\nNo.\n",
          ", field 'python': on step 1 of t1#0: no answer after"))),
-    (R, REVIEW, text("round2/no-x.md", MISTAKE.replace("'x'", "'zzz'")), "there is nothing to correct"),
     *((R, REVIEW, text("round2/no-x.md", f"+++\npython = '''\n{code}'''\n+++\nNo.\n"),
        f"no-x.md, field 'python': {says}") for code, says in (
         ("while True: pass", "no answer after"), ("raise SystemExit", "SystemExit"),

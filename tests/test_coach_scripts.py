@@ -27,9 +27,10 @@ printf '%q ' "$@" >> {log}; echo >> {log}
 out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; done
 case $out in
     "" | data/*) ;;
-    *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "opening price"}}' > "$out";;
+    *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "coffee: opening price"}}' > "$out";;
     *) mkdir -p "$out"; touch "$out"/{{arguments.json,log.jsonl}};;
 esac
+if [[ -n "${{NOTHING:-}}" && $out == *flagged* ]]; then : > "$out"; fi
 """
 STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, lora, review)}
 READ = (    # the options that name outputs of earlier stages
@@ -79,7 +80,8 @@ def rehearsal(folder):
     """Tasks of three groups in `folder`; test-unseen's template is not in train-unseen."""
     for split in ("train", "test", "train-unseen", "test-unseen"):
         template = "closing price" if split == "test-unseen" else "opening price"
-        tasks = [{"id": group, "group": group, "template": template} for group in ("agenda", "coffee", "flights")]
+        tasks = [{"id": f"{group} {n}", "group": group, "template": f"{group}: {template}"}
+                 for group in ("agenda", "coffee", "flights") for n in range(4)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
 
 
@@ -88,17 +90,19 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "HINTS": "hints/toolqa", "H
 
 @pytest.mark.parametrize("script, environment, stages", [
     ("coach.sh", {}, {"collect": 9, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
+    ("coach.sh", {"NOTHING": "flagged"}, {"collect": 3, "review": 2, "distill": 1, "evaluate": 5}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"},
      {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
     ("coach_toolqa.sh", SMALL, {"collect": 5, "review": 2, "distill": 4, "evaluate": 13}),
 ])
 def test_every_flag_is_known_and_every_file_was_made_before(script, environment, stages, tmp_path, monkeypatch):
-    if "ONLY" in environment:
+    if script == "coach_toolqa.sh":
         rehearsal(tmp_path)
         environment = environment | {"DATA": str(tmp_path)}
     # What the scripts themselves write.
-    made = {str(tmp_path / "world"), str(tmp_path / "run/unseen/hinted.jsonl")}
+    made = {str(tmp_path / "world"), str(tmp_path / "run/unseen/hinted.jsonl"), str(tmp_path / "run/unseen/test.jsonl")}
+    made |= {str(tmp_path / "run/tasks" / f"{name}.jsonl") for name in ("train", "later", "test")}
     counts = dict.fromkeys(stages, 0)
     for module, words in commands(script, tmp_path, **environment):
         args = parsed(module, words, monkeypatch)
@@ -113,13 +117,20 @@ def test_every_flag_is_known_and_every_file_was_made_before(script, environment,
     assert counts == stages
 
 
-def test_only_plays_the_tasks_of_these_groups(tmp_path, monkeypatch):
+def test_a_small_run_plays_the_chosen_tasks(tmp_path):
     rehearsal(tmp_path)
-    called = commands("coach_toolqa.sh", tmp_path, **SMALL, DATA=str(tmp_path))
-    played = {args["tasks"] for module, words in called if (args := parsed(module, words, monkeypatch)).get("tasks")}
-    assert played == {str(tmp_path / "run" / "tasks" / f"{split}.jsonl") for split in ("train", "test", "test-unseen")}
-    for file in played:
-        assert [json.loads(line)["group"] for line in open(file)] == ["coffee", "flights"]
+    commands("coach_toolqa.sh", tmp_path, **SMALL, DATA=str(tmp_path))
+    chosen = {"tasks/train": "012", "tasks/later": "3", "tasks/test": "0123", "unseen/test": "0123"}
+    for name, numbers in chosen.items():
+        played = [json.loads(line)["id"] for line in open(tmp_path / "run" / f"{name}.jsonl")]
+        assert played == [f"{group} {n}" for group in ("coffee", "flights") for n in numbers]
+
+
+def test_the_papers_rounds_play_all_tasks(tmp_path):
+    rehearsal(tmp_path)
+    commands("coach_toolqa.sh", tmp_path, DATA=str(tmp_path))
+    for name, split in {"train": "train", "later": "train", "test": "test"}.items():
+        assert (tmp_path / "run/tasks" / f"{name}.jsonl").read_text() == (tmp_path / f"{split}.jsonl").read_text()
 
 
 def test_a_group_without_tasks_is_named(tmp_path):
@@ -127,4 +138,4 @@ def test_a_group_without_tasks_is_named(tmp_path):
     environment = os.environ | SMALL | {"ONLY": "tea", "DATA": str(tmp_path), "RUN": str(tmp_path / "run")}
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f'ONLY="tea": {tmp_path}/train.jsonl has no task of these groups\n'
+    assert done.stderr == f'{tmp_path}, ONLY="tea", EACH=3: train.jsonl would be empty\n'

@@ -5,7 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from agent.hints import load_hints
 from desk.tables import percent, table
+from formats.records import read_tasks
 
 
 def results(rates, group="coffee", tokens=100):
@@ -38,3 +40,11 @@ def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):
     assert rows[2] == ["none", "0.0 ± 0.0", "", "0.0 ± 0.0", "100", "5", "0.50"]
     assert rows[3] == ["task", "100.0 ± 0.0", "50.0 ± 0.0", "75.0 ± 0.0", "200", "5", "0.50"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_files_may_begin_with_a_byte_order_mark(tmp_path):
+    task = {"id": "a", "group": "g", "template": "t", "question": "q", "answer": "1"}
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(task) + "\n", encoding="utf-8-sig")
+    (tmp_path / "g.md").write_text("## tools: a\nlook(x)\n", encoding="utf-8-sig")
+    assert read_tasks(tmp_path / "tasks.jsonl") == [task]
+    assert [section["name"] for section in load_hints(tmp_path)] == ["g/a"]

@@ -102,6 +102,17 @@ def test_complete_task_can_be_imported_too(box):
     assert box.run("from tools import complete_task, books_by\ncomplete_task('r', 1)").completed == ("r", "1")
 
 
+def test_what_a_step_changes_in_the_tools_module_is_restored(box):
+    box.run("import tools\ntools.complete_task = print\ndel tools.books_by")
+    assert box.run("print(tools.books_by('Ada Lind'))").text == "['Ice', 'Snow']\n"
+    assert box.run("tools.complete_task('r', 'a')").completed == ("r", "a")
+
+
+def test_nothing_of_this_project_is_imported_by_the_name_of_tools(box):
+    assert "cannot import name 'sandbox'" in box.run("from tools import sandbox").text \
+        or "tools has no sandbox" in box.run("from tools import sandbox").text
+
+
 def test_a_tool_file_named_like_a_standard_module_does_not_hide_it(tmp_path):
     (tmp_path / "json.py").write_text("def tool():\n    return 7\n")
     with World(tmp_path / "json.py") as world, world.start() as box:

@@ -64,6 +64,8 @@ RESPONSES = [                                            # (a response to the re
 MONOLOGUES = [                      # (a response to the request for a monologue, the monologue, the code after it)
     ("I look.\n</inner_monologue>", "I look.", ""),
     ("I look.", "I look.", ""),
+    ("<think>a</think>I b", "I b", ""),
+    ("<think>a</think>I b</think>", "I b", ""),
     ("<inner_monologue>\nI look.\n</inner_monologue>", "I look.", ""),
     ("Sure!\n<inner_monologue>\nI look.", "I look.", ""),
     ("<think>\nHm.\n</think>\nI look.\n</inner_monologue>", "I look.", ""),
@@ -96,6 +98,8 @@ PIECES = ["<python>", "</python>", "<inner_monologue>", "</inner_monologue>", "<
 @settings(max_examples=500, deadline=None, derandomize=True, database=None)
 @given(st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=16).map("".join))
 def test_any_response_has_code_or_none(response):
+    for text in (code_in(response), *monologue_in(response)):             # or its tokens would not spell it
+        assert "".join(text.split()) in "".join(response.split())
     for code in (code_in(response), *monologue_in(response)[1:]):
         assert code == code.strip("\n") and isinstance(code, str)
         if protocol.TAG.search(code) or protocol.THOUGHT_TAG.search(code) or FENCE in code:
@@ -226,6 +230,13 @@ def test_thinking_does_not_end_a_turn(chat):
     t, _, sampled, ran = played(chat, responses, 1)
     assert ran == ["print(1)"] and t["steps"][0]["monologue"] == "I look."
     assert sampled[0][0] == chat.tokenizer.token_to_id("<think>")
+
+
+def test_an_endpoint_sees_the_code_that_a_local_model_wrote_in_its_monologues_turn():
+    step = {"monologue": "I look.", "code": "print(1)", "observation": "1", "hint": None,
+            "token_ids": {"monologue": [5], "code": []}}
+    messages, _ = endpoint.Messages().prompt("q", [], [step, {"hint": None, "token_ids": {}}], ask="monologue")
+    assert sum("print(1)" in m["content"] for m in messages) == 1
 
 
 @pytest.mark.parametrize("responses, ran", [(["I look.", "```py\nprint(1)\n```"], ["print(1)"]),

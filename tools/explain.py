@@ -56,7 +56,7 @@ def explain_import(error, given):
 
 
 def explain_syntax(error):
-    """The line that is no Python."""
+    """The line that is not Python."""
     error.text = error.text or linecache.getline(error.filename, error.lineno or 0)
     if SHELL.match(error.text):
         return f"SyntaxError: {error.text.strip()[:80]}: there is no shell and no network here, only Python\n"

@@ -269,6 +269,8 @@ def load(tools, data):
     if hasattr(module, "_open"):
         module._open(data)
     module.__name__, stem = "tools", Path(tools).stem    # the name in an ImportError
+    for name in [name for name in sys.modules if name.startswith("tools.")]:
+        del sys.modules[name]                            # the agent's `tools` is the world, not this project's package
     for name in {"tools", stem, f"tools.{stem}"} - sys.stdlib_module_names:
         sys.modules[name] = module
     vars(module).setdefault(stem, module)                # import tools.library; tools.library.books_by(…)
@@ -481,11 +483,12 @@ def interpret(requests, replies, output, functions, limit):
     random.seed(0)                                       # the same in every run, as a fixed hash seed is
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     given = functions | {"complete_task": complete_task}
-    sys.modules["tools"].complete_task = complete_task   # from tools import complete_task
+    module = sys.modules["tools"]                        # what `from tools import complete_task` reads
     quiet(given)
     for step, line in enumerate(open(requests), 1):
         nonce, code = json.loads(line)
-        vars(main).update(given)                         # also what an earlier step has redefined
+        for names in vars(main), vars(module):           # also what an earlier step has redefined
+            names.update(given)
         os.dup2(output, 1)
         os.dup2(output, 2)
         console = sys.stdout = sys.stderr = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
@@ -520,36 +523,38 @@ def quiet(given):
 # ---- what a hostile program would try first ----
 
 ESCAPES = """
-import mmap, os, socket
-flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
-def start_a_process():
-    if not (pid := os.fork()):
-        os._exit(0)
-    os.waitpid(pid, 0)
-def write_outside():
-    os.mkdir(os.getcwd() + "-escaped")
-    os.rmdir(os.getcwd() + "-escaped")
-attempts = {
-    "reading your files": lambda: os.listdir("/"),
-    "writing your files": write_outside,
-    "changing the modes of your files": lambda: os.chmod(".", os.stat(".").st_mode & 0o7777),
-    "the network": socket.socket,
-    "starting processes": start_a_process,
-    "signals to your processes": lambda: os.kill(os.getppid(), 0),
-    "taking all memory": lambda: mmap.mmap(-1, 1 << 36, flags),
-}
-for what, attempt in attempts.items():
-    try:
-        attempt()
-    except OSError:
-        continue
-    print(what)
+def _try():                                             # its variables hide no tool
+    import mmap, os, socket
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    def start_a_process():
+        if not (pid := os.fork()):
+            os._exit(0)
+        os.waitpid(pid, 0)
+    def write_outside():
+        os.mkdir(os.getcwd() + "-escaped")
+        os.rmdir(os.getcwd() + "-escaped")
+    attempts = {
+        "reading your files": lambda: os.listdir("/"),
+        "writing your files": write_outside,
+        "changing the modes of your files": lambda: os.chmod(".", os.stat(".").st_mode & 0o7777),
+        "the network": socket.socket,
+        "starting processes": start_a_process,
+        "signals to your processes": lambda: os.kill(os.getppid(), 0),
+        "taking all memory": lambda: mmap.mmap(-1, 1 << 36, flags),
+    }
+    for what, attempt in attempts.items():
+        try:
+            attempt()
+        except OSError:
+            continue
+        print(what)
+_try()
 """
 
 
 def protections() -> dict[str, bool]:
     """{what: whether this system keeps the agent's code from it}, tried out."""
-    names = [line.split('"')[1] for line in ESCAPES.splitlines() if line.startswith('    "')]
+    names = [line.split('"')[1] for line in ESCAPES.splitlines() if line.startswith('        "')]
     with World(None) as world:
         return {name: name not in world.missing for name in names}
 
