@@ -6,19 +6,22 @@
 
 The first command gives a round its experience: with the hints of round 1 (paper §3.1), in later rounds without hints.
 The second returns to the states where review.py found a mistake, puts the corrective hint at the end of the prompt, and
-samples the action again (§3.2).
+samples the action again (§3.2). A coach first watches an agent at work:
+
+    python collect.py --model starter --adapter runs/demo/round1 --ask "What was the opening price on 2013-12-24?"
 """
 
-from common import command_line, files
+from common import command_line
 
+import argparse
 import functools
 
 from agent import options, rollouts
 from agent.play import play
 from desk import backend
+from desk.ask import ask
 from formats import records
 from planning import plan
-from scaling import parallel
 
 
 def main():
@@ -32,37 +35,34 @@ def main():
                         help="do not show the hint; the hint's effect is measured against this")
     parser.add_argument("--rollout", action="store_true",
                         help="after the corrected action, play on to the task's end without further hints")
+    parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
+                        help="play one question live in the terminal; without QUESTION those that are typed there")
+    parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")
+    parser.add_argument("--template", default=argparse.SUPPRESS, help="… and its template")
     plan.add_argument(parser)
     args = parser.parse_args()
     if args.model and args.plan:
         return plan.print_collection(args)
+    if "ask" in args:
+        if not args.model or args.tasks or args.resample or args.tp > 1:
+            parser.error("--ask needs --model, and takes no --tasks, no --resample and no --tp")
+        return ask(args)
+    if "group" in args or "template" in args:
+        parser.error("--group and --template need --ask")
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
     if (args.control or args.rollout) and not args.resample:
         parser.error("--control and --rollout need --resample")
 
     if args.resample:
-        planned = rollouts.corrections(records.read_flagged(args.resample), args)
+        planned = rollouts.corrections(records.read_flagged(args.resample), args, args.samples, args.control)
     else:
         planned = rollouts.trials(records.read_tasks(args.tasks), args)
     chat = backend.chat_with(args)
     only_next = bool(args.resample) and not args.rollout
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
-
-    parallel.start()
-    replica, replicas, leads = parallel.replica(args.tp)
-    if leads:
-        output = files.Output(args.out, vars(args), replica, replicas)
-        rollouts.play_all(planned, args, output, chat, backend.start_engine, player)
-        output.sync()
-        parallel.dismiss()
-    else:
-        parallel.follow(args)
-    parallel.wait()
-    if parallel.RANK == 0:
-        output.gather()
+    if backend.play_planned(planned, args, chat, player):
         print(rollouts.summary(args.out))
-    parallel.stop()
 
 
 if __name__ == "__main__":

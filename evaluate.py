@@ -18,7 +18,6 @@ from desk.run_report import run_page
 from desk.tables import table
 from formats import records
 from planning import plan
-from scaling import parallel
 
 
 def main():
@@ -28,7 +27,7 @@ def main():
     elif args.model and args.plan:
         plan.print_collection(args)
     else:
-        play(args)
+        play_tasks(args)
 
 
 def arguments() -> Namespace:
@@ -59,28 +58,16 @@ def print_table(paths: list[str], html: str | None) -> None:
         print(f"\n{html}: written")
 
 
-def play(args: Namespace) -> None:
-    """Plays all trials, on one process or under torchrun on many, then prints their table."""
+def play_tasks(args: Namespace) -> None:
+    """Plays all trials, then prints their table."""
     if args.suite:
         tasks, args.tools, args.data, args.hints = suites.read_suite(args.suite, args.file), None, None, "none"
     else:
         tasks = records.read_tasks(args.tasks)
     chat = backend.chat_with(args)
     player = functools.partial(suites.attempt, chat) if args.suite else None
-    parallel.start()
-    replica, replicas, leads = parallel.replica(args.tp)
-    if leads:
-        output = files.Output(args.out, vars(args), replica, replicas)
-        rollouts.play_all(rollouts.trials(tasks, args), args, output, chat, backend.start_engine, player)
-        output.sync()
-        parallel.dismiss()
-    else:
-        parallel.follow(args)
-    parallel.wait()
-    if parallel.RANK == 0:
-        output.gather()
+    if backend.play_planned(rollouts.trials(tasks, args), args, chat, player):
         print(table([args.out]), rollouts.summary(args.out), sep="\n\n")
-    parallel.stop()
 
 
 if __name__ == "__main__":

@@ -135,11 +135,10 @@ def try_hint(found: list[Finding], args: Namespace) -> dict:
 def resample(found: list[Finding], args: Namespace) -> list[dict]:
     """A corrected action from each flagged state, as collect.py --resample makes them, in the same order."""
     states, made = [flag(*finding) for finding in found], []
-    args.samples, args.control = 1, False
     chat = backend.chat_with(args)
-    output = SimpleNamespace(world=1, rank=0, done=(), write=made.append)
+    output = SimpleNamespace(replica=0, replicas=1, done=(), write=made.append)
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=not args.rollout)
-    play_all(corrections(states, args), args, output, chat, backend.start_engine, player)
+    play_all(corrections(states, args, samples=1), args, output, chat, backend.start_engine, player)
     by_id = {r["id"]: r for r in made}
     return [by_id[f"{state['id']}~0"] for state in states]
 

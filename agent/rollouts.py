@@ -50,21 +50,21 @@ def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
                    "seed": seed_of(key, args), "hints": hints, "steps": [], **UNPLAYED, "usage": dict(NOTHING_USED)}
 
 
-def corrections(states: list[dict], args: Namespace) -> Iterator[dict]:
-    """From every flagged state `--samples` trajectories that continue it. Their next step is open and shows the hint,
-    or no hint with `--control`."""
+def corrections(states: list[dict], args: Namespace, samples: int, control: bool = False) -> Iterator[dict]:
+    """From every flagged state `samples` trajectories that continue it. Their next step is open and shows the hint, or
+    with `control` no hint."""
     for state in states:
         known = all(step["token_ids"].keys() >= {"monologue", "code"} for step in state["steps"])
         if not known and not args.model.startswith("openai:"):
             raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; "
                              "only --model openai:NAME can continue from there")
-        for sample in range(args.samples):
+        for sample in range(samples):
             key = f"{state['id']}~{sample}"
             t = copy.deepcopy(state) | UNPLAYED
             t |= {"id": key, "seed": seed_of(key, args), "model": args.model, "adapters": args.adapter,
                   "targets": [len(t["steps"])], "usage": dict(NOTHING_USED)}
             hint = t.pop("hint")
-            t["steps"].append(new_step(None if args.control else hint))
+            t["steps"].append(new_step(None if control else hint))
             yield t
 
 
@@ -84,9 +84,9 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
     them; called only when the sandbox has started. player(trajectory) → its generator [`play`]."""
     player = player or functools.partial(play, chat, max_steps=args.max_steps)
     trajectories = list(trajectories)
-    mine = trajectories[output.rank::output.world]
+    mine = trajectories[output.replica::output.replicas]
     todo = [t for t in mine if t["id"] not in output.done]
-    successes, first = 0, output.rank == 0
+    successes, first = 0, output.replica == 0
     check_answers_hidden(args)
     with World(args.tools, args.data) as world:
         check_protections(world, args.require_sandbox, first)

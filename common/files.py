@@ -150,15 +150,15 @@ class Output:
 
     Raises ValueError if the file was made with other arguments, or if another run is writing to it."""
 
-    def __init__(self, file: str | Path, arguments: dict, rank: int = 0, world: int = 1):
-        self.rank, self.world = rank, world
+    def __init__(self, file: str | Path, arguments: dict, replica: int = 0, replicas: int = 1):
+        self.replica, self.replicas = replica, replicas
         self.path = Path(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part(rank), "a+b", buffering=0)
+        self.file = open(self.part(replica), "a+b", buffering=0)
         lock(self.file, file)
         self.file.seek(0)
         content = self.file.read()
-        if rank == 0:
+        if replica == 0:
             matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox")}
             made = any(b"\n" in part.read_bytes() for part in (self.path, *self.parts()))
             same_arguments(self.part("args"), matter, made)
@@ -199,7 +199,7 @@ class Output:
 
     def gather(self) -> None:
         """Once all processes are done, the first one takes over what the others have written."""
-        if self.rank == 0:
+        if self.replica == 0:
             mine = {r["id"] for r in whole_lines(self.path)}
             for part in self.parts():
                 for record in whole_lines(part):

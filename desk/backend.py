@@ -3,10 +3,12 @@
 PyTorch takes seconds to import. So it is imported only where a model runs here, and reviewing starts at once.
 """
 
-from argparse import Namespace
-from collections.abc import Callable
+from common import files
 
-from agent import endpoint
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+
+from agent import endpoint, rollouts
 from agent.chat import Chat
 
 
@@ -24,3 +26,25 @@ def start_engine(args: Namespace) -> tuple[object, Callable]:
         return endpoint.engine(args)
     from scaling import parallel
     return parallel.sampler(args)
+
+
+def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint.Messages,
+                 player: Callable | None) -> bool:
+    """Plays what is planned (agent/rollouts.py) and writes it to args.out: in one process or, under torchrun, in many.
+    Returns True in the process that reports."""
+    from scaling import parallel
+    parallel.start()
+    replica, replicas, leads = parallel.replica(args.tp)
+    if leads:
+        output = files.Output(args.out, vars(args), replica, replicas)
+        rollouts.play_all(planned, args, output, chat, start_engine, player)
+        output.sync()
+        parallel.dismiss()
+    else:
+        parallel.follow(args)
+    parallel.wait()
+    reports = parallel.RANK == 0
+    if reports:
+        output.gather()
+    parallel.stop()
+    return reports

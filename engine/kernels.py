@@ -240,7 +240,7 @@ def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.
     return y.addmm_(x, cast(weight).T)
 
 
-def pack(model: torch.nn.Module) -> None:
+def pack_weights(model: torch.nn.Module) -> None:
     """Brings a CPU's bfloat16 weights into the layout that oneDNN would otherwise prepare for every product. Results
     are the same bit for bit. From then on linear layers compute without gradients only, by `linear` and `add_linear`.
 

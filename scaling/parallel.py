@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.kernels import keep_freed_memory, pack
+from engine.kernels import keep_freed_memory, pack_weights
 from engine.sampler import Request, Sampler, Step
 from formats.weights import hf_name, local_folder, read_weight, weight_files
 from lora import fold, load_adapter
@@ -104,7 +104,7 @@ def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:
     if args.tp > 1:
         split(model, args.model)
         fold(model)
-    pack(model)
+    pack_weights(model)
     engine = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings),
                      ahead=False if args.tp > 1 else None)
     if args.tp > 1:

@@ -159,9 +159,9 @@ def test_a_flagged_step_is_played_again_however_late_it_is(chat):
 def test_a_state_without_token_ids_is_refused_by_its_name(chat):
     steps = [step(chat, "look", "print(1)", "1") | {"token_ids": {}}]
     state = {"id": "t-1#0!m", "steps": steps, "hint": {"name": "m", "text": "x"}}
-    args = types.SimpleNamespace(model="starter", samples=1, seed=0, adapter=[], control=False)
+    args = types.SimpleNamespace(model="starter", seed=0, adapter=[])
     with pytest.raises(ValueError, match="t-1#0!m: its steps hold no token ids"):
-        list(rollouts.corrections([state], args))
+        list(rollouts.corrections([state], args, samples=1))
 
 
 def test_a_trajectory_ends_when_the_task_is_completed(chat):
@@ -345,13 +345,13 @@ def test_an_output_made_by_another_adapter_of_that_name_is_refused(tmp_path):
 
 
 def test_what_another_process_wrote_with_other_arguments_is_refused_too(tmp_path):
-    second = files.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=1, world=2)
-    first = files.Output(tmp_path / "out.jsonl", {"seed": 1}, rank=0, world=2)
+    second = files.Output(tmp_path / "out.jsonl", {"seed": 1}, replica=1, replicas=2)
+    first = files.Output(tmp_path / "out.jsonl", {"seed": 1}, replica=0, replicas=2)
     second.write({"id": "b"})
     first.file.close()
     (tmp_path / "out.jsonl").unlink()
     with pytest.raises(ValueError, match="other arguments .*seed"):
-        files.Output(tmp_path / "out.jsonl", {"seed": 2}, rank=0, world=2)
+        files.Output(tmp_path / "out.jsonl", {"seed": 2}, replica=0, replicas=2)
 
 
 def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypatch, capsys):

@@ -467,7 +467,7 @@ CASES = [                                                               # script
 
 
 @pytest.mark.parametrize("script, command, damage, says", CASES,
-                         ids=[f"{i}-{case[0].__name__}" for i, case in enumerate(CASES)])
+                         ids=[f"{case[0].__name__}-{case[-1][:60]}" for case in CASES])
 def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, says, good, tmp_path, monkeypatch,
                                                       capsys):
     folder = tmp_path / "f"

@@ -94,7 +94,7 @@ def test_float32_adapters_add_no_error_to_bfloat16_and_greedy_tokens_differ_in_n
 def test_packed_weights_give_the_same_logits_bit_for_bit_with_adapters_and_biases_too(tokens, stacked, stored):
     folders, adapters = stored
     plain, packed = (parallel.load(folders[torch.bfloat16], adapters * stacked, dtype=torch.bfloat16) for _ in range(2))
-    kernels.pack(packed)
+    kernels.pack_weights(packed)
     assert packed.lm_head.weight.is_mkldnn and packed.layers[0].self_attn.q_proj.bias is not None
     ids = torch.tensor([recorded.tokens("prompt", tokens)])
     with torch.inference_mode():

@@ -92,7 +92,7 @@ class World:
         self.control, control = socket.socketpair()
         paths = [None if path is None else os.path.abspath(path) for path in (tools, data)]
         arguments = json.dumps([control.fileno(), self.scratch, *paths, astuple(limits)])
-        start = "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import serve; serve(sys.argv[2])"
+        start = "import sys; sys.path.insert(0, sys.argv[1]); from tools.sandbox import work; work(sys.argv[2])"
         # A fixed hash seed: the order of a printed set must not differ from run to run.
         environment = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         kept = {"LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH"} & os.environ.keys()
@@ -212,7 +212,7 @@ def read_line(sock, seconds):
 
 # ---- the server ----
 
-def serve(arguments):
+def work(arguments):
     """Loads the world, answers "" or what went wrong, then forks a warden for every socket it is sent."""
     control, scratch, tools, data, limits = json.loads(arguments)
     control, limits = socket.socket(fileno=control), Limits(*limits)

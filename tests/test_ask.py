@@ -1,0 +1,67 @@
+"""collect.py --ask: one question, watched live."""
+
+from common import ROOT
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from desk.ask import before_tag
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("world")
+    subprocess.run([sys.executable, ROOT / "tools/starter_world.py", "--out", folder], check=True, cwd=ROOT)
+    return folder
+
+
+def collect(world, *arguments, **options):
+    command = [sys.executable, ROOT / "collect.py", "--model", ROOT / "starter", "--data", world / "world",
+               "--temperature", "0.1", "--max-steps", "4", *arguments]
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, **options)
+
+
+def test_what_is_watched_is_what_collect_plays(world, tmp_path):
+    task = next(t for t in map(json.loads, open(world / "train.jsonl")) if t["template"] == "opening price")
+    (tmp_path / "tasks.jsonl").write_text(json.dumps(task | {"id": "ask-0"}))
+    hints = ["--hints", "task"]
+    collect(world, *hints, "--tasks", tmp_path / "tasks.jsonl", "--trials", 1, "--out", tmp_path / "played.jsonl")
+    played = json.loads((tmp_path / "played.jsonl").read_text())
+    done = collect(world, *hints, "--ask", task["question"], "--group", task["group"], "--template", task["template"],
+                   "--out", tmp_path / "asked.jsonl")
+    asked = json.loads((tmp_path / "asked.jsonl").read_text())
+    assert played["success"] and asked["steps"] == played["steps"] and asked["answer"] == played["answer"]
+
+    shown = done.stdout
+    at = 0
+    for n, step in enumerate(asked["steps"], 1):
+        for part in (f"--- {n}\n", step["monologue"], step["code"], f"→ {step['observation'].rstrip()}"):
+            at = shown.index(part, at) + len(part)
+    assert f"answer: {task['answer']!r} ({asked['usage']['input_tokens']} tokens read" in shown[at:]
+    assert "</" not in shown
+
+
+def test_questions_are_read_until_the_input_ends(world, tmp_path):
+    done = collect(world, "--max-new-tokens", 5, "--ask", "--out", tmp_path / "asked.jsonl", input="Who?\n\nWhere?\n")
+    asked = [json.loads(line) for line in open(tmp_path / "asked.jsonl")]
+    assert [(t["id"], t["task"]["question"]) for t in asked] == [("ask-0#0", "Who?"), ("ask-1#0", "Where?")]
+    assert done.stdout.count("no answer, it ended by length") == 2
+    collect(world, "--max-new-tokens", 5, "--ask", "When?", "--out", tmp_path / "asked.jsonl")
+    assert json.loads(open(tmp_path / "asked.jsonl").readlines()[2])["id"] == "ask-2#0"
+
+
+@pytest.mark.parametrize("arguments, says", [
+    (["--ask", "Who?", "--tasks", "t.jsonl"], "--ask needs --model, and takes no --tasks"),
+    (["--group", "coffee", "--tasks", "t.jsonl", "--out", "o.jsonl"], "--group and --template need --ask")])
+def test_what_does_not_go_together_is_refused(world, arguments, says):
+    done = collect(world, *arguments)
+    assert done.returncode == 2 and says in done.stderr
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("a < b", "a < b"), ("a <", "a "), ("a </pyth", "a "), ("a </python> b", "a "), ("</p> x", "</p> x")])
+def test_the_closing_tag_is_never_shown(text, shown):
+    assert before_tag(text, "python") == shown
