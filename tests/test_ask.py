@@ -38,7 +38,8 @@ def test_what_is_watched_is_what_collect_plays(world, tmp_path):
     shown = done.stdout
     at = 0
     for n, step in enumerate(asked["steps"], 1):
-        for part in (f"--- {n}\n", step["monologue"], step["code"], f"→ {step['observation'].rstrip()}"):
+        printed = [f"→ {step['observation'].rstrip()}"] if step["observation"] else []
+        for part in (f"--- {n}\n", step["monologue"], step["code"], *printed):
             at = shown.index(part, at) + len(part)
     assert f"answer: {task['answer']!r} ({asked['usage']['input_tokens']} tokens read" in shown[at:]
     assert "</" not in shown
