@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# The coaching loop (Algorithm 1 of the paper) on the built-in starter. Interrupted, it continues where it stopped when
-# you run it again. For your own agent, copy this file and change the settings (README, "Bring your own").
+# The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
+# where it stopped. For your own agent, copy this file and change the settings (README, "Bring your own").
 set -euo pipefail
 cd "$(dirname "$0")"
 
-python=${PYTHON:-python}                       # make coach names the virtual environment's
+python=${PYTHON:-python}                       # `make coach` passes the virtual environment's Python
 run=${RUN:-runs/demo}                          # everything is written here
 tasks=data/starter
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1
@@ -21,7 +21,7 @@ evaluate() {                                   # evaluate NAME [OPTION …]: on 
 }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
-evaluate 2-combined --hints combined --batch 32            # long prompts: a quarter of the memory
+evaluate 2-combined --hints combined --batch 32            # long prompts: this takes a quarter of the memory
 
 # Round 1: the agent plays with the hints, and what it does goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
@@ -39,7 +39,7 @@ for round in 2 3; do
     [ -s $run/flagged$round.jsonl ] || continue            # none of these mistakes was made: nothing to learn
     $python collect.py $agent $adapters $again --out $run/corrected$round.jsonl
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    for seed in 0 1; do                        # each training miscopies other values, their mean fewer
+    for seed in 0 1; do                        # each seed miscopies different values, their mean fewer
         $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
             --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --seed $seed --row 2730 \
             --out $run/round$round-seed$seed

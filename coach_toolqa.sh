@@ -1,20 +1,20 @@
 #!/usr/bin/env bash
 # The paper's experiment on ToolQA, with its settings for Llama-3.1, and its rehearsal with a small model.
-# Interrupted, it continues where it stopped when you run it again.
+# If it is interrupted, run it again: it continues where it stopped.
 #   SIZE=70B ./coach_toolqa.sh                                on one node with eight GPUs of 80 GiB
 #   SIZE=8B ./coach_toolqa.sh                                 on one GPU
 #   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           a small model on the rehearsal, on a CPU or a GPU
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
-#   EACH            of each template's training tasks, how many round 1 plays; later rounds play the others [3 with a
+#   EACH            how many of each template's training tasks round 1 plays; later rounds play the others [3 with a
 #                   small model; otherwise every round plays all]
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
 #   OTHERS          models behind endpoints for the other rows of Tables 3 to 5: OTHERS="gpt-4o" with OPENAI_API_KEY,
 #                   or OTHERS="deepseek-chat" with OPENAI_BASE_URL
-#   HUMANEVAL       the official file, for Table 6; the same for GSM8K
+#   HUMANEVAL, GSM8K   the official files, for Table 6
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -30,7 +30,7 @@ case $size in
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 2e-4 --warmup 3 --kl-temperature 1 --verified"
         [ -f $data/train.jsonl ] || python tools/rehearse_toolqa.py --out $data;;
-    *)                                         # the paper's
+    *)                                         # the paper's settings
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
         many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768 each=${EACH:-}
@@ -66,8 +66,8 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
     $many evaluate.py $local $agent --tasks $tasks/test.jsonl --trials $trials "$@" --out "$run/test/$name.jsonl"
 }
 
-# Table 2: hints for the type of task. Table 3: hints for all types at once. Both with the tools' documentation alone
-# and with the practices.
+# Table 2: hints for the type of task. Table 3: hints for all types at once. Each is run with the tools' documentation
+# alone, and with the practices as well.
 [ $size != small ] || evaluate 0-none --hints none
 evaluate 0-task-tools      --hints task --kinds tools
 evaluate 1-task            --hints task
@@ -96,7 +96,7 @@ rounds() {                                     # rounds kl | ce
         [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
         $play $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout \
             --out $to/corrected$round.jsonl
-        if [ $size = small ]; then             # full trajectories beside the corrections: those of round 1 …
+        if [ $size = small ]; then             # full trajectories with the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones
             $play $adapters --tasks $tasks/later.jsonl --hints task --trials 1 --seed $round \
@@ -125,8 +125,8 @@ done
 python evaluate.py --table $run/test/*.jsonl --html $run/run.html
 [ $size = small ] || exit 0
 
-# What round 1 does to following hints on templates that it was not trained on: of what it collected, another adapter
-# learns only the templates of train-unseen; test-unseen has the others.
+# How well does the agent follow hints on templates that it was not trained on? Another adapter learns, of round 1's
+# trajectories, only those of train-unseen's templates; test-unseen has the other templates.
 unseen=$run/unseen
 mkdir -p $unseen
 choose test-unseen 1 > $unseen/test.jsonl

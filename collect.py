@@ -4,7 +4,7 @@
     python collect.py --model starter --adapter runs/demo/round1 --resample runs/demo/flagged.jsonl \\
                       --out runs/demo/corrected.jsonl
 
-The first command gives a round its experience: with the hints of round 1 (paper §3.1), in later rounds without hints.
+The first command plays a round's tasks: with hints in round 1 (paper §3.1), without hints in later rounds.
 The second returns to the states where review.py found a mistake, puts the corrective hint at the end of the prompt, and
 samples the action again (§3.2). A coach first watches an agent at work:
 

@@ -8,9 +8,9 @@ The teacher is the current agent (the model with every --adapter) and sees the h
 the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout. The loss at each
 sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the new adapter is trained.
 
-What makes it fast changes no gradient: all actions of a trajectory are learned in one pass; trajectories are packed in
-rows without padding (training/packing.py); logits are computed only at action tokens, chunk by chunk; the teacher's
-hidden states are computed once and used in every epoch; hints that several trajectories share are computed once.
+Four things make it fast without changing a gradient: all actions of a trajectory are learned in one pass; trajectories
+are packed into rows without padding (training/packing.py); logits are computed only at action tokens, chunk by chunk;
+the teacher's hidden states, and hints that several trajectories share, are computed only once.
 """
 
 from common import command_line, files
@@ -45,10 +45,10 @@ COMPILE_AFTER = 100                                             # updates on a G
 # ---- the loop
 
 def train(model, chat, records: list[dict], args: Namespace, folder: Path, validation: list[dict] = ()) -> list[dict]:
-    """Trains a new adapter on `model`, which is changed in place. Returns the log, an object for each update.
+    """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
     `folder` holds the teacher's hidden states and, once a minute, a checkpoint. Training resumes from it if there is
-    one, and ends with the same adapter: on a CPU bit for bit, on the same machine with as many processes."""
+    one, and ends with the same adapter: bit for bit on a CPU, with the same machine and number of processes."""
     trainer = Trainer(model, chat, [*records, *validation], args, folder)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
@@ -89,7 +89,7 @@ def train(model, chat, records: list[dict], args: Namespace, folder: Path, valid
 
 
 class Trainer:
-    """The model with its new adapter, the optimizer, and what the loss of a batch takes. Under torchrun each process
+    """The model with its new adapter, the optimizer, and what the loss of a batch needs. Under torchrun each process
     computes its share of the rows."""
 
     def __init__(self, model, chat, records, args, folder):
@@ -114,7 +114,7 @@ class Trainer:
         return f"{trained:,} trained of {total:,} parameters"
 
     def run_teacher(self):
-        """Writes the teacher's hidden states (N, C) at each record's action tokens. It sees all hints."""
+        """Writes the teacher's hidden states (N, C) at each record's action tokens. The teacher sees all hints."""
         examples = [replace(to_example(self.chat, r), states=self.files[id(r)]) for r in self.records]
         rows = [row for row in parallel.share(pack_by_prefix(examples, self.limits[0]))
                 if not all(x.states.exists() for x in row.examples)]
@@ -129,7 +129,7 @@ class Trainer:
         parallel.wait()                                         # until all are written
 
     def loss(self, batch, seed, hint_dropout, learn=True):
-        """The loss of a batch of records. With `learn` its gradients are added to the adapter's."""
+        """The loss of a batch of records. With `learn`, its gradients are added to the adapter's."""
         examples = []
         for r in parallel.share(batch):
             rng = random.Random(f"{seed} {r['id']}")
@@ -154,7 +154,7 @@ class Trainer:
         return states.to(self.model.device)
 
     def seed_dropout(self, row, seed):
-        """Dropout depends on the record and the update, not on the row or the process."""
+        """Makes dropout depend on the record and the update, not on the row or the process."""
         drawn = [noise(len(x.tokens), generator=torch.Generator().manual_seed(x.noise_seed)) for x in row.examples]
         at_actions = [n[x.at] for n, x in zip(drawn, row.examples, strict=True)]
         seed_dropout(self.model, crc32(seed.encode()), torch.cat(drawn), torch.cat(at_actions))
@@ -193,7 +193,7 @@ class Trainer:
 
 
 def same_number(rows, idle):
-    """This process's rows, and idle ones up to the number that any process has: FSDP needs all to run as many."""
+    """This process's rows, filled up with idle ones to the largest number of any process: FSDP needs equal numbers."""
     return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
 
 
@@ -210,7 +210,7 @@ def recent(log):
 
 
 def say(text, write=print):
-    """What one process prints for all."""
+    """Prints a text, in the first process only."""
     if parallel.RANK == 0:
         write(text)
 
@@ -221,12 +221,12 @@ def main():
     p = command_line.Parser(__doc__)
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR",
-                   help="of an earlier round; repeats, in order; stays as it is")
+                   help="adapter of an earlier round, which stays frozen; can be repeated, in order")
     p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions")
     p.add_argument("--balance", nargs="+", metavar="FILE",
                    help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--verified", action="store_true",
-                   help="learn only from what ended in success (corrected actions: collect.py --rollout)")
+                   help="learn only from records that end in success (corrected actions need collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl",
                    help="ce: cross-entropy on successful trajectories only")
@@ -237,10 +237,10 @@ def main():
     p.add_argument("--lr", type=command_line.number(float, 0), default=1e-5)
     p.add_argument("--decay", action="store_true",
                    help="let the learning rate fall to zero linearly; without it, the rate is constant after warm-up")
-    p.add_argument("--warmup", type=command_line.number(int, 0), default=30, help="updates")
+    p.add_argument("--warmup", type=command_line.number(int, 0), default=30, help="length of the warm-up in updates")
     p.add_argument("--epochs", type=command_line.number(int, 1), default=2)
     p.add_argument("--batch", type=command_line.number(int, 1), default=8,
-                   help="at least this many actions an update; trajectories are not split")
+                   help="at least this many actions per update; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),
                    help="tokens that a process computes at a time; a larger batch takes several rows, whose gradients "
                         "add up [16384; on a single GPU 8192 for the teacher and 4096 for the student; on a CPU fewer "
@@ -278,7 +278,7 @@ def distill(args):
     if adapter.exists():
         if parallel.RANK == 0:
             checkpoints.tidy(args.out)
-        return say(f"{args.out}: there already")
+        return say(f"{args.out}: already there")
 
     chat, records = Chat(local_folder(args.model)), select_records(args)
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
@@ -293,7 +293,7 @@ def distill(args):
     log = train(model, chat, records, args, args.out, validation)
     if parallel.RANK == 0:
         files.write_whole({args.out / "log.jsonl": "".join(json.dumps(entry) + "\n" for entry in log)})
-    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)             # last: then all is there
+    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)             # last: it marks the end
     if parallel.RANK == 0:
         checkpoints.tidy(args.out)
     say(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
@@ -301,7 +301,7 @@ def distill(args):
 
 
 def select_records(args):
-    """What is learned from --data and, balanced, from --balance. Raises ValueError if nothing is left."""
+    """The records to learn from: --data, balanced with some of --balance. Raises ValueError if there are none."""
     successes_only = args.verified or args.loss == "ce"
     records = select(read(args.data), successes_only)
     if args.balance:
@@ -312,19 +312,19 @@ def select_records(args):
     if not records:
         missing = "no finished actions"
         if successes_only:
-            missing = "no successes; corrected actions have some only if collect.py played them on with --rollout"
-        raise ValueError(f"{', '.join(args.data)}: nothing to learn from is left ({missing})")
+            missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
+        raise ValueError(f"{', '.join(args.data)}: nothing is left to learn from ({missing})")
     return records
 
 
 def check_tokens(record, chat, config):
-    """Raises ValueError if a record's tokens are not this model's, or too many for it."""
+    """Raises ValueError if a record's tokens are not this model's, or if there are too many for it."""
     if not all(spells(chat, step, config.vocab_size) for step in record["steps"]):
         raise ValueError(f"the tokens of {record['id']} are not this model's: "
                          f"it was collected with {record.get('model', 'another one')}")
     length, limit = len(to_example(chat, record).tokens), config.max_position_embeddings
     if length > limit:
-        raise ValueError(f"{record['id']} is {length} tokens long; the model sees {limit}")
+        raise ValueError(f"{record['id']} is {length} tokens long; the model sees at most {limit}")
 
 
 def measure(args):

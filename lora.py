@@ -64,8 +64,8 @@ def logits_memory(model, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
 
 def both_logits(model, x, teacher, memory):
     """lm_head of the student's x (n, C) and of the teacher's (n, C), for which the newest adapter does not act → (n, V)
-    each. Below float32 both are written to `memory` (at least 2 n, V), which can be used again after the backward
-    pass."""
+    each. In lower precision than float32, both are written to `memory` (at least 2 n, V), which can be used again after
+    the backward pass."""
     if cast(x).dtype == torch.float32:
         with torch.no_grad(), adapters(model, newest=False):
             other = model.lm_head(teacher)
@@ -87,10 +87,10 @@ def both_logits(model, x, teacher, memory):
 # ---- a model's adapters --------------------------------------------------------------------------------------------
 
 def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
-    """Adds a trainable adapter and freezes those that are there. Returns the new adapter's parameters.
+    """Adds a trainable adapter and freezes the earlier ones. Returns the new adapter's parameters.
 
-    A is Kaiming-uniform and B zero, so it changes nothing until it is trained. The adapted layers are put into training
-    mode. Dropout acts only where gradients are computed, so the teacher's pass under no_grad has none."""
+    A is Kaiming-uniform and B zero, so the adapter changes nothing until it is trained. The adapted layers are put
+    into training mode. Dropout acts only where gradients are computed, so the teacher's pass under no_grad has none."""
     unknown = set(targets) - set(TARGETS)
     if unknown:
         raise ValueError(f"adapter targets {', '.join(sorted(unknown))}: unknown; there are {', '.join(TARGETS)}")
@@ -118,7 +118,7 @@ def trainable(model):
 
 @contextmanager
 def adapters(model, frozen=True, newest=True):
-    """Which adapters act inside: `with adapters(model, newest=False):` is the newest one's teacher."""
+    """Chooses the adapters that act inside. With newest=False, the model is the teacher of the newest adapter."""
     before = [(layer, layer.use_frozen, layer.use_newest) for layer in layers(model).values()]
     try:
         for layer, _, _ in before:
@@ -153,8 +153,8 @@ def seed_dropout(model, seed, tokens, head_tokens):
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 def save_adapter(model, path, base_model="", write=True):
-    """Writes the newest adapter to the directory `path`. Either both files appear, whole, or neither. If processes
-    share the model, all of them must call this, and one of them with `write`.
+    """Writes the newest adapter to the directory `path`. Either both files appear complete, or neither does. If
+    processes share the model, all of them must call this, and one of them with `write`.
 
     Raises ValueError if there is no trainable adapter or if the files cannot be written."""
     tensors, alpha, rank = {}, 0, 0
@@ -185,7 +185,7 @@ def stack(paths, out, weight=1.0):
     shared = scales.pop() if len(scales) == 1 else None
     ranks = [max(len(A) for A, _, _ in adapter.values()) for _, adapter in loaded]
     tensors, repeated = {}, {}
-    for path in paths:                                          # base weights go along: loading the stack checks them
+    for path in paths:                                          # base weights are kept: loading the stack checks them
         own = repeated_weights(path)
         check_repeated(path, lambda name: repeated.get(name, own[name]))
         repeated = own | repeated
@@ -270,7 +270,7 @@ def merge(model_path, paths, out):
         return rounded
 
     def files():
-        """One after the other, so that only one shard is in memory."""
+        """Yields the files one after the other, so that only one shard is in memory."""
         for file in sorted(set(shards.values())):
             tensors = {name: merged(name) for name, held_in in shards.items() if held_in == file}
             yield out / file.name, lambda part: save_file(tensors, part, metadata={"format": "pt"})
@@ -293,11 +293,13 @@ def main():
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")
-    command.add_argument("--weight", type=number(float, 0), default=1.0, help="of each: 0.5 makes the mean of two")
+    command.add_argument("--weight", type=number(float, 0), default=1.0,
+                         help="factor on each adapter: 0.5 makes the mean of two")
     command.add_argument("--out", required=True)
-    command = commands.add_parser("merge", help="adapters into a copy of the weights")
+    command = commands.add_parser("merge", help="add adapters to a copy of the weights")
     command.add_argument("--model", required=True)
-    command.add_argument("--adapter", action="append", required=True, help="repeats, in order")
+    command.add_argument("--adapter", action="append", required=True,
+                         help="directory of an adapter; can be repeated, in order")
     command.add_argument("--out", required=True)
     args = parser.parse_args()
     if args.command == "stack":

@@ -2,7 +2,7 @@
 
     python model.py --model starter --prompt "Step 1:" --max-new-tokens 20
 
-Everything here is about token ids; this file knows nothing of prompts, agents, tools and hints. Names follow the
+Everything here is about token ids; this file knows nothing of prompts, agents, tools or hints. Names follow the
 checkpoint format (`self_attn.q_proj`), so weights and adapters load without renaming. Shapes: B sequences, T tokens,
 H query heads, G key/value heads, D dimensions of a head, C = hidden size, V tokens in the vocabulary.
 """
@@ -36,7 +36,7 @@ def rope_frequencies(config: Config) -> torch.Tensor:
         s = config.rope_scaling
         turns = s["original_max_position_embeddings"] * freq / (2 * math.pi)    # over the original context
         low, high = s["low_freq_factor"], s["high_freq_factor"]
-        keep = ((turns - low) / (high - low)).clamp(0, 1)                       # 1: unchanged, 0: stretched in full
+        keep = ((turns - low) / (high - low)).clamp(0, 1)                       # 1: unchanged, 0: fully stretched
         freq = freq * keep + freq / s["factor"] * (1 - keep)
     return freq
 
@@ -72,8 +72,8 @@ class Linear(nn.Linear):
 class Attention(nn.Module):
     """Each head computes softmax(q kᵀ / √D) v over the tokens up to its own. H/G query heads share a key/value head.
 
-    The softmax itself is computed by `attend`, which `Llama.hidden` is given. So the same weights serve a row's own
-    keys and values, a cache's, or those of several documents in a row."""
+    `attend`, an argument of `Llama.hidden`, computes the softmax. So the same weights serve a row's own keys and
+    values, a cache's, or those of several documents in a row."""
 
     def __init__(self, c):
         super().__init__()
@@ -111,8 +111,8 @@ class MLP(nn.Module):
 
 
 def recomputable(forward):
-    """A module's forward. While its `recompute` is true, the backward pass runs it again instead of keeping its
-    intermediate results in memory (Chen et al., 2016)."""
+    """Wraps a module's forward. While the module's `recompute` is true, the backward pass runs the forward again
+    instead of keeping its intermediate results in memory (Chen et al., 2016)."""
     @wraps(forward)
     def run(module, *args):
         if module.recompute and torch.is_grad_enabled():
@@ -124,7 +124,7 @@ def recomputable(forward):
 class Block(nn.Module):
     def __init__(self, c, window):
         super().__init__()
-        self.window = window                                    # how many positions a token sees; None: all up to it
+        self.window = window                                    # how many positions a token sees; None: no limit
         self.input_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
@@ -133,7 +133,7 @@ class Block(nn.Module):
 
     @recomputable
     def forward(self, x, cos, sin, attend, at=None):
-        """x (B, T, C) → (B, T, C). If `at` (N,) is given, the result is of these positions only, (B, N, C)."""
+        """x (B, T, C) → (B, T, C). If `at` (N,) is given, the result is for these positions only, (B, N, C)."""
         y = attend(*self.before(x, cos, sin), self.window)      # softmax(q kᵀ / √D) v, (B, H, T, D); q, k, v are freed
         if at is not None:
             x, y = x.index_select(1, at), y.index_select(2, at)
@@ -178,8 +178,8 @@ class Llama(nn.Module):
         """tokens (B, T) → what lm_head reads, (B, T, C). If only some positions `at` (N,) are needed, the last block
         computes no others → (B, N, C).
 
-        positions (B or 1, T): the tokens' own; default: 0 … T-1. attend(layer, q, k, v, window): default: causal
-        attention within the row; a KV cache, or several documents in a row, bring their own."""
+        positions (B or 1, T): the tokens' positions [0 … T-1]. attend(layer, q, k, v, window): the attention [causal
+        within the row]; a KV cache, or several documents in a row, bring their own."""
         if positions is None:
             positions = torch.arange(tokens.shape[1], device=tokens.device)[None]
         x, (cos, sin) = self.embed_tokens(tokens), self.rope(positions)
@@ -209,7 +209,7 @@ class Llama(nn.Module):
         The files are memory-mapped, and no other weights are built first. So on the CPU, weights that keep their
         precision take no memory of their own.
 
-        Raises ValueError, naming the file and the tensor, when something is missing, broken or does not fit."""
+        Raises ValueError, naming the file and the tensor, when something is missing or broken or does not fit."""
         folder = local_folder(path)
         config, shards = Config.from_json(folder / "config.json"), weight_files(folder)
         if config.tie_word_embeddings and "lm_head.weight" in shards:           # the file decides, as in transformers 5
@@ -246,7 +246,8 @@ def fastest_dtype(path: str | Path, device: str) -> torch.dtype:
 def main() -> None:
     parser = Parser("Continues a text and prints the continuation as it is sampled.")
     parser.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
-    parser.add_argument("--adapter", action="append", default=[], help="directory of an adapter; repeats, in order")
+    parser.add_argument("--adapter", action="append", default=[],
+                        help="directory of an adapter; can be repeated, in order")
     parser.add_argument("--prompt", required=True)
     parser.add_argument("--max-new-tokens", type=number(int, 1), default=200)
     parser.add_argument("--temperature", type=number(float, 0), default=0.0)
@@ -269,7 +270,7 @@ def main() -> None:
         load_adapter(model, adapter)
     prompt, limit = tokenizer.encode(args.prompt).ids, model.config.max_position_embeddings
     if len(prompt) >= limit:
-        raise ValueError(f"--prompt: {len(prompt)} tokens; the model sees {limit}")
+        raise ValueError(f"--prompt: {len(prompt)} tokens; the model sees at most {limit}")
     sampler = Sampler(model, batch=1, max_length=min(len(prompt) + args.max_new_tokens, limit))
     request = Request("cli", prompt, args.max_new_tokens, args.temperature, args.top_p,
                       lambda ids: ids[-1] in model.config.eos_token_id, args.seed)

@@ -44,7 +44,7 @@ def main():
     missed = [t for t in failures if t["id"] not in flagged]
     print(f"{len(trajectories)} trajectories, {len(failures)} failed; "
           f"flagged: {len(found)} states in {len(flagged)} trajectories"
-          + (f"; {unreadable} verdicts of the judge could not be read, they flag nothing" if unreadable else ""))
+          + (f"; {unreadable} verdicts of the judge could not be read and flag nothing" if unreadable else ""))
 
     corrected = read_corrected(args.corrected, found) if args.corrected else {}
     control = read_corrected(args.control, found, control=True) if args.control else {}
@@ -77,18 +77,18 @@ def arguments() -> Namespace:
     p.add_argument("--html", metavar="FILE", help="write everything as a page")
     p.add_argument("--corrected", metavar="FILE",
                    help="what collect.py --resample --rollout made of the flagged states: report what each hint does")
-    p.add_argument("--control", metavar="FILE", help="the same made with --control, without the hint")
+    p.add_argument("--control", metavar="FILE", help="the same, but made with --control, without the hint")
     p.add_argument("--try", dest="attempt", metavar="FILE",
-                   help="one mistake: what it flags and, with --model, what the agent does when it gets the hint")
+                   help="a mistake's file: print what it flags and, with --model, what the agent does with the hint")
     p.add_argument("--judge", metavar="MODEL",
                    help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME")
     p.add_argument("--states", type=command_line.number(int, 1), default=8,
-                   help="how many states to --try at most, failures first")
+                   help="with --try: try at most this many states, failures first")
     p.add_argument("--rollout", action="store_true", help="with --try: play each task to its end")
     options.add_arguments(p)
     args = p.parse_args()
     if args.attempt and (args.hint_dir or args.out or args.corrected or args.control):
-        p.error("--try looks at one mistake alone: no --hint-dir, --out, --corrected or --control with it")
+        p.error("--try looks at one mistake only; it takes no --hint-dir, --out, --corrected or --control")
     if args.out and not args.hint_dir:
         p.error("--out needs the --hint-dir whose mistakes are flagged")
     if (args.corrected or args.control) and not args.hint_dir:
@@ -133,7 +133,7 @@ def try_hint(found: list[Finding], args: Namespace) -> dict:
 
 
 def resample(found: list[Finding], args: Namespace) -> list[dict]:
-    """A corrected action from each flagged state, as collect.py --resample makes them, in the same order."""
+    """A corrected action from each flagged state, in the same order, made as collect.py --resample makes it."""
     states, made = [flag(*finding) for finding in found], []
     chat = backend.chat_with(args)
     output = SimpleNamespace(replica=0, replicas=1, done=(), write=made.append)
@@ -144,12 +144,12 @@ def resample(found: list[Finding], args: Namespace) -> list[dict]:
 
 
 def print_coverage(trajectories: list[dict], mistake: Mistake, found: list[Finding], limit: int) -> None:
-    """How much of what it concerns one mistake flags, with up to `limit` examples."""
+    """Prints how many of the trajectories that a mistake concerns it flags, with up to `limit` examples."""
     flagged = {t["id"] for t, _, _ in found}
     concerned = [t for t in trajectories if mistake.concerns(t["task"])]
     for success, kind in ((False, "failures"), (True, "successes")):
         ids = [t["id"] for t in concerned if t["success"] == success]
-        print(f"of {len(ids)} {kind} that it concerns it flags {len(flagged.intersection(ids))}")
+        print(f"it flags {len(flagged.intersection(ids))} of {len(ids)} {kind} that it concerns")
     for t, _, n in failures_first(found)[:limit]:
         code = t["steps"][n]["code"].strip().splitlines() or ["no code"]
         print(harmless(f"  {'✓' if t['success'] else '✗'} {t['id']}, step {n + 1}: {code[-1]}"))
@@ -163,7 +163,7 @@ def print_coverage(trajectories: list[dict], mistake: Mistake, found: list[Findi
 # ---- what is printed and written
 
 def print_effects(rows: dict) -> None:
-    """A line for each mistake: how many states it flags and what its hint does."""
+    """Prints a line for each mistake: how many states it flags and what its hint does."""
     for name, row in rows.items():
         successes = sum(map(sum, row["flagged"]))
         line = f"  {name:<40} {sum(map(len, row['flagged'])):4} states, {successes:4} of them in successes"
@@ -173,7 +173,7 @@ def print_effects(rows: dict) -> None:
 
 
 def print_missed(trajectories: list[dict], missed: list[dict]) -> None:
-    """The failures that nothing flags, by template: there the next hints are to be written."""
+    """Prints the failures that nothing flags, by template: these need the next hints."""
     print(f"{len(missed)} failures are not flagged, by template:")
     played = Counter(t["task"]["template"] for t in trajectories)
     for template, n in Counter(t["task"]["template"] for t in missed).most_common():
@@ -188,7 +188,7 @@ def write_flagged(found: list[Finding], mistakes: list[Mistake], args: Namespace
         state = flag(*finding)
         if state["id"] not in output.done:
             output.write(state)
-    print(f"{args.out}: {len(output.done)} flagged states" + ("" if found else ", there is nothing to correct"))
+    print(f"{args.out}: {len(output.done)} flagged states" + ("" if found else "; there is nothing to correct"))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """A model's tokenizer and chat template: they turn conversations into the token ids that the model reads.
 
-The prompt only grows at its end, token by token. So a KV cache carries on from step to step, and a whole trajectory is
-trained on in one pass.
+The prompt only grows at its end, token by token. So a KV cache can be reused from step to step, and a whole trajectory
+can be trained on in one pass.
 """
 
 from common import files
@@ -22,7 +22,7 @@ from tokenizers import AddedToken, Tokenizer
 from agent.protocol import RESPONSES, TAG, TAG_START, TAGS, THOUGHT_TAG, conversation, disarmed
 
 CONTROL = re.compile(r"\s*[<\[].*[>\]]\s*$", re.S)      # tokens that look like a template's control tokens
-MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")  # the same as plain text in a template
+MARKER = re.compile(r"<<?/?[\w|｜▁-]+>>?|\[/?[A-Z_]+\]|#{2,} ?\w[\w ]*:")  # such tokens as plain text
 SLOT = re.compile("\ue000(\\d+)\ue001")                 # stands for text or ids that the template must not change
 TODAY = date(2024, 7, 26)       # for templates that print the date: every stage must see the same prompt
 
@@ -32,7 +32,7 @@ class Chat:
 
     Text from outside (questions, observations) is encoded separately from the template's own text, as plain text:
     neither a control token nor one of our tags in it has any effect. Hints are the coach's own words. They keep our
-    tags, so that a worked example can show whole steps, but a control token in them remains plain text, too."""
+    tags, so that a worked example can show whole steps, but a control token in them also remains plain text."""
 
     def __init__(self, path: str | Path):
         """path: a directory with tokenizer.json and tokenizer_config.json. Raises ValueError, naming the file."""
@@ -57,7 +57,7 @@ class Chat:
                      if TAG.fullmatch(token.strip())}
         self.ends = {i for i, token in self.special.items()                             # the tokens that end a turn
                      if token not in self.tags and not THOUGHT_TAG.fullmatch(token)}
-        markers = sorted(set(MARKER.findall(source)) - set(self.special.values()))      # as Llama 2's [/INST]
+        markers = sorted(set(MARKER.findall(source)) - set(self.special.values()))      # e.g. Llama 2's [/INST]
         self.markers = re.compile("|".join(map(re.escape, markers)) or "(?!)")
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
@@ -104,8 +104,8 @@ class Chat:
         return self.decode(ids[:-1] if ended else ids), list(ids), (len(prompt), len(ids))
 
     def closes(self, tag: str) -> Callable[[list[int]], bool]:
-        """A function of the ids sampled so far: is the response over? It ends at a control token, at the closing tag,
-        or where an observation begins, which only we write."""
+        """Returns a function that tells from the ids sampled so far whether the response is over. A response ends at a
+        control token, at the closing tag, or where an observation begins, since only we write observations."""
         last = self.ends.union(self.tags.values())
         if f"</{tag}>" in self.tags:
             return lambda ids: ids[-1] in last
@@ -157,7 +157,7 @@ class Chat:
                 if before != after and not (i % 2 and before.startswith(after.removesuffix("<python>\n"))):
                     at = len(os.path.commonprefix([before, after]))
                     raise ValueError(
-                        f"{self.path}: the chat template rewrites earlier messages when the conversation goes on "
+                        f"{self.path}: the chat template rewrites earlier messages when the conversation continues "
                         f"({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt may only grow at its "
                         "end; write a chat_template.jinja that renders each message by itself")
         self.encode(self.grow(contents), ["a"] * len(contents))
@@ -220,7 +220,7 @@ class Chat:
                 added = next((n for n, i in enumerate(ids) if i in self.added), len(ids))
                 end = encoding.offsets[added][0] if added < len(ids) else len(text)
                 ids = self.middle.encode(text[:end], add_special_tokens=False).ids + ids[added:]
-        except Exception as e:                          # characters that it does not know, without a token for them
+        except Exception as e:                          # the tokenizer has no token for a character
             raise ValueError(f"{self.path / 'tokenizer.json'}: cannot encode {text[:40]!r} ({e})") from None
         if self.vocab_size and max(ids, default=0) >= self.vocab_size:
             token = self.tokenizer.id_to_token(max(ids))
@@ -245,7 +245,7 @@ def read_tokenizer(file: Path) -> Tokenizer:
         raise
     except BaseException as e:                          # the library raises nothing more specific
         raise ValueError(f"{file}: not a tokenizer ({e})") from None
-    tokenizer.no_truncation()                           # its training may have left either of them switched on
+    tokenizer.no_truncation()                           # its training may have left these switched on
     tokenizer.no_padding()
     tokenizer.add_special_tokens([
         AddedToken(token.content, special=True, normalized=token.normalized, lstrip=token.lstrip, rstrip=token.rstrip)
@@ -269,7 +269,7 @@ def without_prefix(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def template_source(path: Path, config: dict) -> str:
-    """The chat template of a model directory with this tokenizer_config.json; chat_template.jinja comes first."""
+    """The chat template of a model directory with this tokenizer_config.json; chat_template.jinja takes precedence."""
     source = config.get("chat_template")
     if (path / "chat_template.jinja").exists():
         source = files.read_text(path / "chat_template.jinja")
@@ -283,7 +283,7 @@ def template_source(path: Path, config: dict) -> str:
 
 
 def compile_template(path: Path, source: str) -> Template:
-    """The template in Jinja's sandbox, with the functions and tags that templates of models rely on."""
+    """The template in Jinja's sandbox, with the functions and tags that models' templates rely on."""
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True,
                                                 extensions=["jinja2.ext.loopcontrols", Generation])
     environment.globals |= {"raise_exception": _raise_exception, "strftime_now": TODAY.strftime}

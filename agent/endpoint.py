@@ -3,8 +3,8 @@
     OPENAI_API_KEY=… python evaluate.py --model openai:gpt-4o --tasks test.jsonl --hints combined --out gpt-4o.jsonl
     python evaluate.py --model openai:my-model --base-url http://localhost:8000/v1 --prefill …         vLLM and others
 
-It does not tell its token ids, so its trajectories can be read, judged and evaluated, but not distilled. The key comes
-from the environment and goes nowhere but into the request's header.
+An endpoint does not report token ids, so its trajectories can be read, judged and evaluated, but not distilled. The key
+comes from the environment and is sent only in the request's header.
 """
 
 import functools
@@ -90,7 +90,7 @@ class TooLong(Exception):
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key to another host."""
+    """Refuses redirects, which would take the key to another host."""
 
     def redirect_request(self, *_):
         return None
@@ -187,7 +187,7 @@ def is_remote(model: str | Path) -> bool:
 
 
 def engine(args: Namespace) -> tuple[Endpoint, Callable]:
-    """What samples, and what makes its requests, of the options that options.add_arguments defines."""
+    """The endpoint, and a function that makes its requests, from the options of options.add_arguments."""
     url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not re.match("https?://", url):
         raise ValueError(f"--base-url {url}: should begin with http:// or https://")

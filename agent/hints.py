@@ -59,8 +59,8 @@ def read_sections(file: Path) -> list[dict]:
 def hints_for(task: dict, sections: list[dict], which: str, kinds: list[str] | None = None) -> list[dict]:
     """The sections in a task's prompt, as the record keeps them.
 
-    which: "none"; "task", those for this type of task (common.md's and its group's, without those for other templates);
-    or "combined", all sections of every group. kinds: keep only these kinds."""
+    which: "none"; "task", the sections of common.md and of the task's group, except those for other templates; or
+    "combined", all sections of every group. kinds: keep only these kinds."""
     if which == "none":
         return []
     chosen = [s for s in sections if which == "combined" or s["group"] in ("common", task["group"])

@@ -14,10 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model",
         help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
     add("--base-url", metavar="URL",
-        help="the endpoint's; its key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
+        help="URL of the endpoint, whose key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
     add("--prefill", action="store_true",
-        help="start the endpoint's response with its tag, where the server can (vLLM)")
-    add("--adapter", action="append", default=[], metavar="DIR", help="can be repeated; the order counts")
+        help="start the endpoint's response with its tag, if the server supports this (vLLM does)")
+    add("--adapter", action="append", default=[], metavar="DIR",
+        help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",
         help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
@@ -25,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=number(float, 0, 1), default=1.0)
     add("--seed", type=int, default=0)
     add("--max-steps", type=number(int, 1), default=8)
-    add("--max-new-tokens", type=number(int, 1), default=512, help="of one monologue, or of one step's code")
+    add("--max-new-tokens", type=number(int, 1), default=512, help="in one monologue, or in one step's code")
     add("--max-length", type=number(int, 1), default=8192,
-        help="of a prompt with its response, in tokens; never above the model's own limit")
+        help="maximum tokens of a prompt with its response; never above the model's own limit")
     add("--batch", type=number(int, 1), default=32, help="agents at a time")
-    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,      # not None: old outputs resume
-        help="of the weights and of the computation; adapters are float32 "
+    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,      # not None, so old outputs resume
+        help="precision of the weights and the computation; adapters are float32 "
              "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
     add("--tp", type=number(int, 1), default=1, metavar="N",
         help="under torchrun: split the model over N processes; the others hold further replicas")
@@ -49,4 +50,4 @@ def add_task_arguments(parser: argparse.ArgumentParser) -> None:
         help="JSONL of tasks: leave out hint sections for groups or templates that none of these has, "
              "as if nobody had written them")
     add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
-    add("--trials", type=command_line.number(int, 1), default=3, help="times each task is played")
+    add("--trials", type=command_line.number(int, 1), default=3, help="how many times each task is played")

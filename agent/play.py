@@ -94,7 +94,7 @@ def generate(chat, trajectory: dict, n: int, field: str) -> Generator[Generate, 
     text, ids, (read, written) = chat.heard(prompt, response)
     trajectory["usage"]["input_tokens"] += read
     trajectory["usage"]["output_tokens"] += written
-    if ids is not None:                             # an endpoint does not tell them
+    if ids is not None:                             # an endpoint does not report them
         steps[n]["token_ids"][field] = ids
     return text, ended == "length" and f"</{tag}>" not in text
 

@@ -1,7 +1,7 @@
 """What a response says: the monologue and the code in it.
 
 Models forget or repeat the tags, fence the code, indent it, talk around it, think before it, import their tools, and
-play on with observations of their own. Here the code is found wherever it stands; the record keeps what was sampled.
+go on with observations that they made up. Here the code is found wherever it stands; the record keeps what was sampled.
 """
 
 import ast
@@ -38,7 +38,7 @@ def code_in(text: str) -> str:
 
 
 def _after_thoughts(text):
-    """What a reasoning model says once it has thought."""
+    """What a reasoning model says after its thoughts."""
     *thoughts, rest = re.split("</think(?:ing)?>", text)
     return re.split("<think(?:ing)?>", rest if rest.strip() else _last(thoughts))[0].strip("\n")
 

@@ -1,6 +1,6 @@
 """Many trajectories at a time: what is to be played, and the loop that plays it.
 
-While one agent's code runs in the sandbox, the model goes on with the others.
+While one agent's code runs in the sandbox, the model continues with the others.
 """
 
 from common import files
@@ -51,12 +51,12 @@ def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
 
 
 def corrections(states: list[dict], args: Namespace, samples: int, control: bool = False) -> Iterator[dict]:
-    """From every flagged state `samples` trajectories that continue it. Their next step is open and shows the hint, or
-    with `control` no hint."""
+    """`samples` trajectories that continue each flagged state. Their next step is open and shows the hint, or no hint
+    with `control`."""
     for state in states:
         known = all(step["token_ids"].keys() >= {"monologue", "code"} for step in state["steps"])
         if not known and not args.model.startswith("openai:"):
-            raise ValueError(f"{state['id']}: its steps hold no token ids, as of a model behind an endpoint; "
+            raise ValueError(f"{state['id']}: its steps hold no token ids, as if they came from an endpoint; "
                              "only --model openai:NAME can continue from there")
         for sample in range(samples):
             key = f"{state['id']}~{sample}"
@@ -77,8 +77,8 @@ def seed_of(key: str, args: Namespace) -> int:
 
 def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output, chat,
              start_engine: Callable, player: Callable | None = None) -> None:
-    """Plays the trajectories that `output` does not hold yet and writes them there, with a progress bar. Of several
-    replicas each plays its share.
+    """Plays the trajectories that `output` does not hold yet and writes them there, with a progress bar. With
+    several replicas, each plays its share.
 
     start_engine(args) → (what samples, what makes its requests), as scaling.parallel.sampler or endpoint.engine return
     them; called only when the sandbox has started. player(trajectory) → its generator [`play`]."""
@@ -162,16 +162,16 @@ def check_answers_hidden(args: Namespace) -> None:
 
 
 def check_protections(world: World, required: bool, report: bool) -> None:
-    """Reports what the sandbox cannot enforce on this system. Raises ValueError if all of it is required."""
+    """Reports what the sandbox cannot prevent on this system. Raises ValueError if everything is required."""
     if world.missing and required:
         raise ValueError("--require-sandbox: on this system the agent's code cannot be kept from "
                          f"{', '.join(world.missing)}; docs/sandbox.md says what it takes")
     if world.missing and report:
-        print("WARNING: on this system the sandbox cannot enforce:", "; ".join(world.missing), file=sys.stderr)
+        print("WARNING: on this system the sandbox cannot prevent:", "; ".join(world.missing), file=sys.stderr)
 
 
 def check_room(trajectories: list[dict], player: Callable, limit: int | None) -> None:
-    """Raises ValueError if not one trajectory's first prompt fits into `limit` tokens. None: the limit is not known."""
+    """Raises ValueError if no trajectory's first prompt fits into `limit` tokens. None: the limit is not known."""
     for trajectory in trajectories if limit else ():
         wish = next(player(copy.deepcopy(trajectory)))
         if isinstance(wish, Execute) or len(wish.prompt) < limit:

@@ -1,6 +1,6 @@
 """What every script uses: command lines and files that can be resumed.
 
-Scripts import this package first (ruff's import order sees to it). From then on Ctrl-C ends in one line, also while
+Scripts import this package first (ruff's import order enforces this). From then on, Ctrl-C prints one line, even while
 PyTorch is still being imported.
 """
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 
 def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], float]:
-    """What argparse turns a text into: an int or a float from `low` to `high`."""
+    """A type for argparse: it turns a text into an int or a float from `low` to `high`."""
     def parse(text):
         try:
             value = kind(text)
@@ -28,7 +28,7 @@ def number(kind: type, low: float, high: float = math.inf) -> Callable[[str], fl
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, but a wrong command line is one line, and descriptions keep their line breaks."""
+    """argparse, but a wrong command line gives a one-line error, and descriptions keep their line breaks."""
 
     def __init__(self, description: str | None = None, **others):
         super().__init__(description=description, formatter_class=argparse.RawDescriptionHelpFormatter, **others)
@@ -67,9 +67,9 @@ def run_stage(main: Callable[[], None]) -> None:
         if os.environ.get("DEBUG") or not memory:
             raise
         print(f"{name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length "
-              "needs less, --plan tells how much; what is finished is kept", file=sys.stderr)
+              "needs less; --plan tells how much; what is finished is kept", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped; {str(stopped) or 'what is finished is kept'}, the same command resumes from there",
+        print(f"\nstopped; {str(stopped) or 'what is finished is kept'}; the same command resumes from there",
               file=sys.stderr, flush=True)
         os._exit(130)                                             # do not wait for threads that wait for an endpoint

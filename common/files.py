@@ -47,7 +47,7 @@ def whole_lines(file: Path) -> list[dict]:
             elif line.strip():
                 raise ValueError
         except (ValueError, LookupError, TypeError, RecursionError):
-            raise ValueError(f"{file}, line {n}: not a record; mend it, or give another --out") from None
+            raise ValueError(f"{file}, line {n}: not a record; repair it, or give another --out") from None
     return found
 
 
@@ -77,7 +77,7 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
             lock(held, file)
             part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
             os.fsync(held)
-    except (OSError, RuntimeError, SafetensorError) as e:       # PyTorch and safetensors have their own on a full disk
+    except (OSError, RuntimeError, SafetensorError) as e:       # a full disk: PyTorch's and safetensors' own errors
         part.unlink(missing_ok=True)
         raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); "
                          "once it can be, the same command resumes") from None
@@ -85,8 +85,8 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
 
 
 def write_whole(contents: dict | Iterable[tuple]) -> None:
-    """Writes several files, {path: content as in `write_part`} or such pairs: all of them appear or none does, even if
-    the power fails. Until then the earlier ones stay."""
+    """Writes several files, {path: content as in `write_part`} or pairs of these: all of them appear or none does, even
+    if the power fails. Until all are written, the earlier files stay."""
     parts = {}
     try:
         for file, content in contents.items() if isinstance(contents, dict) else contents:
@@ -128,7 +128,7 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
             before = json.loads(note.read_text()) if note.exists() else {}
         before.get("")
     except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"{note}: not JSON of arguments; give another --out, "
+        raise ValueError(f"{note}: not a JSON file of arguments; give another --out, "
                          "or remove it and what it belongs to") from None
     if before != arguments:
         changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
@@ -188,7 +188,7 @@ class Output:
                 self.sync()
         except OSError as e:
             self.file.truncate(end)
-            raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records before are whole, "
+            raise ValueError(f"{self.path}: {e.strerror}; the {len(self.done)} records written before are kept; "
                              "the same command resumes from there") from None
         self.done.add(record["id"])
 

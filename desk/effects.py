@@ -47,7 +47,7 @@ def hint_effects(mistakes: Sequence[Mistake], found: Sequence[Finding],
     """What each hint did → {mistake's name: row}. A row is {"flagged", "before", "without", "with": outcomes by task,
     "corrected": {trajectory's id: corrected actions}}.
 
-    "flagged" counts all flagged trajectories. "before" counts those of them that were played on, as they ended the
+    "flagged" counts all flagged trajectories. "before" counts how those of them that were played on had ended the
     first time; "without" and "with" count their rollouts without and with the hint.
 
     Actions that were not played on (collect.py without --rollout) do not count. If a mistake has rollouts of both
@@ -98,8 +98,8 @@ def interval(successes: float, n: float) -> tuple[float, float]:
 def rate(outcomes: Outcomes) -> str:
     """The success rate in percent, its 95 % interval, and the number of attempts n.
 
-    Attempts at one task often end alike. The interval is therefore that of as many independent attempts as would vary
-    as much as the tasks do: at least one per task, at most n."""
+    Attempts at one task often end alike. So the interval counts fewer attempts: as many independent ones as would vary
+    as much as the tasks do, at least one per task and at most n."""
     if not outcomes:
         return "–"
     n, tasks = sum(map(len, outcomes)), len(outcomes)

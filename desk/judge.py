@@ -1,6 +1,6 @@
 """The LLM judge: does a step have a mistake that is described in words? (paper §3.2, one prompt per mistake)
 
-A judge reasons and then gives a verdict on one step at a time, the first steps first. A verdict that cannot be read is
+A judge reasons and then gives a verdict on one step at a time, from the first step on. A verdict that cannot be read is
 asked for again. If no attempt can be read, it counts as no mistake and is reported; it is never guessed.
 """
 

@@ -61,7 +61,7 @@ def compile_pattern(pattern: str, place: str) -> re.Pattern:
         raise ValueError(f"{place}: {e}") from None
 
 
-# ---- the coach's own code takes its time, and fails
+# ---- a time limit and errors for the coach's own code
 
 class TooSlow(BaseException):
     """Not an Exception, so that a detector that catches every Exception does not catch it."""

@@ -99,7 +99,7 @@ def page(name: str, title: str, data: dict) -> str:
     body = read(f"{name}.html").replace("{{title}}", escape(title))
     content = json.dumps(data, ensure_ascii=False)
     for character, escaped in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        content = content.replace(character, escaped)                 # neither the end of the script nor of a line
+        content = content.replace(character, escaped)                 # none may end the script or a line
     html = f"""<!doctype html>
 <html lang="en">
 <head>

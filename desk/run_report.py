@@ -39,8 +39,8 @@ def run_page(paths: Sequence[str | Path]) -> str:
 
 
 def near(path: str, file: str | Path) -> Path:
-    """Where a path leads that the stage was given which wrote `file`. It is relative to the folder in which that stage
-    ran: one above the file, or else the current one."""
+    """Resolves a path that was an argument of the stage that wrote `file`. It is relative to the folder in which that
+    stage ran: one of the folders above the file, or else the current one."""
     return next((p for folder in Path(file).resolve().parents if (p := folder / path).exists()), Path(path))
 
 
@@ -65,4 +65,4 @@ def losses(folder: Path) -> list[float]:
         logged = [json.loads(line)["loss"] for line in files.read_text(file).splitlines()]
         return [loss for loss in logged if math.isfinite(loss)]
     except (LookupError, TypeError, json.JSONDecodeError) as e:
-        raise ValueError(f"{file}: not the log of a training ({e})") from None
+        raise ValueError(f"{file}: not a training log ({e})") from None

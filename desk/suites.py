@@ -1,5 +1,5 @@
-"""Standard benchmarks: HumanEval's pass@1 and GSM8K, zero-shot. They show whether coaching has cost a model anything
-else (paper, Table 6).
+"""Standard benchmarks: HumanEval's pass@1 and GSM8K, zero-shot. They show whether coaching has cost a model other
+abilities (paper, Table 6).
 
     greedy="--model M --trials 1 --temperature 0"
     python evaluate.py $greedy --suite humaneval --file HumanEval.jsonl.gz --out humaneval.jsonl
@@ -69,7 +69,7 @@ def read_suite(suite: str, file: str | Path) -> list[dict]:
                     "solution": given["prompt"] + given["canonical_solution"],
                     "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
         if task["id"] in known:
-            raise ValueError(f"{file}, line {n}, field 'task_id': {task['id']!r} was there before")
+            raise ValueError(f"{file}, line {n}, field 'task_id': {task['id']!r} occurs twice")
         known.add(task["id"])
         tasks.append(task | {"group": suite, "template": suite})
     if not tasks:

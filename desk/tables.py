@@ -15,7 +15,7 @@ USAGE = {"input tokens": ("input_tokens", "{:,.0f}"),                 # column: 
 def percent(trajectories: list[dict]) -> tuple[float, float]:
     """The success rate and its standard error over the trials, in percent. The error of a single trial is nan.
 
-    As in the paper's tables each group of tasks counts alike, however many tasks it has."""
+    As in the paper's tables, all groups have the same weight, however many tasks they have."""
     trials = {}
     for t in trajectories:
         groups = trials.setdefault(t["id"].rpartition("#")[2], {})

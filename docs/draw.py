@@ -3,7 +3,7 @@
     python docs/draw.py                                              docs/results/NAME.jsonl → docs/images/NAME.svg
     python docs/draw.py --add NAME runs/demo/test/*.jsonl --machine "two cores, AVX2" --commit 467f891
 
-The second command turns results of evaluate.py into docs/results/NAME.jsonl, then draws. A line is one agent:
+The second command turns results of evaluate.py into docs/results/NAME.jsonl, then draws. Each line describes one agent:
 
     {"agent": "after round 1", "round": 1, "hints": "none", "success": 91.3, "error": 0.5, "trials": 3,
      "input_tokens": 636, "command": "…", "machine": "…", "commit": "…"}
@@ -52,7 +52,7 @@ def read_results(file):
 
 
 def summarize(file, machine, commit):
-    """The line of a result file for one file of evaluate.py; as there, each group of tasks counts alike."""
+    """The line of a result file for one file of evaluate.py. As there, all groups of tasks have the same weight."""
     records = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
     trials = {}
     for record in records:
@@ -128,8 +128,8 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", metavar="NAME", help="write docs/results/NAME.jsonl from these results of evaluate.py")
     parser.add_argument("files", nargs="*", help="with --add: one file per agent")
-    parser.add_argument("--machine", default="", help="with --add: what it ran on")
-    parser.add_argument("--commit", default="", help="with --add: what it ran with")
+    parser.add_argument("--machine", default="", help="with --add: the machine that ran it")
+    parser.add_argument("--commit", default="", help="with --add: the commit whose code ran")
     args = parser.parse_args()
     if bool(args.add) != bool(args.files) or args.add and not (args.machine and args.commit):
         parser.error("--add NAME needs result files, --machine and --commit")

@@ -2,8 +2,8 @@
 
 A GPU finishes a block sooner than Python can start the block's kernels one by one. A graph starts all kernels of a step
 at once, but only on the tensors that it was captured with. So there is a graph for each of a few sizes, and a table
-says what each slot of the cache is to do. No step waits for the host: it reads the token that the step before drew,
-and meanwhile the host looks at that token. On a CPU the same steps run without graphs, for the tests.
+says what each slot of the cache is to do. No step waits for the host: each step reads the token that the step before
+drew, while the host looks at that token. On a CPU the same steps run without graphs, for the tests.
 
 One sequence of Llama-3.1-8B's shape decoded 34.5 tokens/s with kernels started one by one, 125.9 with graphs, and 174.9
 with compiled kernels too (one GPU, ae786ee).
@@ -25,14 +25,14 @@ from engine.kernels import decode_attention, unseen
 from engine.sampling import draw_on_device, most_likely, to_device
 
 POSITION, TOKEN, TEMPERATURE, TOP_P, RANDOM, LEAD = range(6)    # the table's rows; LEAD: a slot to share from
-STEPS_BEFORE_CAPTURE = 2                                        # of a size
+STEPS_BEFORE_CAPTURE = 2                                        # of one size
 STEPS_BEFORE_COMPILING = 1000                                   # of any size: compiling takes about as long as these
 
 
 class Decoder:
     """Steps of decoding on `cache` (L, 2, slots, G, S, D). Idle slots write to its last position.
 
-    The model must not change: a graph does not see an adapter that comes later."""
+    The model must not change: a graph does not see an adapter that is added later."""
 
     def __init__(self, model: torch.nn.Module, cache: torch.Tensor):
         slots, gpu = cache.shape[2], cache.is_cuda
@@ -55,9 +55,9 @@ class Decoder:
 
     def start(self, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray, rules: Iterable,
               shared: int) -> Callable[[], list[int]]:
-        """Starts to compute the next token of some slots. Each one's input stands at its position and is its token, or,
-        where that is -1, the one drawn last. rules: the slots' temperatures, top_p and random numbers. shared: how many
-        tokens all of them begin with.
+        """Starts to compute the next token of some slots. Each slot's input is its token, or the token drawn last where
+        that is -1; it stands at the slot's position. rules: the slots' temperatures, top_p and random numbers. shared:
+        how many first tokens all slots have in common.
 
         Returns a function that waits for the new tokens and returns them."""
         N, last = min(1 << int(slots.max()).bit_length(), self.cache.shape[2]), self.cache.shape[4] - 1

@@ -1,8 +1,8 @@
-"""What each device does its own way to be fast: attention, products of linear layers, a CPU's memory.
+"""What each device computes in its own way, for speed: attention, products of linear layers, a CPU's memory.
 
-The equation stands first (`attention`, `F.linear`); the rest computes the same faster. Figures say on what machine.
+The equation stands first (`attention`, `F.linear`); the rest computes the same faster. Each figure names its machine.
 
-Attention is over keys and values that are there already: a row's own, several documents' in one row, a KV cache's.
+Attention is over keys and values that exist already: a row's own, several documents' in one row, a KV cache's.
 Shapes: B sequences, T tokens, S positions with keys and values, H query heads, G key/value heads, D dimensions of a
 head.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-# cuDNN's attention makes a plan for each new length. With it, the first distilling of a process did 11 actions/s on a
-# GPU; a second one, with all plans made, did 100.
+# cuDNN's attention makes a plan for each new length. With it, a process distilled 11 actions/s on a GPU the first time,
+# and 100 the second time, when all plans were made.
 torch.backends.cuda.enable_cudnn_sdp(False)
 
-CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""      # what Linux says of it
+CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""      # what Linux says about it
 # MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs. On others that have it, oneDNN is faster.
 WITHOUT_AVX512 = (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
                   and "AuthenticAMD" in CPU)
@@ -81,8 +81,8 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window
 
 
 def trains_by_plain_products(q):
-    """Is `CausalAttention` the faster kernel? On a CPU it is in float32 where gradients are wanted, and in training's
-    bfloat16 (autocast), the teacher's passes included, if the CPU has no AMX."""
+    """Is `CausalAttention` the faster kernel? It is on a CPU in two cases: float32 where gradients are wanted; and
+    training's bfloat16 (autocast), including the teacher's passes, if the CPU has no AMX."""
     if q.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if q.dtype == torch.float32:
@@ -95,7 +95,7 @@ class CausalAttention(torch.autograd.Function):
     see are left out, and the scores stay in the cache. The backward pass recomputes the scores (Dao et al., 2022).
 
     With a CPU's bfloat16 instructions and small heads, training was 1.5 times as fast as with PyTorch's fused kernel
-    (70878db). In bfloat16 the scores are rounded here, where the fused kernel keeps float32. So sampling uses that."""
+    (70878db). In bfloat16 the scores are rounded here; the fused kernel keeps float32, so sampling uses that one."""
     QUERIES = 64
 
     @staticmethod
@@ -197,12 +197,12 @@ def onednn_linear(x, weight, bias):
 
 def cpu_linear(x, weight, bias):
     """`F.linear` in float32 on a CPU, where MKL is slow in three cases. (a) Where it does not use AVX-512, oneDNN is
-    faster. (b) It multiplies a few rows by a large weight on one core only. (c) It divides some more rows by a
-    vocabulary badly among the cores. In (b) and (c) slices of the weight are multiplied as a batch.
+    faster. (b) It multiplies a few rows by a large weight on one core only. (c) It distributes the product of some more
+    rows by a vocabulary's weight badly over the cores. In (b) and (c), slices of the weight are multiplied as a batch.
 
     On one core of an AMD EPYC (CPU time), oneDNN was 2.2, 1.9, 1.5 and 1.3 times as fast as MKL for 3, 16, 64 and 256
-    rows by a weight of 5632 × 2048. One and two rows by one of 49152 × 576 were 2.4 and 3.8 times as fast as a batch of
-    matrices by vectors."""
+    rows by a weight of 5632 × 2048. One and two rows by one of 49152 × 576 were 2.4 and 3.8 times as fast when computed
+    as a batch of matrices by vectors."""
     rows, learns = x.shape[:-1].numel(), torch.is_grad_enabled()
     if WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21 and not learns:
         return onednn_linear(x, weight, bias)                                                   # (a)
@@ -242,10 +242,10 @@ def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.
 
 def pack_weights(model: torch.nn.Module) -> None:
     """Brings a CPU's bfloat16 weights into the layout that oneDNN would otherwise prepare for every product. Results
-    are the same bit for bit. From then on linear layers compute without gradients only, by `linear` and `add_linear`.
+    are the same bit for bit. From then on, linear layers work only without gradients, by `linear` and `add_linear`.
 
     For Qwen2.5-Coder-1.5B's layers, 1, 16 and 32 rows take 1.5, 1.5 and 1.3 times less CPU time (one avx512_bf16 core).
-    The packed weights take memory of their own, where those of a mapped file do not."""
+    The packed weights take memory of their own, whereas a mapped file's do not."""
     if fast_bfloat16() and torch.backends.mkldnn.is_available():
         for layer in model.modules():
             weight = layer.weight if isinstance(layer, torch.nn.Linear) else None

@@ -102,16 +102,16 @@ class LoraLinear(nn.Linear):
 
     def costs_less_as_one(self, x, rank):
         """Is `one_product` cheaper, its backward pass included, than a product by W and two by each adapter? It is if
-        the ranks are not small beside the layer and x has many rows. In float32 only, where W + Σ scale B A is as exact
-        as separate products."""
+        the ranks are not small beside the layer and x has many rows. It needs float32, where W + Σ scale B A is as
+        exact as separate products."""
         float32 = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
         size, sizes = self.in_features * self.out_features, self.in_features + self.out_features
         return float32 and 3 * rank * sizes > size and x.shape[:-1].numel() * sizes > size
 
     def dropped(self, x):
-        """Which inputs x (…, T, in) are dropped, as a mask (…, T, in). A token and a feature have a random number of 16
-        bits each. Where their sum, with overflow, is among the lowest, the input is dropped: all with the same
-        probability, and any two independently."""
+        """Which inputs x (…, T, in) are dropped, as a mask (…, T, in). Each token and each feature has a random 16-bit
+        number. An input is dropped where the sum of both, with overflow, is among the lowest values. So all are dropped
+        with the same probability, and any two independently."""
         if self.noise:
             tokens, features = self.noise[0][self.part], self.noise[1]
         else:
@@ -119,7 +119,7 @@ class LoraLinear(nn.Linear):
         return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
 
     def freeze(self, A, B, scale):
-        """One more frozen adapter, A (r, in) and B (out, r)."""
+        """Adds a frozen adapter, A (r, in) and B (out, r)."""
         A, B = A.detach().float(), B.detach().float() * scale
         if self.frozen_A is not None:
             A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
@@ -155,7 +155,7 @@ def adapter_device(layer: nn.Linear) -> torch.device | str:
 
 
 def load_adapter(model: nn.Module, path: str | Path, checkpoint: str | Path | None = None) -> None:
-    """Adds a frozen adapter on top of those that are there. `checkpoint` is the directory or hub id of a model whose
+    """Adds a frozen adapter on top of the earlier ones. `checkpoint` is the directory or hub id of a model whose
     weights are not loaded yet.
 
     Raises ValueError, naming the file and the field or tensor, if the adapter is not supported or another model's."""

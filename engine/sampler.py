@@ -3,9 +3,9 @@
     sampler = Sampler(model, batch=32, max_length=4096)
     new_ids = sampler.generate(prompts, max_new_tokens=64, temperature=0.7, stop_ids=[2])
 
-A prompt pays only for the tokens that no slot of the cache has computed before: a conversation for its next turn,
-agents with the same hints for what differs. Shapes: N running requests, T tokens of a step, H query heads, G key/value
-heads, S positions, D dimensions of a head, V tokens in the vocabulary.
+A prompt pays only for the tokens that no slot of the cache has computed before: a conversation pays for its next turn,
+and agents with the same hints pay for what differs. Shapes: N running requests, T tokens of a step, H query heads, G
+key/value heads, S positions, D dimensions of a head, V tokens in the vocabulary.
 """
 
 import random
@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.kernels import causal_attention, causal_mask, decode_attention, unseen
 from engine.sampling import draw, to_device
 
-ADMITTED = 4096                                                 # a step takes new prompts in until they are more tokens
+ADMITTED = 4096                                                 # a step admits prompts until they have more tokens
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class Sampler:
         self.model, self.batch, self.max_length = model, batch, max_length
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
                                  dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # up to here it holds numbers: masked ones are read too
+        self.cleared = 0                                        # up to here it holds numbers: masked ones are read, too
         self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
         if ahead:
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
@@ -135,8 +135,8 @@ class Sampler:
         """Admits queued requests into free slots and computes a new token for every running request. Returns the
         requests that ended.
 
-        With `ahead`, a token is handed out one step after it was begun, and queued requests wait for up to eight steps
-        until they are worth leaving the decoder for."""
+        With `ahead`, a token is handed out one step after it was begun, and queued requests wait for up to eight steps,
+        until there are enough of them to leave the decoder."""
         running = sum(r is not None for r in self.requests)
         waiting = min(len(self.queue), self.batch - running)
         if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):
@@ -178,10 +178,10 @@ class Sampler:
         """Gives the requests in these slots their new tokens, which `wait` returns. Returns the requests that ended."""
         ended = []
         for slot, request, token in zip(slots, requests, wait()):
-            if request.ended:                                   # at the token before, when this one was started already
+            if request.ended:                                   # by the token before, after this one was started
                 continue
             if token >= self.model.config.vocab_size:           # see `draw`
-                raise ValueError("the model's logits are not numbers; are its weights, or an adapter's, damaged?")
+                raise ValueError("the model's logits are NaN; are its weights, or an adapter's, damaged?")
             request.new_ids.append(token)
             if request.stop(request.new_ids):
                 request.ended = "stop"
@@ -189,7 +189,7 @@ class Sampler:
                 request.ended = "length"
             if request.ended:
                 self.requests[slot] = None
-                self.cached[slot] = self.length[slot]           # not the token's own keys and values, if they are there
+                self.cached[slot] = self.length[slot]           # without this token's own keys and values
                 ended.append(request)
             else:
                 self.ids[slot, self.length[slot]] = token
@@ -290,9 +290,9 @@ class Sampler:
     def _decode_attention(self, decode, slots, positions):
         """attend(layer, q, window) for the first tokens of q (1, H, T, D), those that decode: one batched product."""
         n, first, end, length, shared = decode.n, decode.first, decode.end, decode.length, decode.shared
-        if end - first < 4 * n:                                 # a range of slots; those without a query ride along
+        if end - first < 4 * n:                                 # a range of slots, some of them without a query
             width, span, place = end - first, slice(first, end), slots[:n] - first
-        else:                                                   # a copy of few scattered ones
+        else:                                                   # a copy of the few scattered slots
             width, span, place = n, slots[:n], torch.arange(n, device=slots.device)
         hide = {}
         for window in set(self.model.config.windows):

@@ -117,26 +117,26 @@ class Config:
         config = cls(**{name: value for name, value in c.items() if name in cls.__dataclass_fields__})
         if config.num_attention_heads % config.num_key_value_heads or config.head_dim % 2:
             raise ValueError(f"{file}: {config.num_attention_heads} query heads of {config.head_dim} for "
-                             f"{config.num_key_value_heads} key/value heads; there have to be as many for each, "
-                             "of an even size")
+                             f"{config.num_key_value_heads} key/value heads; the number of key/value heads has "
+                             "to divide that of query heads, and a head's size has to be even")
         return config
 
 
 def unsupported(c, fields, where=""):
-    """(field, what is wrong with it) of the first field that is neither implemented nor harmless; None without one."""
+    """(field, what is wrong with it) of the first field that is neither implemented nor harmless, or None."""
     known = {name.rstrip("?") for name in fields}
     for name, value in c.items():
         if name in FIXED and value not in FIXED[name]:
             return where + name, f"{value!r} is not supported"
         if value and name not in known and name not in FIXED and not HARMLESS.fullmatch(name):
             return where + name, (f"{str(value)[:40]} is not known here and may change what the model computes; "
-                                  "if not, remove it")
+                                  "if it does not, remove it")
     return None
 
 
 def rope(c, check):
-    """config.json's fields → {"rope_theta", "rope_scaling"}. As in transformers, what stands inside `rope_scaling` or
-    `rope_parameters` wins over what stands beside it, except for the original context's length."""
+    """config.json's fields → {"rope_theta", "rope_scaling"}. As in transformers, a field inside `rope_scaling` or
+    `rope_parameters` overrides the same field outside it, except for the original context's length."""
     where = "rope_scaling" if c.get("rope_scaling") else "rope_parameters"
     inner = {name: value for name, value in c.get(where, {}).items() if value is not None}
     check(mismatch(inner, ROPE, where))
@@ -153,8 +153,9 @@ def rope(c, check):
 
 
 def layer_types(c, kind, check):
-    """The type of each layer. With a sliding window, all of Mistral's have it, and Qwen's from `max_window_layers` on,
-    or those that a list says. A file that contradicts itself is refused, because other programs read it differently."""
+    """The type of each layer. With a sliding window, all layers of Mistral have it, and of Qwen those from
+    `max_window_layers` on, or those that a list names. A file that contradicts itself is refused, because
+    other programs read it differently."""
     n, listed = c["num_hidden_layers"], c.get("layer_types")
     window, used = "sliding_window" in c, c.get("use_sliding_window", kind == "mistral")
     if kind == "llama":

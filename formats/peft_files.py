@@ -1,7 +1,7 @@
 """Adapters on disk, in PEFT's format: adapter_config.json and adapter_model.safetensors.
 
 Only low-rank updates of linear layers are supported: y = W x + scale B A x, where scale is alpha / r, or alpha / √r for
-rank-stabilized LoRA. Anything else that a file asks for is refused by name, even a field that PEFT adds tomorrow. So no
+rank-stabilized LoRA. Anything else that a file asks for is refused by name, even a field that PEFT adds later. So no
 adapter loads that would compute something else here than in PEFT.
 """
 
@@ -150,7 +150,7 @@ def read_adapter(path):
                              "so PEFT would ignore it; correct target_modules or remove the tensor")
         if len(A) != rank:
             raise ValueError(f"{file}: {keys[0]} is {list(A.shape)}; adapter_config.json gives this layer rank {rank}")
-        if not abs(alpha) <= torch.finfo(torch.float32).max:    # nor NaN, nor an integer too large for a float
+        if not abs(alpha) <= torch.finfo(torch.float32).max:    # not infinite, NaN, or too large for a float
             raise ValueError(f"{config_file}, field 'lora_alpha': {alpha} is not a finite number")
         adapter[module.removeprefix("model.")] = A, B, alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
     if not adapter:
@@ -159,7 +159,7 @@ def read_adapter(path):
 
 
 def repeated_weights(path):
-    """{name in the checkpoint: weight} of the base weights that PEFT repeats in an adapter's file, as lm_head's."""
+    """{name in the checkpoint: weight} of the base weights that PEFT repeats in an adapter's file, e.g. lm_head."""
     matches = ((REPEATED.fullmatch(key), weight) for key, weight in read_tensors(path).items())
     return {f"{match[1] or match[2]}.weight": weight for match, weight in matches if match}
 

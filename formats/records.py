@@ -32,7 +32,7 @@ def mismatch(value, schema, field: str = "") -> tuple[str, str] | None:
     if (value is not None) if kind is None else type(value) is not kind:
         return field, f"not {NAMES[kind]}"
     if isinstance(schema, list):
-        if all(type(x) is schema[0] for x in value):                    # quickly, for long lists of tokens
+        if all(type(x) is schema[0] for x in value):                    # a fast path for long lists of tokens
             return None
         return next((w for i, x in enumerate(value) if (w := mismatch(x, schema[0], f"{field}[{i}]"))), None)
     if isinstance(schema, dict):
@@ -68,7 +68,7 @@ def read_records(file: str | Path, schema: dict) -> list[dict]:
             raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, "
                              f"there are {len(record['steps'])}")
         if len(set(targets)) < len(targets):
-            raise ValueError(f"{where}, field 'targets': a step comes twice")
+            raise ValueError(f"{where}, field 'targets': a step is named twice")
         lines[record["id"]] = n
         found.append(record)
     if not found:
@@ -80,7 +80,7 @@ def read_line(line: bytes, where: str) -> dict:
     """One line as an object. Raises ValueError, with `where` in front."""
     try:
         record = json.loads(line.decode())
-        if b"\\ud" in line.lower():                             # JSON can spell what no file and no tokenizer takes
+        if b"\\ud" in line.lower():                             # half a character, which only JSON can spell
             json.dumps(record, ensure_ascii=False).encode()
     except UnicodeDecodeError:
         raise ValueError(f"{where}: not UTF-8 text") from None

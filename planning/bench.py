@@ -1,13 +1,13 @@
-"""How fast, how much memory, how far from the limits of this machine.
+"""Measures speed and memory, and compares them with this machine's limits and with other people's code.
 
     python -m planning.bench                     everything
     python -m planning.bench collect decode      some of it: limits, collect, batch, decode, distill, plan, sandbox
 
 The models have random weights of a chosen size; nothing is downloaded. The peers are what people use today,
 transformers and peft. They are measured only where they are installed, with the same weights and the same work, and the
-outputs are compared. Each measurement runs in a process of its own, so that its peak memory is its own. Ours and the
-peer's alternate, and the ratio of the medians is printed. On a GPU the memory is the GPU's, and what is compiled is
-compiled before the time starts.
+outputs are compared. Each measurement runs in a process of its own, so that its peak memory is its own. Our code and
+the peer alternate, and the ratio of the medians is printed. On a GPU, the memory is the GPU's, and everything that is
+compiled is compiled before the clock starts.
 """
 
 from common import ROOT
@@ -95,7 +95,7 @@ def product_rate(dtype):
 
 
 def memory_rate(n=5):
-    """Bytes a second in a large copy (read and written) or a large sum, whichever are more."""
+    """Bytes a second in a large copy (read and written) or in a large sum, whichever is more."""
     x = torch.ones(2 ** 28, device=DEVICE)
     y = torch.empty_like(x)
     return max(2 * 4 * len(x) / best(lambda: y.copy_(x), n), 4 * len(x) / best(lambda: x.sum(), n))
@@ -129,7 +129,7 @@ def ours_sampling(folder, work, warm_up):
 
 
 def played(sampler, work):
-    """The answers, of each agent one for each turn."""
+    """The answers: for each agent, one per turn."""
     answers = [[] for _ in work]
     ask = lambda i, prompt: sampler.add(Request(i, prompt, work[i][1][len(answers[i])][0]))
     for i, (prompt, _) in enumerate(work):
@@ -193,7 +193,7 @@ RANK, ALPHA, LR, EPOCHS = 16, 32, 1e-4, 2
 
 
 def held(model):
-    """Bytes in memory once all the model's weights and the code are there: on the GPU, or of this process. The peak is
+    """Bytes in memory once the model's weights and the code are loaded: on the GPU, or in this process. The peak is
     measured from here on, because loading is not part of the work."""
     for p in model.parameters():
         p.sum()                                                     # a mapped file's pages are loaded when read
@@ -212,8 +212,8 @@ def resident(what):
 
 
 def records(trajectories, steps, hints=1500):
-    """Trajectories of random tokens: the hints', 20 of the question, and in each step about 20 of monologue, 50 of code
-    and 20 of observation."""
+    """Trajectories of random tokens: `hints` in the hints, 20 in the question, and in each step about 20 in the
+    monologue, 50 in the code and 20 in the observation."""
     from agent.chat import Chat
     rng, chat = random.Random(0), Chat(ROOT / "starter")
     words = sorted(w for w in chat.tokenizer.get_vocab() if w.isalpha() and len(w) > 2)
@@ -399,7 +399,7 @@ def measured(function, *arguments):
 
 
 def alone(function, *arguments):
-    """Calls it in a new process."""
+    """Calls the function in a new process."""
     with concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(measured, function, *arguments).result()
 
@@ -445,7 +445,7 @@ def main() -> None:
     parser.add_argument("jobs", nargs="*", metavar="JOB", help=f"{', '.join(JOBS)} [all]")
     parser.add_argument("--repeats", type=number(int, 1), default=3)
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world",
-                        help="of the starter world, for the sandbox's job")
+                        help="the starter world's data, for the sandbox job")
     args = parser.parse_args()
     jobs = args.jobs or JOBS
     if unknown := set(jobs) - set(JOBS):
@@ -491,8 +491,8 @@ def print_decoding(large, repeats):
     tenth = len(shares) // 10
     print(f"decode: one sequence, {size / 2 ** 30:.2f} GiB of weights: {rate:.1f} tokens/s, "
           f"{rate * size / 1e9:.1f} GB/s, "
-          f"{statistics.median(shares):.0%} of the memory's right after ({len(shares)} rounds, {shares[tenth]:.0%} to "
-          f"{shares[-1 - tenth]:.0%} without a tenth at each end)", flush=True)
+          f"{statistics.median(shares):.0%} of the memory bandwidth right after ({len(shares)} rounds, "
+          f"{shares[tenth]:.0%} to {shares[-1 - tenth]:.0%} without a tenth at each end)", flush=True)
 
 
 def compare_distilling(folder, repeats, limit):
@@ -505,7 +505,7 @@ def compare_distilling(folder, repeats, limit):
         runs = against(title, "actions", repeats, ours_distill, peer_distill, same_loss, folder, trajectories, steps,
                        row)
         rate = max(r["flops"] / r["seconds"] for r in runs)
-        print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's own: {rate / limit:.0%} of the matrix product's",
+        print(f"    {rate / 1e9:,.0f} GFLOP/s of the model's operations: {rate / limit:.0%} of the matrix product's",
               flush=True)
 
 
@@ -515,7 +515,8 @@ def check_plans(large, memory):
     for title, fsdp in (("distill.py, one process", False), ("the same with FSDP2", True)):
         r = alone(training, large, fsdp)
         print(f"plan: {title}, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; an update "
-              f"{r['seconds']:.2f} s, {r['flops'] / r['seconds'] / 1e12:,.0f} TFLOP/s of those planned", flush=True)
+              f"{r['seconds']:.2f} s, {r['flops'] / r['seconds'] / 1e12:,.0f} TFLOP/s of the planned operations",
+              flush=True)
     r = alone(sampling, large)
     print(f"plan: 32 agents of 3,000 tokens, {r['memory'] / 2 ** 30:.2f} GiB, planned {r['planned'] / 2 ** 30:.2f}; "
           f"{r['rate']:,.0f} tokens/s, {r['rate'] / 32 * r['read'] / memory:.0%} of what the memory allows", flush=True)

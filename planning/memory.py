@@ -95,7 +95,7 @@ def size(tensors) -> int:
 
 def by_layers(config, measure: Callable[..., tuple]) -> tuple:
     """measure(config), a tuple of numbers, without running every block. Blocks are of one kind, or of two if some have
-    a sliding window. Three blocks are measured, and then one more of each kind; what it adds, every further one adds.
+    a sliding window. Three blocks are measured, and then one more of each kind; every further one adds the same.
     """
     if config.num_hidden_layers < 4:
         return measure(config)

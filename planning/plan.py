@@ -4,7 +4,7 @@
     python collect.py --model meta-llama/Llama-3.1-70B-Instruct --tp 4 --plan 8 80 400 3350
 
 No formula here repeats what the code does: the code itself runs, on tensors without storage (planning/memory.py). Only
-how FSDP2 and tensor parallelism divide it is computed. It takes seconds and needs no weights and no GPU.
+the division by FSDP2 and tensor parallelism is calculated. A plan takes seconds and needs no weights and no GPU.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HINTS, STEPS, SHOWN, SAMPLED = 3000, 4, 150, 100
 # ---- distill.py
 
 class Lengths(NamedTuple):
-    """A record's tokens as the teacher sees it, as the student sees it without hints, and of actions; its actions."""
+    """A record's tokens with hints (teacher), without hints (student) and in learned actions; its number of actions."""
     teacher: int
     student: int
     learned: int
@@ -40,18 +40,18 @@ class Lengths(NamedTuple):
 
 
 def example(tokens: int, learned: int, actions: int = 1) -> Example:
-    """An example of so many tokens, the last ones learned."""
+    """An example of so many tokens, of which the last `learned` are learned."""
     return Example([0] * tokens, list(range(tokens - learned, tokens)), [0] * learned, [actions / learned] * learned)
 
 
 def typical_update(batch: int) -> list[Lengths]:
-    """An update's records, before there are any."""
+    """The records of a typical update, for a plan without --data."""
     steps = STEPS * (SHOWN + SAMPLED)
     return [Lengths(HINTS + steps, steps, STEPS * SAMPLED, STEPS)] * max(1, -(-batch // STEPS))
 
 
 def typical_row(limit: int) -> Row:
-    """A row of at most so many tokens for the teacher, of such records, all with the same hints."""
+    """A row of at most `limit` tokens for the teacher, of typical records that share their hints."""
     steps = STEPS * (SHOWN + SAMPLED)
     records = max(1, (limit - HINTS) // steps)
     return Row([example(HINTS + steps, STEPS * SAMPLED)] * records, HINTS if records > 1 else 0)
@@ -109,7 +109,7 @@ def distillation(config, gpus: int, args, lengths: list[Lengths], row: Row, dtyp
     parts = {"weights": weights / gpus, "adapter": adapter / gpus, "its gradients": adapter / gpus,
              "AdamW's moments": 2 * adapter / gpus,
              "activations, logits": max(teaching - adapter / gpus, learning - adapter, adamw)}
-    if gpus > 1:                                                # FSDP2: the root's, a block's, and the next ones' ahead
+    if gpus > 1:                                                # FSDP2: the root, a block, and blocks gathered ahead
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
     rows = max(len(seen(share, 1 - args.hint_dropout)) for share in shares)
     gathered, reduced = (n * (gpus - 1) / gpus for n in (weights + adapter, adapter))
@@ -156,7 +156,7 @@ def print_distillation(args, lengths: list[Lengths] | None = None, longest: Call
         return True
 
     def may_fit(n, **other):
-        """Does it fit on n GPUs with these arguments? If what they hold all the time is too much, it is not planned."""
+        """Does it fit on n GPUs with these arguments? If what they always hold is too much, no plan is made."""
         static = parts["adapter"] + parts["its gradients"] + parts["AdamW's moments"]
         static = parts["weights"] + static * other.get("rank", args.rank) / args.rank
         return static * gpus / n < memory and table(plan(n, **other)[0], memory)[1]
@@ -213,7 +213,7 @@ def print_collection(args) -> bool:
     """What collect.py --plan and evaluate.py --plan print. Returns whether it fits."""
     gpus, memory, rate, bandwidth = given(args, 2500)
     if gpus % args.tp:
-        raise ValueError(f"--tp {args.tp}: the number of GPUs has to be a multiple of it, and is {gpus}")
+        raise ValueError(f"--tp {args.tp}: the number of GPUs has to be a multiple of it, but is {gpus}")
     config = config_of(args.model)
 
     def plan(**other):
@@ -250,8 +250,8 @@ def print_collection(args) -> bool:
 def add_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --plan to a stage's options."""
     parser.add_argument("--plan", nargs="+", type=float, metavar="N",
-                        help="GPUS GIB [TFLOPS GBS]: only print what each of so many GPUs of so much memory would "
-                             "hold, and how long it takes if each computes at TFLOPS [400] and moves GBS gigabytes "
+                        help="GPUS GIB [TFLOPS GBS]: only print what each of GPUS GPUs with GIB of memory would hold, "
+                             "and how long the run would take if each computes at TFLOPS [400] and moves GBS gigabytes "
                              "a second [300 between GPUs, 2500 out of its memory]")
 
 
@@ -285,7 +285,7 @@ def count(config):
 
 
 def earlier(args):
-    """Bytes of the adapters that are there already."""
+    """Bytes of the earlier adapters."""
     return sum((Path(folder) / "adapter_model.safetensors").stat().st_size for folder in args.adapter)
 
 

@@ -4,7 +4,7 @@
     torchrun --standalone --nproc-per-node 8 collect.py … --tp 4      two replicas of the model, each on four processes
                                                                       (tensor parallelism)
 
-Without torchrun there is one process, and every function here does the plain thing.
+Without torchrun there is one process, and no function here communicates.
 """
 
 import functools
@@ -87,7 +87,7 @@ def replica(tp: int) -> tuple[int, int, bool]:
     Raises ValueError if the number of processes is not a multiple of --tp."""
     global REPLICA
     if WORLD % tp:
-        raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, and is {WORLD}; "
+        raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, but is {WORLD}; "
                          "start them with torchrun --nproc-per-node")
     if tp > 1:
         from torch.distributed.device_mesh import init_device_mesh  # here and below, as they take a second to import
@@ -163,13 +163,13 @@ def announce(step: Step | None) -> Step | None:
 
 
 def dismiss() -> None:
-    """The leader has nothing more to run."""
+    """Tells the other processes of the replica that the leader has nothing more to run."""
     if REPLICA:
         announce(None)
 
 
 def follow(args: Namespace) -> None:
-    """What a process does that does not lead: it runs what the leader runs, on its own part of the model."""
+    """The work of a process that does not lead: it runs what the leader runs, on its own part of the model."""
     engine, _ = sampler(args)
     while (step := announce(None)) is not None:
         engine.run(step)

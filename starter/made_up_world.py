@@ -1,4 +1,4 @@
-"""Draws a world from a seed: own tools, data, hints and tasks. Does an agent follow hints that it has never seen?
+"""Draws a world from a seed, with its own tools, data, hints and tasks, to test if an agent follows unseen hints.
 
     python starter/made_up_world.py --seed 7 --out data/made-up-7
 
@@ -9,12 +9,12 @@ and test.jsonl (10 and 5 tasks of each of 12 templates, in three groups). The st
         --hint-dir data/made-up-7/hints --tasks data/made-up-7/test.jsonl --hints task --out runs/made-up-7.jsonl
 
 A kind of template is one function. Its docstring holds the title, the phrases that questions are made of, and the
-recipe in an abstract Python; `//` separates alternatives, `;` lines. In it `find(a=A)` are the rows whose column a has
-the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools of some groups, `number` is int or float, and
+recipe in an abstract Python; `//` separates alternatives, `;` lines. `find(a=A)` stands for the rows whose column a
+has the value A, `x.n` is a cell, `linked(K)` and `note(K)` are tools of some groups, `number` is int or float, and
 `round(…, 2)` rounds to the column's places. Columns: k the key, a and c labels with many values, b a label with few,
-d a date, n and m numbers. Capitals are a step's slots, whose values stand behind their names: those of the first step
-in the question, P and Q in what the step before printed, W, U, V and T in a note. The body computes the answer from
-the data, without any tool; `one` is the row that the question is about.
+d a date, n and m numbers. Capitals are a step's slots, whose values follow their names: those of the first step in the
+question, P and Q in what the step before printed, W, U, V and T in a note. The body computes the answer from the data,
+without any tool; `one` is the row that the question is about.
 
 For each group the seed decides what the tools are called, what they take and return, and what every name is; the
 abstract recipe is written down in these words.
@@ -584,7 +584,7 @@ def make_template(kind, group):
     wordings = [frame.format(phrases[i % len(phrases)]) for i, frame in enumerate(rng.sample(FRAMES, 3))]
     words = [re.findall("[a-z]+", wording.lower()) for wording in wordings]
     if not all(said.count(cue.split()[-1]) == 1 for said in words for cue in cues.values()):
-        return None                             # a value is found behind its cue, which must be there once
+        return None                             # a value is found after its cue, which must occur once
 
     free = [name for name in rng.sample(SLOTS, len(SLOTS)) if not any(name in said for said in words)]
     each, local = rng.choice(EACH), rng.sample(LOCALS, len(LOCALS))
@@ -607,7 +607,7 @@ def make_template(kind, group):
                 code += group.write(rename(f"result = {line[6:-1]}", renamed), each)
                 line = "print(result)"
             code += group.write(rename(line, renamed).format(**names), each)
-    for (_, code), (_, following) in zip(steps, steps[1:]):     # what the next step reads is printed behind its name
+    for (_, code), (_, following) in zip(steps, steps[1:]):     # what the next step reads is printed after its name
         read = [renamed[slot] for slot in "PQ" if f'{renamed[slot]} = "..."' in following]
         for i, name in zip([i for i, line in enumerate(code) if line.startswith("print(")], read):
             code[i] = f'print("{name}", {code[i][6:]}'
@@ -707,7 +707,7 @@ def main():
     try:
         files = make_world(args.seed)
         if others := [file for file in (args.out / "hints").glob("*.md") if f"hints/{file.name}" not in files]:
-            raise ValueError(f"{others[0]}: not of this world; remove it or give another --out")
+            raise ValueError(f"{others[0]}: belongs to another world; remove it or give another --out")
         for name, text in files.items():
             (args.out / name).parent.mkdir(parents=True, exist_ok=True)
             (args.out / name).write_text(text)

@@ -40,7 +40,7 @@ WARMUP, DECAY = 100, 0.85                              # updates; the last part 
 
 
 def schedule(total, phases=PHASES):
-    """(length, rows, tokens before) of each update of a training on `total` tokens."""
+    """(length, rows, tokens before) of each update when training on `total` tokens."""
     done, updates = 0, []
     while done < total:
         _, length, rows = next(phase for phase in phases if done < phase[0] * total)

@@ -76,7 +76,7 @@ class World:
         self.plain = rng.random() < 0.65                      # recipes of short plain lines, as a coach writes them
         self.free = rng.choice((0, 0, 0.15, 0.4, 0.9))        # the fraction of lines that have no form at all
         self.whole = rng.choice((0.4, 0.4, 0.8, 0.95))        # the fraction of words made of the vocabulary's pieces
-        self.few = rng.sample(pieces, rng.randint(5, 12))     # … and of those, `dense` is the fraction made of these
+        self.few = rng.sample(pieces, rng.randint(5, 12))     # … `dense` of these words are made of these few pieces
         self.dense = rng.choice((0, 0.2, 0.6))
         self.kind, self.drawn = None, {}                      # the last value's kind; the last value of each kind
         self.common, self.slots = [], set()                   # words that recur; the slots' names
@@ -500,13 +500,13 @@ class World:
     # recipes and what follows from them
 
     def recurring(self, steps, env):
-        """Lines of an earlier step once more, with another name or constant in them or none."""
+        """Lines of an earlier step again, some with another name or constant."""
         r, lines = self.rng, [line for step in steps for line in step["code"] if not line.startswith("print")]
         start = r.randrange(len(lines)) if lines else 0
         return [line if r.random() < 0.4 else self.sibling(line, env) for line in lines[start:start + r.randint(1, 3)]]
 
     def thought(self, steps, size, head):
-        """What a step begins with: behind the recipe's `head`, if it has one, and often like an earlier step's."""
+        """What a step begins with: words after the recipe's `head`, if it has one, often as in an earlier step."""
         r, words = self.rng, self.words(1, 3) if size == 1 else self.words(2, 7)
         if steps and r.random() < 0.25:
             before = r.choice(steps)["thought"].split(": ")[-1].split()
@@ -516,7 +516,7 @@ class World:
     def step(self, env, slots, following, size, before, head):
         """{"thought", "slots": names, "labels", "code": lines after the slots}; `env` grows.
 
-        following: the next step's slots, printed behind their names ("labels") or found in a text; None in the last
+        following: the next step's slots, printed after their names ("labels") or found in a text; None in the last
         step. before: the steps before this one.
         """
         r, first, labels = self.rng, not env, self.rng.random() < 0.7

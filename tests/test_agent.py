@@ -372,4 +372,4 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
     assert not loaded
     args.require_sandbox = False
     rollouts.play_all([], args, output, None, start_engine)
-    assert "cannot enforce: the network" in capsys.readouterr().err
+    assert "cannot prevent: the network" in capsys.readouterr().err

@@ -210,7 +210,7 @@ CASES = [                                                               # script
     *((C, COLLECT + f" --batch {batch}", nothing, "out of memory .*; a smaller --batch")
       for batch in (10 ** 9, 10 ** 15)),
     (C, COLLECT + f" --batch {10 ** 30}", nothing, "argument --batch: .* is not a whole number"),
-    (C, COLLECT + " --tp 2", nothing, "--tp 2: the number of processes has to be a multiple of it, and is 1"),
+    (C, COLLECT + " --tp 2", nothing, "--tp 2: the number of processes has to be a multiple of it, but is 1"),
     *((C, COLLECT, line("tasks.jsonl", **{field: None}), f"tasks.jsonl, line 2, field '{field}': missing")
       for field in ("group", "template", "question", "answer")),
     *((C, COLLECT, line("tasks.jsonl", **{field: 3}), f"tasks.jsonl, line 2, field '{field}': not a text")
@@ -308,8 +308,8 @@ CASES = [                                                               # script
     (D, DISTILL, line("played.jsonl", targets="all"), "line 2, field 'targets': not a list"),
     (D, DISTILL + " --balance {f}/none.jsonl", nothing, "none.jsonl: no such file"),
     (D, DISTILL + " --val {f}/none.jsonl", nothing, "none.jsonl: no such file"),
-    (D, DISTILL + " --loss ce", FAILED, "nothing to learn from is left"),
-    (D, DISTILL + " --verified", FAILED, "nothing to learn from is left"),
+    (D, DISTILL + " --loss ce", FAILED, "nothing is left to learn from"),
+    (D, DISTILL + " --verified", FAILED, "nothing is left to learn from"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --adapter {f}/adapter0", nothing, "endpoint takes no --adapter"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --dtype float32", nothing,
      "endpoint takes no --adapter, no --dtype"),
@@ -369,8 +369,8 @@ CASES = [                                                               # script
      "none.safetensors: model.embed_tokens.weight cannot be read"),
     (C, COLLECT, weights(lambda w: w.to(__import__("torch").int8)),
      "model.embed_tokens.weight holds I8: the checkpoint is quantized"),
-    (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
-    (C, COLLECT + " --temperature 0", weights(lambda w: w * float("nan")), "the model's logits are not numbers"),
+    (C, COLLECT, weights(lambda w: w * float("nan")), "the model's logits are NaN"),
+    (C, COLLECT + " --temperature 0", weights(lambda w: w * float("nan")), "the model's logits are NaN"),
     *((C, COLLECT, text("model/tokenizer_config.json", json.dumps({"chat_template": template})), says)
       for template, says in (
         (5, "no chat_template"), ([1, 2], "no chat_template"),
@@ -379,7 +379,7 @@ CASES = [                                                               # script
         ("{{ messages[99].content.x }}", "the chat template: list object has no element 99"),
         ("{{ raise_exception('roles!') }}", "the model's chat template: roles!"))),
     (D, DISTILL, other_tokenizer, "the tokens of t1#0 are not this model's"),
-    (D, DISTILL, config(max_position_embeddings=16), r"t1#0 is \d+ tokens long; the model sees 16"),
+    (D, DISTILL, config(max_position_embeddings=16), r"t1#0 is \d+ tokens long; the model sees at most 16"),
     (C, RESAMPLE, flagged(monologue=[1], code=[99999]), "its prompt holds tokens that this model does not have"),
     (C, RESAMPLE, flagged(monologue=[1], code=[-5]), "its prompt holds tokens that this model does not have"),
     (C, RESAMPLE, flagged(code=[5]), "its steps hold no token ids"),
@@ -429,7 +429,7 @@ CASES = [                                                               # script
     *((M, MODEL + more, damage, says) for more, damage, says in (
         ("", text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
         (" --temperature nan", nothing, "argument --temperature"), (" --device tpu", nothing, "argument --device"),
-        ("", config(max_position_embeddings=1), "--prompt: .* tokens; the model sees 1"),
+        ("", config(max_position_embeddings=1), "--prompt: .* tokens; the model sees at most 1"),
         (" --adapter {f}/none", nothing, "none/adapter_config.json: cannot be read"))),
     # more of training
     (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
@@ -437,7 +437,7 @@ CASES = [                                                               # script
     *((D, DISTILL, lambda f, file=file: (damaged_checkpoint(f), text(f"adapter/checkpoint/1/{file}", "x")(f)),
        "checkpoint/1: damaged .*; remove .*checkpoint, then the same command starts over")
       for file in (".metadata", "__0_0.distcp", "other")),
-    (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step comes twice"),
+    (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step is named twice"),
     (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),
      "val.jsonl: no finished actions"),
     # tables and suites
@@ -445,7 +445,7 @@ CASES = [                                                               # script
     (E, TABLE, line("played.jsonl", usage={"seconds": None}), "line 2, field 'usage.seconds': not a"),
     (S, "humaneval {f}/suite.jsonl",
      text("suite.jsonl", 2 * (json.dumps({name: "a" for name in suites.FIELDS["humaneval"]}) + "\n")),
-     "suite.jsonl, line 2, field 'task_id': 'a' was there before"),
+     "suite.jsonl, line 2, field 'task_id': 'a' occurs twice"),
     (S, "gsm8k {f}/suite.jsonl.gz", text("suite.jsonl.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\0rubbish"),
      "suite.jsonl.gz: cannot be read"),
     (S, "gsm9k {f}/suite.jsonl.gz", nothing, "argument suite: invalid choice"),

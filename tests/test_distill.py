@@ -356,5 +356,5 @@ def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished
     for name in ("checkpoint", "teacher"):
         (out / name).mkdir()
     done = run()
-    assert done.returncode == 0 and "there already" in done.stdout
+    assert done.returncode == 0 and "already there" in done.stdout
     assert sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]

@@ -196,7 +196,7 @@ def test_tools_are_documented_and_say_what_was_wrong(world):
 @pytest.mark.parametrize("prepare, message", [
     (lambda out: out.write_text(""), "made_up_world.py: "),
     (lambda out: [(out / "hints").mkdir(parents=True), (out / "hints" / "mine.md").write_text("")],
-     "mine.md: not of this world; remove it or give another --out"),
+     "mine.md: belongs to another world; remove it or give another --out"),
 ])
 def test_a_directory_that_cannot_be_used_ends_in_one_line(prepare, message, tmp_path):
     prepare(tmp_path / "out")

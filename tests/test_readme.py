@@ -17,7 +17,7 @@ OTHERS_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend"
 
 
 def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):
-    example = re.search(r"complete, on the starter:\n\n(.*?)\n\n(?=\S)", (ROOT / "README.md").read_text(), re.S)[1]
+    example = re.search(r"runs on the starter:\n\n(.*?)\n\n(?=\S)", (ROOT / "README.md").read_text(), re.S)[1]
     for name in ("collect.py", "distill.py", "evaluate.py", "starter", "tools"):
         (tmp_path / name).symlink_to(ROOT / name)
     script = f"set -eu\npython() {{ {sys.executable} \"$@\"; }}\n" + textwrap.dedent(example)

@@ -149,8 +149,8 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
     review.main()
     said = capsys.readouterr().out
     assert "3 trajectories, 2 failed; flagged: 3 states in 3 trajectories" in said and "1 of them in successes" in said
-    assert "of 2 failures that it concerns it flags 2" in said and "✗ t0#0, step 1: guess(1)" in said
-    assert "of 1 successes that it concerns it flags 1" in said
+    assert "it flags 2 of 2 failures that it concerns" in said and "✗ t0#0, step 1: guess(1)" in said
+    assert "it flags 1 of 1 successes that it concerns" in said
     assert said.count("=== t") == 2 and "=== t1#0" not in said         # failures first, two states
     for day in ("2014-03-01", "2014-03-03"):
         assert f'│ on = "{day}"' in said and f"→ price of {day}" in said
@@ -174,8 +174,8 @@ def test_a_local_model_judges_and_what_it_says_without_a_verdict_is_counted_and_
     for _ in range(2):
         run = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True)
         assert run.returncode == 0 and "flagged: 0 states" in run.stdout, run.stderr
-        assert "6 verdicts of the judge could not be read, they flag nothing" in run.stdout
-        assert "flagged.jsonl: 0 flagged states, there is nothing to correct" in run.stdout
+        assert "6 verdicts of the judge could not be read and flag nothing" in run.stdout
+        assert "flagged.jsonl: 0 flagged states; there is nothing to correct" in run.stdout
         verdicts = [json.loads(line) for line in (tmp_path / "flagged.jsonl.verdicts").open()]
         assert len(verdicts) == 6 and all(v["verdict"] is None and v["reasoning"] for v in verdicts)
 

@@ -1,6 +1,6 @@
 """What the kernel enforces on the process that runs an agent's code (tools/sandbox.py). Knows nothing of agents.
 
-Linux only, no packages, no root: system calls through ctypes. Whatever this machine lacks is skipped without a word;
+Linux only, no packages, no root: system calls through ctypes. Whatever this machine lacks is skipped silently;
 the sandbox then tries what a hostile program would try, and says what was not refused.
 
     isolate()          namespaces: no network, and mounts of our own, for a process and all it will start
@@ -215,7 +215,7 @@ REFUSED = {
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     # the kernel itself
-    "sync": (162, 81), "syncfs": (306, 267),                # all disks' work, while others wait
+    "sync": (162, 81), "syncfs": (306, 267),                # writes to all disks, while others wait
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),
     "add_key": (248, 217), "request_key": (249, 218), "kexec_load": (246, 104), "kexec_file_load": (320, 294),
     "init_module": (175, 105), "finit_module": (313, 273), "delete_module": (176, 106), "reboot": (169, 142),

@@ -1,6 +1,6 @@
 """What a model is told when its code fails: its own line and the message, at most five lines, none of our paths.
 
-    print(explain(error, given))          # given: {name: function} of what the code is given, complete_task among it
+    print(explain(error, given))          # given: {name: function} of what the code is given, with complete_task
 
 The code's file names begin with "<python ", one for each step; linecache knows their lines.
 """

@@ -134,7 +134,7 @@ class Log:
 def value_of(text):
     """A cell as the table holds it: a number if the text is one and loses nothing, None if it is empty, else the text.
 
-    Blanks around the text go (airbnb's prices have some).
+    Blanks around the text are removed (airbnb's prices have some).
     """
     text = text.strip() if isinstance(text, str) else text
     if text in ("", None):
@@ -168,7 +168,7 @@ def csv_rows(file):
 
 
 def json_rows(file):
-    """The same of a file of JSON objects, one a line; the first one's keys are the columns."""
+    """The same for a file of JSON objects, one per line; the first one's keys are the columns."""
     header = None
     with open(file, encoding="utf-8") as f:
         for n, line in enumerate(f, 1):
@@ -285,7 +285,7 @@ def import_dblp(db, folder, log):
 
 
 def import_graph(db, folder, graph, file, there, back, papers, log):
-    """A graph's nodes and edges by titles and names: Appendix C's first kind of cleaning.
+    """Writes a graph's nodes and edges by title and name, not by id: Appendix C's first kind of cleaning.
 
     papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns its {id: name}.
     """
@@ -346,11 +346,11 @@ def import_agenda(db, file):
 
 
 def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> None:
-    """world.sqlite in `out`. Each group is one transaction; the same command resumes with the next group."""
+    """Writes world.sqlite to `out`. Each group is one transaction; the same command resumes with the next group."""
     out.mkdir(parents=True, exist_ok=True)
     file, part = out / "world.sqlite", out / "world.sqlite.part"
     if file.exists():
-        print(f"{file}: there already")
+        print(f"{file}: already there")
         return
     db, log = sqlite3.connect(part, isolation_level=None), Log(out / "cleaning.log")
     try:

@@ -9,7 +9,7 @@ writes, in --out,
     train.jsonl, val.jsonl, test.jsonl
     train-unseen.jsonl, val-unseen.jsonl, test-unseen.jsonl: the templates of this test do not occur in training
 
-Templates have the names that the real questions have, so that hints/toolqa is for both. Answers are computed from the
+The templates have the same names as the real questions', so hints/toolqa serves both. Answers are computed from the
 raw rows, never through the tools. Where an answer would be ambiguous (a tie, a last decimal that depends on the way of
 rounding) or empty, other arguments are drawn.
 """
@@ -40,8 +40,8 @@ def split_tasks(group, templates, drawn, rng):
     for template in templates:
         pool = drawn[template.name]
         if len(pool) < template.size:
-            raise ValueError(f"{group}: {template.name}: {len(pool)} unambiguous tasks, {template.size} are needed; "
-                             "raise --scale or take another --seed")
+            raise ValueError(f"{group}: {template.name}: {len(pool)} unambiguous tasks, but {template.size} are "
+                             "needed; raise --scale or take another --seed")
         pool = [{"group": group, "template": f"{group}: {template.name}",
                  "question": rng.choice(template.wordings).format(**arguments), "answer": answer}
                 for arguments, answer in rng.sample(pool, template.size)]

@@ -1,6 +1,6 @@
 """The agent's Python: hostile code, in a process of its own for every trajectory.
 
-    python -m tools.sandbox          what this system keeps such code from, tried
+    python -m tools.sandbox          tests what this system keeps such code from
 
     with World(Path("tools/toolqa.py"), Path("data/starter/world")) as world:        # once per stage
         with world.start() as box:                                                   # once per trajectory
@@ -67,7 +67,7 @@ class Limits:
 
 
 class Observation(NamedTuple):
-    """What a step came to: its text, (report, answer) if it completed the task, whether its interpreter is gone."""
+    """A step's result: its text, (report, answer) if it completed the task, and whether its interpreter is gone."""
     text: str
     completed: tuple[str, str] | None = None
     died: bool = False
@@ -152,7 +152,7 @@ class Sandbox:
             warden.close()
 
     def fileno(self):
-        """For select and poll: readable when the observation is there."""
+        """For select and poll: readable when the observation has arrived."""
         return self.socket.fileno()
 
     def send(self, code: str):
@@ -355,7 +355,7 @@ class Interpreter:
         os.kill(self.pid, signal.SIGCONT)
         while (left := deadline - time.monotonic()) > 0:
             sources, sinks = [self.box, self.output, self.replies], [self.requests] if request else []
-            ready, free, _ = select.select(sources, sinks, [], min(left, 0.01))     # 0.01 s are 1000 threads
+            ready, free, _ = select.select(sources, sinks, [], min(left, 0.01))     # code starts 1000 threads in 0.01 s
             if self.box in ready:
                 self.kill()
                 return None
@@ -384,7 +384,7 @@ class Interpreter:
 
     def read(self, printed):
         """Adds what was printed; False when nothing more can ever come."""
-        for _ in range(64):                              # who prints without end must not hold up the clock
+        for _ in range(64):                              # endless output must not hold up the clock
             try:
                 chunk = os.read(self.output, 1 << 16)
             except BlockingIOError:
@@ -420,7 +420,7 @@ class Interpreter:
         return Observation(f"{text}{reason}; its variables are lost\n", None, True)
 
     def kill(self, printed=None):
-        """Ends the process, whatever it does; its exit status as the system gives it."""
+        """Ends the process, whatever it does. Returns its exit status as the system gives it."""
         for kill in os.killpg, os.kill:
             try:
                 kill(self.pid, signal.SIGKILL)
@@ -510,7 +510,7 @@ def interpret(requests, replies, output, functions, limit):
 
 
 def quiet(given):
-    """What Python writes on its own account, it writes without paths of ours, or not at all."""
+    """Makes Python leave our paths out of what it writes on its own account, or not write it."""
     sys.unraisablehook = lambda _: None                  # an exception in a __del__, mostly the library's
     threading.excepthook = lambda thread: (
         issubclass(thread.exc_type, (Completed, SystemExit)) or sys.stderr.write(explain(thread.exc_value, given)))

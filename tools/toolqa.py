@@ -263,7 +263,7 @@ def _example(table):
 
 
 def _known(kind, name, names):
-    """Raises the error that tells what there is instead."""
+    """Raises an error if `name` is not among the names; the error lists what there is."""
     if name not in names:
         near, there = _close(name, names), f"there are: {', '.join(names[:40])}"
         raise ValueError(f'there is no {kind} "{name}"; ' + (f"did you mean {near}? T{there[1:]}" if near else there))
@@ -349,7 +349,7 @@ def _where(conditions):
 
 
 def _write_world(file, tables, graphs, texts):
-    """Makes world.sqlite for the functions above, anew.
+    """Makes a new world.sqlite for the functions above.
 
     tables: {name: rows as dicts with the same keys}; graphs: {name: (nodes, edges)} with nodes {node: attributes}
     and edges {(node1, node2): attributes}; texts: the agenda.

@@ -25,8 +25,8 @@ class Example:
 
 
 def to_example(chat, record: dict, dropout: float = 0.0, rng=random) -> Example:
-    """Each hint section and each corrective hint is left out with probability `dropout`. Targets and weights do not
-    depend on what is left out."""
+    """A record → its tokens. Each hint section and each corrective hint is left out with probability `dropout`. Targets
+    and weights do not depend on what is left out."""
     def keep():
         return rng.random() >= dropout
 
@@ -89,7 +89,7 @@ def select(records: Sequence[dict], successes_only: bool) -> list[dict]:
 
 
 def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -> list[dict]:
-    """Full trajectories to train on beside the corrected actions (paper, Appendix F):
+    """Full trajectories to train on together with the corrected actions (paper, Appendix F):
     1. Templates with few corrected actions are filled up to the mean, from the same template.
     2. Groups with few examples are filled up to the largest, templates with more mistakes first.
     3. As many again as 1 and 2 added, but at least a quarter of the corrected, are drawn from the tasks not yet chosen.

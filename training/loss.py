@@ -44,7 +44,7 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     weights (n,).
 
     The gradient with respect to the student's logits is weights · (softmax(student) - softmax(teacher)). It replaces
-    the teacher's logits in memory, so that no third (n, V) is needed."""
+    the teacher's logits in memory, so that no third (n, V) tensor is needed."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
     # 2^(x log2 e) = e^x: exp2_ is faster than exp_ on a CPU

@@ -1,4 +1,4 @@
-"""Examples packed in rows: what a process computes at a time, without padding.
+"""Examples packed into rows: what a process computes at a time, without padding.
 
 A row is one sequence of tokens with several examples one after the other; attention does not cross from one to the
 next. Examples that begin alike, as the teacher's do with their hints, share that beginning, which is computed once.
@@ -77,7 +77,7 @@ def common_prefix(row: Row, x: Example) -> int:
 
 
 def longest_row(examples: Sequence[Example], limit: int) -> tuple[Row, float]:
-    """The longest of the teacher's rows, and how many rows of that length have as many tokens as all of them."""
+    """The longest of the teacher's rows, and how many rows of that length hold as many tokens as all rows."""
     rows = pack_by_prefix(examples, limit)
     longest = max(rows, key=lambda row: row.length)
     return longest, sum(row.length for row in rows) / longest.length
@@ -86,8 +86,8 @@ def longest_row(examples: Sequence[Example], limit: int) -> tuple[Row, float]:
 def pad(row: Row) -> Row:
     """The row with one more example of weight 0, if it needs one to have a multiple of 64 tokens, and of 32 in actions.
 
-    For a CPU's bfloat16: its products are up to twice as fast then, and oneDNN makes and keeps kernels for few shapes
-    instead of one for each row's."""
+    This is for bfloat16 on a CPU: products are then up to twice as fast, and oneDNN makes and keeps kernels for a few
+    shapes, not for every row's."""
     tokens, learned = -row.length % 64, -row.learned % 32
     if learned and not tokens:
         tokens = 64

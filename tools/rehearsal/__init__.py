@@ -1,4 +1,4 @@
-"""ToolQA's corpora and questions, made up. A file a group, each with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
+"""ToolQA's corpora and questions, made up. One file per group, with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence

@@ -57,14 +57,14 @@ def a_day(rng, days):
 
 
 def a_period(rng, days):
-    """From a month to twenty years."""
+    """A period of a month to twenty years."""
     length = int(math.exp(rng.uniform(math.log(20), math.log(days - 1))))
     first = rng.randrange(1, days - length + 1)
     return first, first + length - 1
 
 
 def change(new, old):
-    """In percent."""
+    """The change in percent."""
     return (new - old) / old * 100
 
 
@@ -95,14 +95,15 @@ def rises(rows):
 
 
 def steepest_day(rows, eve):
-    """None if it matters whether percents or dollars count, or whether the first day is compared with its eve."""
+    """The date of the largest rise. None if it matters whether percents or dollars count, or whether the first day is
+    compared with its eve."""
     ways = {only_largest([(rise[unit], rise[2]) for rise in rises(days)])
             for unit in (0, 1) for days in (rows, [eve, *rows])}
     return ways.pop() if len(ways) == 1 else None
 
 
 def rising_days(rows, eve):
-    """None if it matters whether the period's first day is compared with its eve."""
+    """How many days rose; None if it matters whether the period's first day is compared with its eve."""
     return None if rows[0]["Close"] > eve["Close"] else str(sum(percent > 0 for percent, _, _ in rises(rows)))
 
 

@@ -21,7 +21,7 @@ def draw_tasks(folder: Path, rng: random.Random) -> dict[str, list[tuple[dict, s
     """{template's name: [(arguments, answer), …]}, no arguments twice.
 
     The file is read twice: once for a sample of rows, whose cells are the arguments, and once for all rows with such
-    cells. The rows of a day are let go when the day has been read.
+    cells. The rows of a day are freed when the day has been read.
     """
     file = folder / "Combined_Flights_2022.csv"
     sample = [row for cancelled in ("False", "True")
@@ -68,7 +68,7 @@ def reservoir(rng, rows):
 
 
 def read_rows(file):
-    """Of each row the cells that a question needs, as texts."""
+    """The cells of each row that a question needs, as texts."""
     with open(file, newline="") as f:
         rows = csv.reader(f)
         header = next(rows)
@@ -118,13 +118,14 @@ def extra_minutes(rows):
 
 
 def flight_numbers(rows):
-    """In the order of the table; None if that is not their own order, too."""
+    """The flight numbers in the order of the table; None if that is not their ascending order."""
     found = list(map(flight_number, rows))
     return ", ".join(map(str, found)) if found == sorted(set(found)) else None
 
 
 def different_numbers(rows):
-    """None if it matters whether cancelled flights count, or whether one number under two codes is two flights."""
+    """How many different flights. None if it matters whether cancelled flights count, or whether one number under two
+    codes is two flights."""
     went = [row for row in rows if row["Cancelled"] == "False"]
     ways = {len(set(map(name, some))) for some in (rows, went) for name in (flight_name, flight_number)}
     return str(ways.pop()) if len(ways) == 1 else None
@@ -150,7 +151,7 @@ def fastest(rows):
 
 
 def average_speed(rows):
-    """None if the mean of the flights' speeds is not all miles by all minutes, too."""
+    """The mean of the flights' speeds; None if it is not also all miles divided by all minutes."""
     rows = [row for row in rows if row["AirTime"]]
     if not rows:
         return None

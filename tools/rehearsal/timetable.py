@@ -1,7 +1,7 @@
-"""The corpus of the flights group: flights in the USA from January to July 2022, a row a flight.
+"""The corpus of the flights group: flights in the USA from January to July 2022, one row per flight.
 
-First a timetable: lines, each with a number and one or two legs, on some days of the week in some months. Then, day by
-day, what became of each leg. Columns, their order and their forms are those of ToolQA's table: the local time 7:05 is
+It first draws a timetable: lines with a number and one or two legs, on some days of the week in some months. Then it
+draws, day by day, what became of each leg. Columns, order and form are those of ToolQA's table: the local time 7:05 is
 705 where it is planned and 705.0 where it is measured; a cancelled or diverted flight has empty cells.
 """
 
@@ -103,7 +103,7 @@ STATES = {code: (name.replace("_", " "), int(fips), int(area)) for code, name, f
 
 @cache
 def miles(a, b):
-    """Along the great circle."""
+    """The distance along the great circle."""
     (_, _, north_a, east_a, _, _), (_, _, north_b, east_b, _, _) = AIRPORTS[a], AIRPORTS[b]
     x, y, apart = map(math.radians, (north_a, north_b, east_b - east_a))
     return round(3959 * math.acos(min(1, math.sin(x) * math.sin(y) + math.cos(x) * math.cos(y) * math.cos(apart))))
@@ -221,7 +221,7 @@ def dot_number(code):
 
 @cache
 def place(end, code):
-    """What the table has of an airport besides its code; end: "Origin" or "Dest"."""
+    """What the table holds about an airport besides its code; end: "Origin" or "Dest"."""
     city, state, *_ = AIRPORTS[code]
     name, number, area = STATES[state]
     airport = 10135 + 53 * list(AIRPORTS).index(code)
