@@ -11,7 +11,7 @@ agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hi
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_proj up_proj down_proj
        --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
-rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # fewer mistakes left, smaller changes
+rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # 0.5: the mean of two; 0.25: half of it
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 

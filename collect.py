@@ -1,8 +1,8 @@
 """Lets the agent work: tasks → trajectories, or flagged states → corrected actions.
 
-    python collect.py --model starter --tasks data/starter/train.jsonl --hints task --out runs/demo/hinted.jsonl
-    python collect.py --model starter --adapter runs/demo/round1 --resample runs/demo/flagged.jsonl \\
-                      --out runs/demo/corrected.jsonl
+    python collect.py --model starter --tasks data/starter/train.jsonl --hints task --out runs/demo/hinted1.jsonl
+    python collect.py --model starter --adapter runs/demo/round1 --resample runs/demo/flagged2.jsonl \\
+                      --out runs/demo/corrected2.jsonl
 
 The first command plays a round's tasks: with hints in round 1 (paper §3.1), without hints in later rounds.
 The second returns to the states where review.py found a mistake, puts the corrective hint at the end of the prompt, and

@@ -75,7 +75,7 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window
         stop, first = min(start + queries, S), max(0, start - window + 1)
         distance = torch.arange(start, stop, device=q.device)[:, None] - torch.arange(first, stop, device=q.device)
         seen = (distance >= 0) & (distance < window)
-        keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))   # for a GPU
+        keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
         out.append(F.scaled_dot_product_attention(q[:, :, start - S + T:stop - S + T], keys, values, seen))
     return torch.cat(out, dim=2)
 

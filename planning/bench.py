@@ -32,8 +32,10 @@ from safetensors.torch import save_file
 
 from engine import decoder
 from engine.kernels import fast_bfloat16
+from lora import TARGETS
 from model import Config, Llama, Request, Sampler
 from scaling import parallel
+from training import trainer
 from training.examples import to_example
 from training.packing import longest_row, pack_by_prefix, row_limits
 
@@ -229,22 +231,21 @@ def records(trajectories, steps, hints=1500):
 
 
 def ours_distill(folder, trajectories, steps, row=None):
-    import distill
-    distill.COMPILE_AFTER = 0
+    trainer.COMPILE_AFTER = 0
     chat, data = records(trajectories, steps)
     load = lambda: parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
-    args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=distill.TARGETS, lr=LR,
+    args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=TARGETS, lr=LR,
                               decay=False, warmup=0, epochs=EPOCHS,
                               batch=trajectories * steps, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0,
                               row=row)
     if DEVICE == "cuda":
         with tempfile.TemporaryDirectory() as out:
-            distill.train(load(), chat, data, args, Path(out))
+            trainer.train(load(), chat, data, args, Path(out))
         gc.collect()
     model = load()
     before, began = held(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        log = distill.train(model, chat, data, args, Path(out))
+        log = trainer.train(model, chat, data, args, Path(out))
     seconds = time.perf_counter() - began
     rows = pack_by_prefix([to_example(chat, r) for r in data], row_limits(model.config, DEVICE, 1, row)[0])
     flops = model_flops(model, rows, [to_example(chat, r, 1.0) for r in data])
@@ -323,10 +324,9 @@ def training(folder, fsdp):
     the seconds of an update, and the bytes and operations that were planned."""
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
-    import distill
     from planning import plan
     chat, data = records(6, 4, hints=3000)
-    args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=distill.TARGETS, lr=1e-5,
+    args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=TARGETS, lr=1e-5,
                               decay=False, warmup=30, epochs=2,
                               batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None)
     ends = []
@@ -335,7 +335,7 @@ def training(folder, fsdp):
     parallel.start()
     model = parallel.load(folder, whole=False)
     with tempfile.TemporaryDirectory() as out:
-        distill.train(model, chat, data, args, Path(out))
+        trainer.train(model, chat, data, args, Path(out))
     examples = [(to_example(chat, r), to_example(chat, r, 1.0)) for r in data]
     lengths = sorted((len(taught.tokens), len(bare.tokens), len(taught.at), 4) for taught, bare in examples)[-2:]
     row, _ = longest_row([taught for taught, _ in examples], row_limits(Config(**LARGE), "cuda", 1)[0])

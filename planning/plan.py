@@ -105,7 +105,7 @@ def distillation(config, gpus: int, args, lengths: list[Lengths], row: Row, dtyp
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
     weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops = by_layers(config, measure)
-    adamw = adapter / gpus if on_gpu else 0                     # what it computes at once
+    adamw = adapter / gpus if on_gpu else 0                     # AdamW's temporaries
     parts = {"weights": weights / gpus, "adapter": adapter / gpus, "its gradients": adapter / gpus,
              "AdamW's moments": 2 * adapter / gpus,
              "activations, logits": max(teaching - adapter / gpus, learning - adapter, adamw)}

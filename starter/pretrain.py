@@ -149,7 +149,8 @@ def main():
                    help="write the mean of --init's weights and the trained ones, which is better than either")
     p.add_argument("--rate", type=float, default=1.0, help="factor on the learning rates; at most 0.6 with --init")
     p.add_argument("--out", type=Path, default=ROOT / "runs" / "starter")
-    p.add_argument("--checkpoint", type=Path, help="resume from this file, saved every 200 updates [OUT/checkpoint.pt]")
+    p.add_argument("--checkpoint", type=Path,
+                   help="resume from this file [OUT/checkpoint.pt, which is saved every 200 updates]")
     p.add_argument("--compile", action="store_true", help="torch.compile: about 1.3 times faster, needs a C++ compiler")
     args = p.parse_args()
     if args.init and not args.init.is_file():

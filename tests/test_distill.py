@@ -21,6 +21,7 @@ import distill
 from agent.chat import Chat
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
+from training import trainer
 from training.examples import Example, balance, to_example, usable
 from training.loss import BACKENDS, chunked_loss, cross_entropy, kl_divergence
 from training.packing import Row, hidden_states, longest_row, pack_by_prefix, pad
@@ -108,13 +109,13 @@ def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model,
     backend = replace(BACKENDS["cpu"], chunk_bytes=4 * 7 * 1536, float32_logits=3 * 1536)
     if fused:                                                          # as on a GPU, up to the kernels
         counter = CompileCounterWithBackend("aot_eager")
-        monkeypatch.setattr(distill, "can_compile", lambda: True)
-        monkeypatch.setattr(distill, "compiled", partial(torch.compile, backend=counter, dynamic=True, fullgraph=True))
+        monkeypatch.setattr(trainer, "can_compile", lambda: True)
+        monkeypatch.setattr(trainer, "compiled", partial(torch.compile, backend=counter, dynamic=True, fullgraph=True))
         for block in model.layers:
             block.recompute = True
-        trainer = SimpleNamespace(model=model, backend=backend)
-        distill.Trainer.compile(trainer)
-        backend = trainer.backend
+        training = SimpleNamespace(model=model, backend=backend)
+        trainer.Trainer.compile(training)
+        backend = training.backend
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]),
                record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
     row, = pack_by_prefix([replace(to_example(chat, r), states=n) for n, r in enumerate(records)], 10 ** 6)
@@ -274,7 +275,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
             m.setattr(sys, "argv", [*command, str(tmp_path / out)])
             m.setattr(torch.nn.utils, "clip_grad_norm_", clip)
             # a minute passes with every update
-            m.setattr(distill.time, "time", iter(range(0, 10**6, 100)).__next__)
+            m.setattr(trainer.time, "time", iter(range(0, 10**6, 100)).__next__)
             distill.main()
         return (tmp_path / out / "adapter_model.safetensors").read_bytes()
 

@@ -24,9 +24,6 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NOT_OURS = {"tests", "runs", "data"}
 TOOLS_MAY_IMPORT = {"tools", "formats", "common"}        # the agent's world knows no agent and no model
 
-EXCEPTIONS = {                                           # (importer, imported): why it is still there
-    ("planning.bench", "distill"): "the benchmark times the stage's own loop",
-}
 SHADOWS = {                                              # (file, name): why it is still there
 }
 
@@ -92,7 +89,7 @@ def test_imports_point_down():
     for importer, found in IMPORTS.items():
         for imported, _, line in found:
             above, below = part(importer), part(imported)
-            if above == below or (importer, imported) in EXCEPTIONS:
+            if above == below:
                 continue
             if ROW_OF[below] < ROW_OF[above]:
                 wrong.append(f"{importer}, line {line}: imports {imported}, which is higher")
@@ -109,7 +106,7 @@ def test_there_is_no_cycle(unit):
     for importer, found in IMPORTS.items():
         for imported, _, _ in found:
             source, target = (importer, imported) if unit == "files" else (part(importer), part(imported))
-            if (importer, imported) not in EXCEPTIONS and (unit == "files" or source != target):
+            if unit == "files" or source != target:
                 graph.setdefault(source, set()).add(target)
     try:
         TopologicalSorter(graph).prepare()

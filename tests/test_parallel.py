@@ -27,7 +27,8 @@ from pathlib import Path
 sys.path.insert(0, {root!r})
 from scaling import parallel
 import distill, torch
-distill.fast_bfloat16 = lambda: False            # float32, to compare
+from training import trainer
+distill.fast_bfloat16 = trainer.fast_bfloat16 = lambda: False            # float32, to compare
 real, calls = torch.nn.utils.clip_grad_norm_, []
 def clip(parameters, norm):
     calls.append(1)
@@ -41,13 +42,13 @@ def clip(parameters, norm):
         os.kill(os.getpid(), signal.SIGKILL)
     return real(parameters, norm)
 torch.nn.utils.clip_grad_norm_ = clip
-add_adapter = distill.add_adapter
+add_adapter = trainer.add_adapter
 def add(*arguments):                             # B is not zero, so that A has gradients in the first update
     for p in add_adapter(*arguments)[1::2]:
         torch.nn.init.normal_(p, std=0.01)
-distill.add_adapter = add
+trainer.add_adapter = add
 clock = iter(range(0, 10**6, 100))
-distill.time.time = clock.__next__               # a checkpoint after every update
+trainer.time.time = clock.__next__               # a checkpoint after every update
 distill.command_line.run_stage(distill.main)
 """
 

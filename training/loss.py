@@ -98,6 +98,7 @@ def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperatu
                 if learn:
                     (loss * processes).backward()
             else:
+                # lm_head has no bias, so this divides the logits by the temperature.
                 logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, memory)
                 loss = sum(backend.kl(*piece) for piece in pieces(logits, gradient, weights[chunk], backend)) / actions
                 end = get_gradient_edge(logits) if learn else None

@@ -1,0 +1,199 @@
+"""The training loop: records → a new adapter on the model. distill.py says what is learned, and from what.
+
+Four things make it fast without changing a gradient: all actions of a trajectory are learned in one pass; trajectories
+are packed into rows without padding (training/packing.py); logits are computed only at action tokens, chunk by chunk;
+the teacher's hidden states, and hints that several trajectories share, are computed only once.
+"""
+
+import json
+import math
+import random
+import time
+from argparse import Namespace
+from dataclasses import replace
+from pathlib import Path
+from zlib import crc32
+
+import torch
+from tqdm import tqdm
+
+from engine.decoder import can_compile, compiled
+from engine.kernels import fast_bfloat16
+from lora import adapters, add_adapter, noise, seed_dropout, trainable
+from scaling import checkpoints, parallel
+from training.examples import batches, count_actions, to_example
+from training.loss import BACKENDS, chunked_loss, kl_and_gradient
+from training.packing import Row, hidden_states, pack, pack_by_prefix, pad, row_limits
+
+COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
+
+
+def train(model, chat, records: list[dict], args: Namespace, folder: Path, validation: list[dict] = ()) -> list[dict]:
+    """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
+
+    `folder` holds the teacher's hidden states and, once a minute, a checkpoint. Training resumes from it if there is
+    one, and ends with the same adapter: bit for bit on a CPU, with the same machine and number of processes."""
+    trainer = Trainer(model, chat, [*records, *validation], args, folder)
+    optimizer, rng = trainer.optimizer, random.Random(args.seed)
+    epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
+    updates = [batch for epoch in epochs for batch in epoch]
+    ends = {sum(map(len, epochs[:n])) for n in range(1, args.epochs + 1)}
+    say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates; {trainer.sizes()}")
+
+    log = trainer.restore()
+    if args.loss == "kl":
+        trainer.run_teacher()
+    saved, clock, start = len(log), time.time(), len(log)
+    with tqdm(total=len(updates), initial=start, unit="update", disable=parallel.RANK > 0) as progress:
+        try:
+            for update in range(start, len(updates)):
+                if model.device.type == "cuda" and update - start == COMPILE_AFTER:
+                    trainer.compile()
+                optimizer.param_groups[0]["lr"] = args.lr * schedule(update, len(updates), args)
+                loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
+                norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)).item()
+                if not math.isfinite(loss + norm):
+                    raise ValueError(f"update {update + 1}: the loss or its gradient is NaN or infinite; "
+                                     "a lower --lr may help, or --model or an --adapter is damaged")
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+                log.append({"update": update + 1, "loss": loss, "gradient_norm": norm})
+                if validation and update + 1 in ends:
+                    log[-1]["validation_loss"] = trainer.validate(validation)
+                    say(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}", tqdm.write)
+                if parallel.broadcast(time.time() - clock > 60):
+                    trainer.save(log)
+                    saved, clock = len(log), time.time()
+                progress.update()
+                progress.set_postfix(loss=f"{recent(log):.4f}")
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept "
+                                    "(a checkpoint is written once a minute)") from None
+    return log
+
+
+class Trainer:
+    """The model with its new adapter, the optimizer, and what the loss of a batch needs. Under torchrun each process
+    computes its share of the rows."""
+
+    def __init__(self, model, chat, records, args, folder):
+        torch.manual_seed(args.seed)
+        add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
+        self.model = parallel.shard(model, args.model).train()
+        self.chat, self.records, self.args, self.checkpoint = chat, records, args, folder / "checkpoint"
+        self.parameters = trainable(self.model)
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
+        device = self.model.device.type
+        self.backend = BACKENDS[device]
+        self.limits = row_limits(self.model.config, device, parallel.WORLD, args.row)
+        bfloat16 = device == "cuda" or fast_bfloat16()
+        self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
+                                       cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
+        self.pad = pad if device == "cpu" and bfloat16 else lambda row: row
+        (folder / "teacher").mkdir(parents=True, exist_ok=True)
+        self.files = {id(r): folder / "teacher" / f"{n}.pt" for n, r in enumerate(records)}     # two may share an "id"
+
+    def sizes(self):
+        trained, total = (sum(p.numel() for p in ps) for ps in (self.parameters, self.model.parameters()))
+        return f"{trained:,} trained of {total:,} parameters"
+
+    def run_teacher(self):
+        """Writes the teacher's hidden states (N, C) at each record's action tokens. The teacher sees all hints."""
+        examples = [replace(to_example(self.chat, r), states=self.files[id(r)]) for r in self.records]
+        rows = [row for row in parallel.share(pack_by_prefix(examples, self.limits[0]))
+                if not all(x.states.exists() for x in row.examples)]
+        idle = Row([replace(examples[0], states=None)])
+        for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
+            padded = self.pad(row)
+            with torch.no_grad(), self.autocast, adapters(self.model, newest=False):
+                hidden = hidden_states(self.model, padded)
+            for x, states in zip(padded.examples, hidden.split([len(x.at) for x in padded.examples]), strict=True):
+                if x.states:
+                    checkpoints.save_tensor(states.cpu().clone(), x.states)      # a copy, not a view of the whole row
+        parallel.wait()                                         # until all are written
+
+    def loss(self, batch, seed, hint_dropout, learn=True):
+        """The loss of a batch of records. With `learn`, its gradients are added to the adapter's."""
+        examples = []
+        for r in parallel.share(batch):
+            rng = random.Random(f"{seed} {r['id']}")
+            example = to_example(self.chat, r, hint_dropout, rng)
+            examples.append(replace(example, states=self.files[id(r)], noise_seed=rng.getrandbits(63)))
+        nothing = to_example(self.chat, batch[0], 1.0)
+        idle = Row([replace(nothing, weights=[0.0] * len(nothing.at))])
+        total = 0.0
+        for row in map(self.pad, same_number(pack(examples, self.limits[1]), idle)):
+            taught = torch.cat([self.states(x) for x in row.examples]) if self.args.loss == "kl" else None
+            if self.args.lora_dropout and learn:
+                self.seed_dropout(row, seed)
+            with self.autocast, torch.set_grad_enabled(learn):
+                total += chunked_loss(self.model, row, taught, self.args.kl_temperature, learn, count_actions(batch),
+                                      parallel.WORLD, self.backend)
+        return parallel.all_reduce_sum(total).item()
+
+    def states(self, x):
+        """The teacher's hidden states of an example (N, C); zeros for one of weight 0."""
+        width = self.model.config.hidden_size
+        states = checkpoints.load_tensor(x.states) if x.states else torch.zeros(len(x.at), width)
+        return states.to(self.model.device)
+
+    def seed_dropout(self, row, seed):
+        """Makes dropout depend on the record and the update, not on the row or the process."""
+        drawn = [noise(len(x.tokens), generator=torch.Generator().manual_seed(x.noise_seed)) for x in row.examples]
+        at_actions = [n[x.at] for n, x in zip(drawn, row.examples, strict=True)]
+        seed_dropout(self.model, crc32(seed.encode()), torch.cat(drawn), torch.cat(at_actions))
+
+    def validate(self, records):
+        """The mean loss of an action, without hints."""
+        parts = list(batches(records, 64, random.Random(0)))
+        losses = [self.loss(part, "", 1.0, learn=False) * count_actions(part) for part in parts]
+        return sum(losses) / count_actions(records)
+
+    def compile(self):
+        """Fuses the kernels between attentions, and those of the loss (torch.compile)."""
+        if can_compile():
+            self.backend = replace(self.backend, kl=compiled(kl_and_gradient))
+            for block in self.model.layers:
+                block.before, block.after = compiled(block.before), compiled(block.after)
+
+    def state(self, log):
+        """What a checkpoint holds."""
+        def moments(p):
+            return self.optimizer.state[p] or {"step": torch.tensor(0.0), "exp_avg": torch.zeros_like(p),
+                                               "exp_avg_sq": torch.zeros_like(p)}
+        return {"parameters": [p.detach() for p in self.parameters], "moments": list(map(moments, self.parameters)),
+                "log": json.dumps(log)}
+
+    def save(self, log):
+        checkpoints.save(self.state(log), self.checkpoint)
+
+    def restore(self):
+        """Fills the adapter and the optimizer from a checkpoint. Returns its log, empty if there is no checkpoint."""
+        saved = checkpoints.restore(self.state([]), self.checkpoint)
+        if saved is None:
+            return []
+        self.optimizer.state.update(zip(self.parameters, saved["moments"], strict=True))
+        return json.loads(saved["log"])
+
+
+def same_number(rows, idle):
+    """This process's rows, filled up with idle ones to the largest number of any process: FSDP needs equal numbers."""
+    return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
+
+
+def schedule(update, updates, args):
+    """The learning rate's factor: linear warm-up, then constant or, with --decay, falling to zero linearly."""
+    warm_up = min(1, (update + 1) / max(args.warmup, 1))
+    return warm_up * (1 - update / updates) if args.decay else warm_up
+
+
+def recent(log):
+    """Mean loss of the last updates."""
+    last = log[-50:]
+    return sum(entry["loss"] for entry in last) / len(last)
+
+
+def say(text, write=print):
+    """Prints a text, in the first process only."""
+    if parallel.RANK == 0:
+        write(text)
