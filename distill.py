@@ -21,6 +21,7 @@ import torch
 
 from agent.chat import Chat
 from engine.kernels import fast_bfloat16
+from formats.model_card import write_card
 from formats.weights import local_folder
 from lora import TARGETS, save_adapter
 from planning import plan as planning
@@ -106,11 +107,25 @@ def distill(args):
     log = train(model, chat, records, args, args.out, validation)
     if parallel.RANK == 0:
         files.write_whole({args.out / "log.jsonl": "".join(json.dumps(entry) + "\n" for entry in log)})
+        write_card(args.out, args.model, card_text(args), settings(args) | {"loss at the end": f"{recent(log):.4f}"})
     save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)             # last: it marks the end
     if parallel.RANK == 0:
         checkpoints.tidy(args.out)
     say(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
     parallel.stop()
+
+
+def card_text(args):
+    """What the model card says."""
+    earlier = f" It stands on top of {', '.join(args.adapter)}: load these first." if args.adapter else ""
+    return f"Hints of {', '.join(args.data)}, distilled into a LoRA adapter for {args.model}.{earlier}"
+
+
+def settings(args):
+    """The settings that the model card lists."""
+    names = ("data", "balance", "verified", "loss", "rank", "alpha", "lora_dropout", "targets", "lr", "decay", "warmup",
+             "epochs", "batch", "kl_temperature", "hint_dropout", "seed")
+    return {name.replace("_", " "): getattr(args, name) for name in names}
 
 
 def select_records(args):

@@ -9,6 +9,7 @@ Success is an exact match of the answer (paper §5.1), in percent, with the stan
 
 from common import command_line, files
 
+import argparse
 import functools
 from argparse import Namespace
 
@@ -17,13 +18,14 @@ from desk import backend, suites
 from desk.run_report import run_page
 from desk.tables import table
 from formats import records
+from formats.model_card import add_results
 from planning import plan
 
 
 def main():
     args = arguments()
     if args.table:
-        print_table(args.table, args.html)
+        print_table(args.table, args.html, getattr(args, "card", None))
     elif args.model and args.plan:
         plan.print_collection(args)
     else:
@@ -36,12 +38,14 @@ def arguments() -> Namespace:
     options.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, play nothing")
     parser.add_argument("--html", metavar="FILE", help="with --table: also write the run as a page")
+    parser.add_argument("--card", metavar="DIR", default=argparse.SUPPRESS,          # so that old outputs resume
+                        help="with --table: also put it into this adapter's model card")
     parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
     parser.add_argument("--file", metavar="FILE", help="with --suite: its official file")
     plan.add_argument(parser)
     args = parser.parse_args()
-    if args.html and not args.table:
-        parser.error("--html needs --table")
+    if (args.html or "card" in args) and not args.table:
+        parser.error("--html and --card need --table")
     if args.table or args.model and args.plan:
         return args
     one_source = bool(args.tasks) != bool(args.suite) and bool(args.suite) == bool(args.file)
@@ -50,9 +54,11 @@ def arguments() -> Namespace:
     return args
 
 
-def print_table(paths: list[str], html: str | None) -> None:
+def print_table(paths: list[str], html: str | None, card: str | None) -> None:
     files.refuse_overwriting(html, paths)
     print(table(paths))
+    if card:
+        add_results(card, table(paths))
     if html:
         files.write_whole({html: run_page(paths)})
         print(f"\n{html}: written")

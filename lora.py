@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from engine.kernels import cast
 from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_device, layers, load_adapter, noise
 from formats.config import Config
+from formats.model_card import write_card
 from formats.peft_files import check_repeated, equal, read_adapter, repeated_weights, write_adapter
 from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
 
@@ -205,6 +206,8 @@ def stack(paths, out, weight=1.0):
     rank = sum(ranks)
     base_model = loaded[0][0].get("base_model_name_or_path", "")
     write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=base_model, repeated=repeated)
+    made_of = {"adapters": paths, "weight": weight}
+    write_card(out, base_model, f"The exact sum of {len(paths)} adapters as one.", made_of)
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
     if rank > VLLM_RANK:
         print(f"rank {rank} is more than vLLM serves (max_lora_rank is at most {VLLM_RANK}); "

@@ -105,7 +105,7 @@ def checksum(argument: str | Path) -> int | None:
     if os.path.isfile(argument):
         named = [Path(argument)]
     else:
-        named = sorted(file for kind in ("*.md", "adapter_*") for file in Path(argument).glob(kind))
+        named = sorted(Path(argument).glob("adapter_*")) or sorted(Path(argument).glob("*.md"))
     crc = 0
     for file in named:
         with open(file, "rb") as content:

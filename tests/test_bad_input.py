@@ -507,7 +507,7 @@ def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_
 @pytest.mark.parametrize("file, content, says",
                          [("out.jsonl", "{}\n", "out.jsonl, line 1: not a record"),
                           ("out.jsonl", "x\n", "out.jsonl, line 1: not a record"),
-                                                 ("out.jsonl.args", "x", "out.jsonl.args: not JSON")])
+                                                 ("out.jsonl.args", "x", "out.jsonl.args: not a JSON file")])
 def test_a_damaged_output_is_named_and_stays(file, content, says, good, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "f"
     shutil.copytree(good, folder)
