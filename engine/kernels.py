@@ -141,7 +141,7 @@ def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hide: to
     hide (B, 1, 1, P + S) is added to the scores (`unseen`)."""
     (B, G, R, D), P = q.shape, 0 if common is None else common.shape[2]
     q = q * D ** -0.5
-    scores = q @ k.transpose(-1, -2)
+    scores = dot_products(q, k)
     if P:
         shared = q.transpose(0, 1).reshape(G, B * R, D) @ common[0].transpose(-1, -2)
         scores = torch.cat((shared.view(G, B, R, P).transpose(0, 1), scores), dim=-1)
@@ -151,6 +151,15 @@ def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hide: to
         shared = weights[..., :P].transpose(0, 1).reshape(G, B * R, P) @ common[1]
         y = shared.view(G, B, R, D).transpose(0, 1) + y
     return y
+
+
+def dot_products(q, k):
+    """q kᵀ of few queries q (…, R, D) with many keys k (…, S, D) → (…, R, S). On a CPU in bfloat16, (k qᵀ)ᵀ took 0.37
+    to 0.53 of the time for 1 to 128 sequences and 2 to 6 queries, with the same bits (two cores of an AMD EPYC). In
+    float32 it is slower."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16:
+        return (k @ q.mT.contiguous()).mT
+    return q @ k.mT
 
 
 def unseen(positions: torch.Tensor, S: int, window: int | None = None) -> torch.Tensor:

@@ -105,3 +105,10 @@ def test_the_starter_is_not_packed(monkeypatch):
     monkeypatch.setattr(kernels, "fast_bfloat16", lambda: True)
     starter, _ = parallel.sampler(parsed("--model", ROOT / "starter"))
     assert not any(p.is_mkldnn for p in starter.model.parameters())
+
+
+@pytest.mark.parametrize("sequences, queries", [(1, 1), (1, 6), (3, 2)])
+def test_scores_in_bfloat16_are_the_products_rounded_once(sequences, queries):
+    q, k = torch.randn(sequences, 2, queries, 64).bfloat16(), torch.randn(sequences, 2, 100, 64).bfloat16()[:, :, 7:90]
+    expected = q.double() @ k.double().mT
+    assert (kernels.dot_products(q, k) - expected).abs().max() <= expected.abs().max() * 2 ** -8
