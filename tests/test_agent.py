@@ -365,7 +365,7 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
     monkeypatch.setattr(rollouts, "serve", lambda *_: [])
     loaded = []
     start_engine = lambda args: loaded.append("the model") or (None, None)
-    output = types.SimpleNamespace(world=1, rank=0, done=())
+    output = types.SimpleNamespace(replicas=1, replica=0, done=())
     args = types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, require_sandbox=True)
     with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
         rollouts.play_all([], args, output, None, start_engine)
