@@ -3,6 +3,8 @@ right is not."""
 
 from common import ROOT
 
+import re
+
 import pytest
 
 from agent.hints import load_hints
@@ -182,3 +184,21 @@ def test_a_hint_is_short_and_its_templates_are_the_questions_own():
     examples = {t for s in load_hints(HINTS / "round1") if s["templates"] for t in s["templates"]}
     for name, m in MISTAKES.items():
         assert len(m.hint) < 350 and set(m.templates or ()) <= examples, name
+
+
+QWEN = load_mistakes(ROOT / "hints" / "toolqa-qwen" / "round2")
+
+
+@pytest.mark.parametrize("mistake", [m for m in QWEN if m.templates], ids=lambda m: m.name)
+def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(mistake):
+    shown = re.search(r"<python>\n(.*)\n</python>", mistake.hint, re.S)[1]
+    template, = mistake.templates
+    assert template in {name for section in load_hints(HINTS / "round1") for name in section["templates"] or ()}
+    assert mistake.first_step(played(template, (shown, "1"), ("complete_task('', answer)", ""), answer="1")) is None
+    assert mistake.first_step(played(template, ('rows = load_db("coffee")\nprint(rows)', "1"))) == 0
+
+
+def test_an_import_of_the_tools_is_flagged():
+    mistake, = (m for m in QWEN if not m.templates)
+    assert mistake.first_step(played("coffee: volume", ("x = 1", ""), ("from coffee import load_db", ERROR))) == 1
+    assert mistake.first_step(played("coffee: volume", ("from datetime import date", ""))) is None
