@@ -6,6 +6,8 @@ field that ends in "?" may be missing. Nothing is read that does not match its s
 
 import codecs
 import json
+import os
+import sys
 from pathlib import Path
 
 TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (str, [str])}
@@ -61,6 +63,8 @@ def read_records(file: str | Path, schema: dict) -> list[dict]:
             number = type(record.get(wrong[0])) in (int, float) and "a text" in wrong[1]
             advice = f'; write "{record[wrong[0]]}"' if number else ""
             raise ValueError(f"{where}, field {wrong[0]!r}: {wrong[1]}{advice}")
+        if record.get("answer") == []:
+            raise ValueError(f"{where}, field 'answer': an empty list; give at least one right answer")
         if record["id"] in lines:
             raise ValueError(f"{where}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
         targets = record.get("targets", [])
@@ -99,8 +103,14 @@ def read_line(line: bytes, where: str) -> dict:
 
 
 def read_tasks(file: str | Path) -> list[dict]:
-    """A file of tasks."""
-    return read_records(file, TASK)
+    """A file of tasks. Warns of answers that begin or end with white space."""
+    tasks = read_records(file, TASK)
+    stray = [t["id"] for t in tasks if any(a != a.strip() for a in ([t["answer"]] if isinstance(t["answer"], str)
+                                                                    else t["answer"]))]
+    if stray and os.environ.get("RANK", "0") == "0":            # under torchrun, say it once
+        print(f"WARNING: {file}: the answer of {stray[0]!r} begins or ends with white space, which no agent will match"
+              + (f"; so do {len(stray) - 1} others" if len(stray) > 1 else ""), file=sys.stderr)
+    return tasks
 
 
 def read_trajectories(file: str | Path) -> list[dict]:

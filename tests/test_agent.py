@@ -279,6 +279,7 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
     ("", "empty"), ("{", "line 1: write one object a line"), ('{"id"', "line 1: not JSON"),
     ("[1]", "line 1: not an object but a list"),
     (json.dumps(TASK | {"answer": 3}), "line 1, field 'answer'"),
+    (json.dumps(TASK | {"answer": []}), "line 1, field 'answer': an empty list; give at least one"),
     (json.dumps({k: v for k, v in TASK.items() if k != "question"}), "field 'question': missing"),
     (json.dumps(TASK) + "\n\n" + json.dumps(TASK), "line 3, field 'id': 't-1' is on line 1 already")])
 def test_a_broken_task_file_is_named_by_line_and_field(tmp_path, content, message):
@@ -287,6 +288,17 @@ def test_a_broken_task_file_is_named_by_line_and_field(tmp_path, content, messag
     with pytest.raises(ValueError) as error:
         records.read_tasks(file)
     assert str(file) in str(error.value) and message in str(error.value)
+
+
+@pytest.mark.parametrize("answers, warning", [
+    (["42", ["a", "b"]], ""), (["42 "], "the answer of 't-0' begins or ends with white space"),
+    (["1", ["a", " b"], "2\n"], "the answer of 't-1' begins or ends with white space, which no agent will")])
+def test_an_answer_with_stray_white_space_is_named(tmp_path, capsys, answers, warning):
+    tasks = [TASK | {"id": f"t-{n}", "answer": answer} for n, answer in enumerate(answers)]
+    (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+    assert records.read_tasks(tmp_path / "tasks.jsonl") == tasks
+    said = capsys.readouterr().err
+    assert warning in said if warning else not said
 
 
 def test_an_output_goes_on_where_it_stopped_and_drops_half_a_line(tmp_path):
