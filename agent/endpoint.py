@@ -5,6 +5,10 @@
 
 An endpoint does not report token ids, so its trajectories can be read, judged and evaluated, but not distilled. The key
 comes from the environment and is sent only in the request's header.
+
+One refused conversation ends its own trajectory and no other; a busy server is asked again for up to --patience
+seconds; a parameter that the server rejects is not sent again. The openai package would take over only the second of
+these, and brings six more packages.
 """
 
 import functools
@@ -12,6 +16,7 @@ import http.client
 import json
 import os
 import re
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -26,11 +31,18 @@ from agent.protocol import RESPONSES, conversation, disarmed
 from formats.records import mismatch
 
 COUNT = (None, int)
-CHOICE = {"message": {"content": (None, str)}, "finish_reason?": (None, str)}
+CHOICE = {"message": {"content?": (None, str, list)}, "finish_reason?": (None, str)}
 ANSWER = {"choices": [CHOICE], "usage?": (None, {"prompt_tokens?": COUNT, "completion_tokens?": COUNT})}
-TRIES = 8                                               # of one request
-PAUSE = 1.0                                             # seconds before the second try, doubled each time
-TOO_LONG = re.compile("context.?length|maximum context|context window|too long|too many tokens", re.I)
+TRIES = 3                                               # of a request that is answered with nothing
+PAUSE, LONGEST_PAUSE = 1.0, 60.0                        # seconds before the second try, doubled each time, at most …
+PATIENCE = 300                                          # seconds of pauses for one request
+TOO_LONG = re.compile("context.?(length|size)|maximum context|context window|too long|too many tokens|"
+                      r"longer than the maximum|max_new_tokens\W+must be|maximum number of tokens", re.I)
+REFUSED = re.compile("content.?(filter|management|policy)", re.I)
+NO_QUOTA = re.compile("insufficient_quota|exceeded your current quota", re.I)
+# A parameter, and what it is called by servers that do not know this name. None: they do without.
+SUCCESSORS = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None, "seed": None, "stop": None}
+NEUTRAL = {"temperature": 1.0, "top_p": 1.0, "stop": None}
 
 
 @dataclass
@@ -85,8 +97,9 @@ class Messages:
         return said.text, None, (said.input_tokens, said.output_tokens)
 
 
-class TooLong(Exception):
-    """A prompt with its response does not fit into the model's context."""
+class Ended(Exception):
+    """A conversation that this endpoint will never continue; str() of it is how its trajectory ends: "length", its
+    prompt with a response does not fit into the model's context; "refused", a content filter; "empty", no text."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -103,9 +116,10 @@ class Endpoint:
     """The counterpart of sampler.Sampler: `add` requests, and `step` returns those that have ended. At most `parallel`
     requests are sent at a time."""
 
-    def __init__(self, name: str, base_url: str, parallel: int):
-        self.name, self.url = name, base_url.rstrip("/") + "/chat/completions"
+    def __init__(self, name: str, base_url: str, parallel: int, patience: float = PATIENCE):
+        self.name, self.url, self.patience = name, base_url.rstrip("/") + "/chat/completions", patience
         self.pool, self.pending = ThreadPoolExecutor(parallel), set()
+        self.names, self.said = {name: name for name in SUCCESSORS}, set()
 
     @property
     def idle(self) -> bool:
@@ -125,52 +139,117 @@ class Endpoint:
 
     def complete(self, request: Request) -> Request:
         """Sends a request and fills in its response."""
-        body = {"model": self.name, "messages": request.prompt, "max_tokens": request.max_new_tokens,
-                "temperature": request.temperature, "top_p": request.top_p, "seed": crc32(str(request.seed).encode())}
-        if request.stop:
-            body["stop"] = [request.stop]
-        if request.prompt[-1]["role"] == "assistant":   # its response has been started
-            body |= {"add_generation_prompt": False, "continue_final_message": True}
         try:
-            answer = self.post(json.dumps(body).encode())
-        except TooLong:
-            request.ended = "length"
+            for _ in range(TRIES):
+                choice, usage = self.answer(request)
+                text = text_of(choice["message"].get("content"))
+                if choice.get("finish_reason") == "content_filter":
+                    raise Ended("refused")                  # half a sentence, perhaps
+                if text:
+                    break
+            else:
+                thought = any(choice["message"].get(name) for name in ("reasoning_content", "reasoning"))
+                self.say(f"answers with {'thoughts and no text' if thought else 'no text'}: these trajectories end by "
+                         "'empty'" + ("; a larger --max-new-tokens may help" if thought else ""))
+                raise Ended("empty")
+        except Ended as e:
+            request.ended = str(e)
             return request
-        if wrong := mismatch(answer, ANSWER) or (None if answer["choices"] else ("choices", "empty")):
-            raise ValueError(f"{self.url}: not an answer of a chat endpoint (field {wrong[0]!r}: {wrong[1]}): "
-                             f"{json.dumps(answer)[:200]}")
-        choice, usage = answer["choices"][0], answer.get("usage") or {}
-        text = (choice["message"]["content"] or "").encode(errors="replace").decode()   # JSON can hold half a character
         if choice.get("stop_reason") == request.stop and request.stop not in text:      # vLLM leaves the tag out
             text += request.stop
         request.new_ids = Said(text, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
         request.ended = "length" if choice.get("finish_reason") == "length" else "stop"
         return request
 
-    def post(self, body: bytes) -> dict:
-        """The answer to a request. A server that has too much to do now (429, 5xx) is asked again later."""
+    def answer(self, request: Request) -> tuple[dict, dict]:
+        """A server's answer: its choice and the usage. A server that has too much to do now (429, 5xx) is asked again
+        later. Raises Ended if this conversation has no answer, ValueError if no request can succeed."""
+        waited, pause = 0.0, PAUSE
+        while True:
+            body = self.body(request)
+            status, answer, after = self.post(body)
+            if status == 200:
+                if wrong := mismatch(answer, ANSWER) or (None if answer["choices"] else ("choices", "empty")):
+                    raise self.failed(f"not an answer of a chat endpoint (field {wrong[0]!r}: {wrong[1]}): "
+                                      f"{json.dumps(answer)[:200]}")
+                return answer["choices"][0], answer.get("usage") or {}
+            problem = f"{status or ''} {answer}".strip()
+            if status in (400, 413, 422, 500) and TOO_LONG.search(answer):
+                raise Ended("length")
+            if status in (400, 403, 422) and REFUSED.search(answer):
+                raise Ended("refused")
+            if status in (400, 422) and self.does_without(answer, body):
+                continue
+            again = status is None or status in (408, 409, 429) or status >= 500
+            wait = min(max(pause, after), LONGEST_PAUSE)
+            if not again or NO_QUOTA.search(answer) or waited + wait > self.patience:
+                raise self.failed(problem)
+            if after > 10:
+                self.say(f"asks us to wait, for {after:.0f} seconds")
+            time.sleep(wait)
+            waited, pause = waited + wait, 2 * pause
+
+    def body(self, request: Request) -> dict:
+        """What is sent: no parameter at the value that it has anyway, and none that this server has rejected."""
+        wanted = {"max_tokens": request.max_new_tokens, "temperature": request.temperature, "top_p": request.top_p,
+                  "seed": crc32(str(request.seed).encode()), "stop": [request.stop] if request.stop else None}
+        body = {"model": self.name, "messages": request.prompt}
+        body |= {self.names[name]: value for name, value in wanted.items()
+                 if self.names[name] and value != NEUTRAL.get(name, ...)}
+        if request.prompt[-1]["role"] == "assistant":           # its response has been started
+            body |= {"add_generation_prompt": False, "continue_final_message": True}
+        return body
+
+    def does_without(self, problem: str, sent: dict) -> bool:
+        """Does the server reject a parameter that was sent? Then it is not sent again, or by its other name."""
+        for name, successor in SUCCESSORS.items():
+            key = next((key for key in (name, successor) if key in sent), None)
+            if key and re.search(rf"\b{key}\b", problem):
+                if self.names[name] == key:                     # no other request has found out before
+                    self.names[name] = successor if key == name else None
+                    self.say(f"rejects {key}; from now on we send " + (self.names[name] or "requests without it"))
+                return True
+        return False
+
+    def say(self, message: str) -> None:
+        """Says something about the endpoint, once."""
+        if message not in self.said:
+            self.said.add(message)
+            print(f"{self.url}: {message}", file=sys.stderr)
+
+    def failed(self, problem: str) -> ValueError:
+        """The error of one line, without the key."""
+        problem, key = " ".join(problem.split())[:300], secret()
+        return ValueError(f"{self.url}: {problem.replace(key, '(the key)') if key else problem}")
+
+    def post(self, body: dict) -> tuple[int | None, dict | str, float]:
+        """Sends a body → the status, the answer (or, unless the status is 200, what went wrong), and the seconds to
+        wait that the server asks for. None as status: no server there, a broken connection, half an answer."""
         headers, key = {"Content-Type": "application/json"}, secret()
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        for attempt in range(TRIES):
-            pause = PAUSE * 2 ** attempt
-            try:
-                with OPENER.open(urllib.request.Request(self.url, body, headers), timeout=600) as answer:
-                    return json.load(answer)
-            except urllib.error.HTTPError as e:
-                problem = f"{e.code} {e.reason}: {e.read(1000).decode(errors='replace')}"
-                if e.code in (400, 413) and TOO_LONG.search(problem):
-                    raise TooLong from None
-                if e.code != 429 and e.code < 500:
-                    break
-                after = e.headers.get("Retry-After", "")
-                pause = float(after) if re.fullmatch("[0-9]{1,4}", after) else pause
-            except (OSError, http.client.HTTPException, ValueError, RecursionError) as e:
-                problem = f"{getattr(e, 'reason', e)}"  # no server there, a broken connection, half an answer
-            if attempt + 1 < TRIES:
-                time.sleep(pause)
-        problem = " ".join(problem.split())[:300]
-        raise ValueError(f"{self.url}: {problem.replace(key, '(the key)') if key else problem}")
+        try:
+            with OPENER.open(urllib.request.Request(self.url, json.dumps(body).encode(), headers), timeout=600) as sent:
+                answer = json.load(sent)
+        except urllib.error.HTTPError as e:
+            after = e.headers.get("Retry-After", "")
+            problem = f"{e.reason}: {e.read(1000).decode(errors='replace')}"
+            return e.code, problem, float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0
+        except (OSError, http.client.HTTPException, ValueError, RecursionError) as e:
+            return None, f"{getattr(e, 'reason', e)}", 0.0
+        if isinstance(answer, dict) and answer.get("error"):    # some report an error with status 200
+            error = answer["error"] if isinstance(answer["error"], dict) else {}
+            code = error.get("code")
+            return code if isinstance(code, int) and code >= 400 else 500, json.dumps(answer), 0.0
+        return 200, answer, 0.0
+
+
+def text_of(content: str | list | None) -> str:
+    """A response's text: a text, or a list of parts."""
+    parts = content if isinstance(content, list) else [content]
+    texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
+    text = "".join(text for text in texts if isinstance(text, str))
+    return text.encode(errors="replace").decode()               # JSON can hold half a character
 
 
 def secret() -> str:
@@ -196,4 +275,5 @@ def engine(args: Namespace) -> tuple[Endpoint, Callable]:
     secret()
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                                 top_p=args.top_p)
-    return Endpoint(args.model.removeprefix("openai:"), url, args.batch), request
+    patience = getattr(args, "patience", PATIENCE)
+    return Endpoint(args.model.removeprefix("openai:"), url, args.batch, patience), request

@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of the endpoint, whose key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
     add("--prefill", action="store_true",
         help="start the endpoint's response with its tag, if the server supports this (vLLM does)")
+    add("--patience", type=number(float, 0), default=argparse.SUPPRESS, metavar="SECONDS",
+        help="how long to wait for a busy endpoint before giving up on a request [300]")
     add("--adapter", action="append", default=[], metavar="DIR",
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",

@@ -63,27 +63,27 @@ def new_step(hint: dict | None = None) -> dict:
 
 
 def respond(chat, trajectory: dict, n: int) -> Generator[Generate, tuple, str | None]:
-    """Fills in step n's monologue and code. Returns None, or why the trajectory ends here: "length" or "invalid"."""
+    """Fills in step n's monologue and code. Returns None, or why the trajectory ends here: "invalid", or as in
+    `generate`."""
     step = trajectory["steps"][n]
-    text, cut_off = yield from generate(chat, trajectory, n, "monologue")
+    text, trouble = yield from generate(chat, trajectory, n, "monologue")
     step["monologue"], step["code"] = monologue_in(text)
-    if cut_off:
-        return "length"
+    if trouble:
+        return trouble
     if step["code"]:                                # the model went straight on to the code: do not ask for it again
         if "monologue" in step["token_ids"]:
             step["token_ids"]["code"] = []
         return None
 
-    text, cut_off = yield from generate(chat, trajectory, n, "code")
+    text, trouble = yield from generate(chat, trajectory, n, "code")
     step["code"] = code_in(text)
-    if cut_off:
-        return "length"
-    return None if step["code"] else "invalid"
+    return trouble or (None if step["code"] else "invalid")
 
 
-def generate(chat, trajectory: dict, n: int, field: str) -> Generator[Generate, tuple, tuple[str, bool]]:
-    """Asks for step n's "monologue" or "code". Returns the response's text and whether it was cut off at its maximum
-    length; the record gets its token ids, where they are known, and the token counts."""
+def generate(chat, trajectory: dict, n: int, field: str) -> Generator[Generate, tuple, tuple[str, str | None]]:
+    """Asks for step n's "monologue" or "code". Returns the response's text and None, or what went wrong with it:
+    "length" if it was cut off; from an endpoint also "refused" by a content filter, or "empty". The record gets its
+    token ids, where they are known, and the token counts."""
     steps = trajectory["steps"]
     before = [step | {"hint": None} for step in steps[:n]]          # a corrective hint is shown in its own step only
     hints = [hint["text"] for hint in trajectory["hints"]]
@@ -96,7 +96,7 @@ def generate(chat, trajectory: dict, n: int, field: str) -> Generator[Generate, 
     trajectory["usage"]["output_tokens"] += written
     if ids is not None:                             # an endpoint does not report them
         steps[n]["token_ids"][field] = ids
-    return text, ended == "length" and f"</{tag}>" not in text
+    return text, None if ended == "stop" or f"</{tag}>" in text else ended
 
 
 def is_right(answer: str, expected: str | list[str]) -> bool:

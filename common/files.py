@@ -159,7 +159,7 @@ class Output:
         self.file.seek(0)
         content = self.file.read()
         if replica == 0:
-            matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox")}
+            matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox", "patience")}
             made = any(b"\n" in part.read_bytes() for part in (self.path, *self.parts()))
             same_arguments(self.part("args"), matter, made)
         end = content.rfind(b"\n") + 1

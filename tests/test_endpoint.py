@@ -25,10 +25,10 @@ def server(monkeypatch):
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             server.seen.append((self.path, dict(self.headers), body))
-            status, content = server.answer(body)
+            status, content, *after = server.answer(body)
             data = content if isinstance(content, bytes) else json.dumps(content).encode()
             self.send_response(status)
-            self.send_header("Retry-After", "0")
+            self.send_header("Retry-After", after[0] if after else "0")
             if status == 302:
                 self.send_header("Location", server.url + "/elsewhere")
             self.send_header("Content-Length", str(len(data)))
@@ -72,7 +72,7 @@ def stage(tmp_path, monkeypatch, server):
 
 def world(folder, url):
     """The options for the stage's world behind a server."""
-    return ["--base-url", url, "--tools", folder / "tools.py", "--data", folder / "data",
+    return ["--base-url", url, "--patience", "0.2", "--tools", folder / "tools.py", "--data", folder / "data",
             "--tasks", folder / "tasks.jsonl"]
 
 
@@ -137,6 +137,88 @@ def test_a_prompt_that_is_too_long_ends_its_trajectory_and_no_other(server, stag
     stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--out", tmp_path / "o.jsonl")
     stops = {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")}
     assert stops == {f"t{n}#0": "length" if n == 3 else "complete" for n in range(6)}
+
+
+def error(status, message, **more):
+    return status, {"error": {"message": message, **more}}
+
+
+def parts(body):
+    content = play(body)[1]["choices"][0]["message"]["content"]
+    return 200, {"choices": [{"message": {"content": [{"type": "text", "text": part} for part in content]}}]}
+
+
+THINKING = 200, {"choices": [{"message": {"content": None, "reasoning_content": "Well, …"}, "finish_reason": "length"}]}
+FULL = [(400, "the prompt is longer than the maximum model length of 4096"),
+        (422, "`inputs` tokens + `max_new_tokens` must be <= 4096"),
+        (400, "this exceeds the maximum number of tokens allowed"),
+        (500, "the request exceeds the available context size")]
+
+
+@pytest.mark.parametrize("answer, stop", [
+    *((lambda body, full=full: error(*full), "length") for full in FULL),
+    (lambda body: error(400, "filtered", code="content_filter"), "refused"),
+    (lambda body: said("complete_task('half', ", "content_filter"), "refused"),
+    (lambda body: THINKING, "empty"), (lambda body: (200, {"choices": [{"message": {}}]}), "empty"),
+    (parts, "complete")])
+def test_one_conversation_ends_and_the_others_go_on(server, stage, tmp_path, capfd, answer, stop):
+    """And a second run does not ask for it again."""
+    server.answer = lambda body: answer(body) if "Twice 3?" in body["messages"][0]["content"] else play(body)
+    for _ in range(2):
+        stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1,
+              "--out", tmp_path / "o.jsonl")
+    stops = {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")}
+    assert stops == {f"t{n}#0": stop if n == 3 else "complete" for n in range(6)}
+    asked = sum("Twice 3?" in body["messages"][0]["content"] for _, _, body in server.seen)
+    assert asked == {"complete": 2, "empty": 3}.get(stop, 1)
+    out, err = capfd.readouterr()
+    assert f"{stop} " in out and err.count("these trajectories end by 'empty'") == (stop == "empty")
+
+
+@pytest.mark.parametrize("rejected, says, sent_instead", [
+    ("max_tokens", "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
+     "max_completion_tokens"),
+    ("temperature", "'temperature' does not support 0.7 with this model.", None),
+    ("top_p", "unknown field top_p", None), ("seed", "extra fields not permitted: seed", None),
+    ("stop", "Unsupported parameter: 'stop'", None)])
+def test_a_rejected_parameter_is_not_sent_again(server, stage, tmp_path, capfd, rejected, says, sent_instead):
+    server.answer = lambda body: error(400, says) if rejected in body else play(body)
+    stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--top-p", 0.9, "--batch", 4,
+          "--out", tmp_path / "o.jsonl")
+    assert {t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")} == {"complete"}
+    bodies = [body for _, _, body in server.seen]
+    assert sum(rejected in body for body in bodies) <= 4                # those that were on their way at once
+    assert all(sent_instead in body for body in bodies if rejected not in body) if sent_instead else True
+    assert capfd.readouterr().err.count(f"rejects {rejected}") == 1
+
+
+def test_a_parameter_at_its_neutral_value_is_not_sent(server, stage, tmp_path):
+    server.answer = play
+    stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--temperature", 1,
+          "--out", tmp_path / "o.jsonl")
+    assert all(body.keys() == {"model", "messages", "max_tokens", "seed", "stop"} for _, _, body in server.seen)
+
+
+@pytest.mark.parametrize("trouble", [error(200, "provider returned error", code=502), said("", "error"),
+                                     (429, b"busy", "0"), (429, b"busy", "99999999")])
+def test_a_server_that_recovers_is_asked_again(server, stage, tmp_path, monkeypatch, capfd, trouble):
+    waits = []
+    monkeypatch.setattr(endpoint.time, "sleep", waits.append)
+    monkeypatch.setattr(endpoint, "LONGEST_PAUSE", 0.05)
+    server.answer = lambda body: trouble if len(server.seen) == 1 else play(body)
+    stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--batch", 1,
+          "--out", tmp_path / "o.jsonl")
+    assert {t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")} == {"complete"}
+    assert all(0.01 <= wait <= 0.05 for wait in waits)                 # Retry-After neither shortens nor stretches it
+    assert ("asks us to wait" in capfd.readouterr().err) == (trouble[-1] == "99999999")
+
+
+def test_without_quota_the_run_stops_at_once_and_keeps_what_is_there(server, stage, tmp_path):
+    server.answer = lambda body: play(body) if len(server.seen) < 5 else error(429, "pay", code="insufficient_quota")
+    with pytest.raises(ValueError, match="429 Too Many Requests: .*insufficient_quota"):
+        stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--batch", 1,
+              "--out", tmp_path / "o.jsonl")
+    assert len(server.seen) == 5 and len(records.read_trajectories(tmp_path / "o.jsonl")) == 2
 
 
 def trajectory(n, codes):
@@ -259,7 +341,8 @@ def test_a_stage_and_a_server_each_in_a_process_of_its_own(stage, tmp_path):
     server = subprocess.Popen([sys.executable, "-c", SERVER], stdout=subprocess.PIPE, text=True)
     try:
         url = f"http://127.0.0.1:{server.stdout.readline().strip()}/v1"
-        command = ["evaluate.py", "--model", "openai:any", *world(tmp_path, url), "--out", tmp_path / "o.jsonl"]
+        command = ["evaluate.py", "--model", "openai:any", *world(tmp_path, url), "--patience", 60,
+                   "--out", tmp_path / "o.jsonl"]
         done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True,
                               timeout=120)
     finally:
