@@ -38,7 +38,8 @@ def main():
     parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
                         help="play one question live in the terminal; without QUESTION those that are typed there")
     parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")
-    parser.add_argument("--template", default=argparse.SUPPRESS, help="… and its template")
+    parser.add_argument("--template", default=argparse.SUPPRESS,
+                        help="with --ask and --hints task: the question's template")
     plan.add_argument(parser)
     args = parser.parse_args()
     if args.model and args.plan:

@@ -85,8 +85,8 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
 
 
 def write_whole(contents: dict | Iterable[tuple]) -> None:
-    """Writes several files, {path: content as in `write_part`} or pairs of these: all of them appear or none does, even
-    if the power fails. Until all are written, the earlier files stay."""
+    """Writes several files, {path: content as in `write_part`} or pairs of these. All are on the disk before the first
+    one takes its place, so an error leaves the earlier files as they were. The last one to appear marks the end."""
     parts = {}
     try:
         for file, content in contents.items() if isinstance(contents, dict) else contents:

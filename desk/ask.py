@@ -23,7 +23,7 @@ def ask(args: Namespace) -> None:
     rollouts.check_answers_hidden(args)
     with World(args.tools, args.data) as world:
         rollouts.check_protections(world, args.require_sandbox, True)
-        engine, request = backend.start_engine(args)
+        engine, request = backend.start_engine(Namespace(**vars(args) | {"batch": 1}))
         for n, question in enumerate([args.ask] if args.ask else typed(), len(output.done) if output else 0):
             trajectory = asked(question, n, args)
             rollouts.check_room([trajectory], player, getattr(engine, "max_length", None))
