@@ -20,7 +20,8 @@ from pathlib import Path
 import pytest
 
 from tools.confine import REFUSED as SYSTEM_CALLS
-from tools.sandbox import ESCAPES, Limits, SandboxError, World, cut, protections
+from tools.interpreter import cut
+from tools.sandbox import ESCAPES, Limits, SandboxError, World, protections
 
 SECRET = "the-answer-is-4711"
 TOOLS = '''
