@@ -38,7 +38,7 @@ def main():
     else:
         mistakes = load_mistakes(args.hint_dir) if args.hint_dir else []
 
-    found, unreadable = find(trajectories, mistakes, args)
+    found, unreadable, agreements = find(trajectories, mistakes, args)
     flagged = {t["id"] for t, _, _ in found}
     failures = [t for t in trajectories if not t["success"]]
     missed = [t for t in failures if t["id"] not in flagged]
@@ -58,6 +58,8 @@ def main():
         files.write_whole({args.html: report.review_page(title, trajectories, flags, hints, rows)})
         print(f"{args.html}: written")
     print_effects(rows)
+    for sentence in agreements:
+        print(f"  {sentence}")
     if args.attempt:
         print_coverage(trajectories, mistakes[0], found, args.states)
     elif missed:
@@ -98,21 +100,24 @@ def arguments() -> Namespace:
     return args
 
 
-def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> tuple[list[Finding], int]:
-    """The first step with each mistake, in every trajectory that has it, and how many verdicts of the judge could not
-    be read."""
-    judged = [m for m in mistakes if m.kind == "judge"]
-    if judged and not args.judge:
-        raise ValueError(f"{judged[0].place}: give the model that judges with --judge")
-    first, unreadable = {}, 0                                         # (trajectory's id, mistake's name) → step or None
+def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> tuple[list[Finding], int, list[str]]:
+    """The first step with each mistake, in every trajectory that has it; how many verdicts of the judge could not be
+    read; and for each mistake with a detector and a judge, how far the two agree. Such a mistake's detector decides."""
+    undecided = [m for m in mistakes if m.kind == "judge"]
+    if undecided and not args.judge:
+        raise ValueError(f"{undecided[0].place}: give the model that judges with --judge")
+    first, verdicts, unreadable = {}, {}, 0                           # (trajectory's id, mistake's name) → step or None
     for t in trajectories:
         copied = json.loads(json.dumps(t))                            # a detector may change it
         first |= {(t["id"], m.name): m.first_step(copied) for m in mistakes if m.kind != "judge"}
+    judged = [m for m in mistakes if m.judge and args.judge]
     if judged:
         verdicts, unreadable = judge.first_steps(trajectories, judged, args)
-        first |= verdicts
+    agreements = [judge.agreement(m.name, {key: first[key] for key in verdicts if key[1] == m.name}, verdicts)
+                  for m in judged if m.kind != "judge"]
+    first = verdicts | first
     found = [Finding(t, m, first.get((t["id"], m.name))) for t in trajectories for m in mistakes]
-    return [finding for finding in found if finding.step is not None], unreadable
+    return [finding for finding in found if finding.step is not None], unreadable, agreements
 
 
 # ---- --try

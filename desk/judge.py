@@ -100,3 +100,15 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
                     pending -= 1
                     progress.update()
     return first, len(unreadable)
+
+
+def agreement(name: str, detected: dict, judged: dict) -> str:
+    """A sentence on how far the judge agrees with a mistake's detector. detected, judged: {(trajectory's id, mistake's
+    name): the first step with it, or None}, of the same trajectories."""
+    flagged = [key for key, step in detected.items() if step is not None]
+    others = [key for key, step in detected.items() if step is None]
+    same = sum(judged[key] == detected[key] for key in flagged)
+    found, more = (sum(judged[key] is not None for key in keys) for keys in (flagged, others))
+    return (f"{name}: judge and detector agree on {same + len(others) - more} of {len(detected)} trajectories; "
+            f"of {len(flagged)} that the detector flags, the judge flags {found}, {same} in the same step; "
+            f"of {len(others)} others, {more}")

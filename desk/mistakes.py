@@ -99,9 +99,10 @@ class Mistake:
         check_fields(file, header, {"groups": [str], "templates": [str]} | dict.fromkeys(kinds, str))
         self.groups, self.templates = header.get("groups"), header.get("templates")
         given = [kind for kind in kinds if kind in header]
-        if len(given) != 1:
-            raise ValueError(f"{file}: give exactly one of {listed(kinds)}, not {' and '.join(given) or 'none'}")
-        self.kind, = given
+        if len(given) != 1 and given[1:] != ["judge"]:               # with both, the detector decides
+            raise ValueError(f"{file}: give one of {listed(kinds)}, or a detector and the judge that is compared with "
+                             f"it, not {' and '.join(given) or 'none'}")
+        self.kind = given[0]
         self.place = f"{file}, field {self.kind!r}"
         self.judge = header.get("judge")                              # the description for the LLM judge, or None
         self.detect = DETECTORS[self.kind](header[self.kind], self.place) if self.kind in DETECTORS else None

@@ -70,7 +70,7 @@ def test_a_new_kind_of_detector_is_one_function_and_one_line(tmp_path, monkeypat
     assert m.first_step(trajectory() | {"steps": steps}) == 1
     with pytest.raises(ValueError, match=r"print-it\.md, field 'observation': "):
         mistake(tmp_path, "observation = '('")
-    with pytest.raises(ValueError, match="one of regex, python, .*observation.* judge, not regex and observation"):
+    with pytest.raises(ValueError, match="one of regex, python, .*observation.* judge, .*not regex and observation"):
         mistake(tmp_path, "regex = 'x'\nobservation = 'x'")
 
 
@@ -178,6 +178,27 @@ def test_a_local_model_judges_and_what_it_says_without_a_verdict_is_counted_and_
         assert "flagged.jsonl: 0 flagged states; there is nothing to correct" in run.stdout
         verdicts = [json.loads(line) for line in (tmp_path / "flagged.jsonl.verdicts").open()]
         assert len(verdicts) == 6 and all(v["verdict"] is None and v["reasoning"] for v in verdicts)
+
+
+def test_the_judges_agreement_with_a_detector_is_counted_by_trajectory(tmp_path, monkeypatch, capsys):
+    """Four trajectories of two steps. The detector flags the second step of two. Of these the judge finds one,
+    and the other one step too early. Of the others it finds one more."""
+    (tmp_path / "round2").mkdir()
+    (tmp_path / "round2" / "m.md").write_text("+++\nregex = 'bad'\njudge = 'It is bad.'\n+++\nNo.\n")
+    seen = write_jsonl(tmp_path / "seen.jsonl", [record(n, "fine", "bad" if n < 2 else "fine") for n in range(4)])
+    judged = {(f"t{n}#0", "m"): step for n, step in enumerate((1, 0, 0, None))}
+    monkeypatch.setattr(review.judge, "first_steps", lambda *_: (judged, 0))
+    command = ["review.py", seen, "--hint-dir", tmp_path / "round2", "--out", tmp_path / "flagged.jsonl"]
+    for judge in [], ["--judge", "somebody"]:
+        monkeypatch.setattr(sys, "argv", list(map(str, [*command, *judge])))
+        review.main()
+        said = capsys.readouterr().out
+        assert "flagged: 2 states" in said                              # the detector's, with and without the judge
+    assert ("m: judge and detector agree on 2 of 4 trajectories; "
+            "of 2 that the detector flags, the judge flags 2, 1 in the same step; of 2 others, 1") in said
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    review.main()
+    assert "judge and detector" not in capsys.readouterr().out
 
 
 def test_a_hints_effect_is_compared_on_the_states_that_were_played_on():
