@@ -15,6 +15,7 @@ from common import command_line, files
 import json
 import os
 import random
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -23,7 +24,7 @@ from agent.chat import Chat
 from engine.kernels import fast_bfloat16
 from formats.model_card import write_card
 from formats.weights import local_folder
-from lora import TARGETS, save_adapter
+from lora import TARGETS, save_adapter, stack
 from planning import plan as planning
 from scaling import checkpoints, parallel
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
@@ -62,7 +63,10 @@ def main():
     p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), default=2.0)
     p.add_argument("--hint-dropout", type=command_line.number(float, 0, 1), default=0.9,
                    help="probability that the student does not see a hint section")
-    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--seed", type=int, nargs="+", default=[0],
+                   help="with several, one training each; the new adapter is their mean, of as many times the rank")
+    p.add_argument("--weight", type=command_line.number(float, 0), default=1.0,
+                   help="factor on the finished adapter: 0.5 goes half of the way that was learned")
     p.add_argument("--out", type=Path, help="directory of the new adapter")
     planning.add_argument(p)
     args = p.parse_args()
@@ -85,7 +89,7 @@ def distill(args):
     note, adapter = args.out / "arguments.json", args.out / "adapter_model.safetensors"
     if parallel.RANK == 0:
         before = note.read_bytes() if note.exists() else None
-        made = adapter.exists() or (args.out / "checkpoint").exists()
+        made = adapter.exists() or any(args.out.glob("checkpoint")) or any(args.out.glob("seed*"))
         files.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
         if note.read_bytes() != before:                         # another run left its teacher's hidden states
             checkpoints.tidy(args.out)
@@ -100,19 +104,45 @@ def distill(args):
         raise ValueError(f"{args.val}: no finished actions")
 
     parallel.start()
-    linear_dtype = torch.bfloat16 if fast_bfloat16() else None
-    model = parallel.load(args.model, args.adapter, whole=False, linear_dtype=linear_dtype)
-    for r in records + validation:
-        check_tokens(r, chat, model.config)
-    log = train(model, chat, records, args, args.out, validation)
+    parts = [args.out / f"seed{seed}" for seed in args.seed]    # an adapter each, if the new one is made of them
+    if len(parts) == 1 and args.weight == 1:
+        parts = [args.out]
+    logs = [train_one(chat, records, validation, args, seed, part) for seed, part in zip(args.seed, parts, strict=True)]
     if parallel.RANK == 0:
-        files.write_whole({args.out / "log.jsonl": "".join(json.dumps(entry) + "\n" for entry in log)})
-        write_card(args.out, args.model, card_text(args), settings(args) | {"loss at the end": f"{recent(log):.4f}"})
-    save_adapter(model, args.out, base_model=args.model, write=parallel.RANK == 0)             # last: it marks the end
-    if parallel.RANK == 0:
+        if parts != [args.out]:
+            stack(parts, args.out, args.weight / len(parts))
+            write_notes(args.out, args, [mean_of(entries) for entries in zip(*logs, strict=True)])
         checkpoints.tidy(args.out)
-    say(f"{args.out}: adapter of rank {args.rank}, loss {recent(log):.4f} over the last updates")
+    say(f"{args.out}: adapter of rank {args.rank * len(parts)}, loss {recent(logs[0]):.4f} over the last updates")
     parallel.stop()
+
+
+def train_one(chat, records, validation, args, seed, folder):
+    """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log."""
+    if not (folder / "adapter_model.safetensors").exists():
+        folder.mkdir(exist_ok=True)
+        model = parallel.load(args.model, args.adapter, whole=False,
+                              linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
+        for r in records + validation:
+            check_tokens(r, chat, model.config)
+        args = Namespace(**vars(args) | {"seed": seed})
+        log = train(model, chat, records, args, folder, args.out / "teacher", validation)
+        if parallel.RANK == 0:
+            write_notes(folder, args, log)
+        save_adapter(model, folder, base_model=args.model, write=parallel.RANK == 0)           # last: it marks the end
+        parallel.wait()
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def write_notes(folder, args, log):
+    """Writes the training's log and the model card."""
+    files.write_whole({folder / "log.jsonl": "".join(json.dumps(entry) + "\n" for entry in log)})
+    write_card(folder, args.model, card_text(args), settings(args) | {"loss at the end": f"{recent(log):.4f}"})
+
+
+def mean_of(entries):
+    """The same update of several trainings: the mean of each figure."""
+    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]}
 
 
 def card_text(args):
@@ -124,7 +154,7 @@ def card_text(args):
 def settings(args):
     """The settings that the model card lists."""
     names = ("data", "balance", "verified", "loss", "rank", "alpha", "lora_dropout", "targets", "lr", "decay", "warmup",
-             "epochs", "batch", "kl_temperature", "hint_dropout", "seed")
+             "epochs", "batch", "kl_temperature", "hint_dropout", "seed", "weight")
     return {name.replace("_", " "): getattr(args, name) for name in names}
 
 
@@ -134,7 +164,7 @@ def select_records(args):
     records = select(read(args.data), successes_only)
     if args.balance:
         candidates = select(read(args.balance), successes_only)
-        added = balance(records, candidates, random.Random(args.seed))
+        added = balance(records, candidates, random.Random(args.seed[0]))
         say(f"{len(records)} records and {len(added)} of {len(candidates)} candidates")
         records += added
     if not records:
@@ -158,7 +188,7 @@ def check_tokens(record, chat, config):
 def measure(args):
     """What `planning.print_distillation` needs to know of the records of --data."""
     chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args), []
-    for batch in batches(records, args.batch, random.Random(args.seed)):
+    for batch in batches(records, args.batch, random.Random(args.seed[0])):
         examples = [(to_example(chat, r), to_example(chat, r, 1.0), count_actions([r])) for r in batch]
         updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])
     largest = max(updates, key=lambda lengths: sum(n.student for n in lengths))

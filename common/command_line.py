@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
         if options.get("default") not in (None, "", [], argparse.SUPPRESS):
             default = options["default"]
             several = isinstance(default, (list, tuple))
-            shown = " ".join(default) if several else str(default).removeprefix(f"{ROOT}/")
+            shown = " ".join(map(str, default)) if several else str(default).removeprefix(f"{ROOT}/")
             options["help"] = f"{options.get('help', '')} [{shown}]".strip()
         return super().add_argument(*names, **options)
 

@@ -1,7 +1,7 @@
 """What an unfinished training keeps in its folder.
 
 checkpoint/<n> is what it resumes from, on any number of processes. teacher/ holds the teacher's hidden states, which
-are computed once and used in every epoch.
+are computed once and used in every epoch. seed<n>/ holds the training with one of several seeds.
 """
 
 from common.files import write_whole
@@ -78,5 +78,5 @@ def load_tensor(file: Path) -> torch.Tensor:
 
 def tidy(folder: Path) -> None:
     """Removes what only an unfinished training needs."""
-    for leftover in ("checkpoint", "teacher"):
-        shutil.rmtree(folder / leftover, ignore_errors=True)
+    for leftover in [folder / "checkpoint", folder / "teacher", *folder.glob("seed*")]:
+        shutil.rmtree(leftover, ignore_errors=True)

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import distill
+import lora
 from agent.chat import Chat
 from lora import adapters, add_adapter, read_adapter
 from model import Config, Llama
@@ -288,6 +289,35 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
     assert not (tmp_path / "killed" / "checkpoint").exists()
     logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("whole", "killed")]
     assert logs[0] == logs[1] and logs[0].count("\n") == 12
+
+
+def test_several_seeds_give_their_mean_and_the_weight_a_part_of_it(chat, tmp_path, monkeypatch):
+    """The same as two trainings by themselves, stacked. The second seed starts after an interruption."""
+    tiny_checkpoint(tmp_path)
+    data = tmp_path / "d.jsonl"
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    data.write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in range(4)))
+    command = ["distill.py", "--model", str(tmp_path), "--data", str(data), "--rank", "2", "--lr", "1e-2",
+               "--epochs", "1", "--batch", "6", "--lora-dropout", "0"]
+
+    def run(out, *more):
+        monkeypatch.setattr(sys, "argv", [*command, *more, "--out", str(tmp_path / out)])
+        distill.main()
+
+    run("a", "--seed", "3")
+    run("b", "--seed", "7")
+    lora.stack([tmp_path / "a", tmp_path / "b"], tmp_path / "expected", 0.25)
+    with monkeypatch.context() as m:
+        m.setattr(distill, "stack", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run("mean", "--seed", "3", "7", "--weight", "0.5")
+    run("mean", "--seed", "3", "7", "--weight", "0.5")
+    expected, found = ((tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("expected", "mean"))
+    assert found == expected
+    assert read_adapter(tmp_path / "mean")[0]["lora_alpha"] == read_adapter(tmp_path / "expected")[0]["lora_alpha"]
+    logs = [[json.loads(line) for line in open(tmp_path / out / "log.jsonl")] for out in ("a", "b", "mean")]
+    assert [x["loss"] for x in logs[2]] == [(x["loss"] + y["loss"]) / 2 for x, y in zip(*logs[:2])]
+    assert not list((tmp_path / "mean").glob("seed*")) and not (tmp_path / "mean" / "teacher").exists()
 
 
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):

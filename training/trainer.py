@@ -28,12 +28,14 @@ from training.packing import Row, hidden_states, pack, pack_by_prefix, pad, row_
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
 
-def train(model, chat, records: list[dict], args: Namespace, folder: Path, validation: list[dict] = ()) -> list[dict]:
+def train(model, chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
+          validation: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
-    `folder` holds the teacher's hidden states and, once a minute, a checkpoint. Training resumes from it if there is
-    one, and ends with the same adapter: bit for bit on a CPU, with the same machine and number of processes."""
-    trainer = Trainer(model, chat, [*records, *validation], args, folder)
+    `folder` holds, once a minute, a checkpoint. Training resumes from it if there is one, and ends with the same
+    adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder of the
+    teacher's hidden states; trainings with the same records and earlier adapters share it."""
+    trainer = Trainer(model, chat, [*records, *validation], args, folder, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     updates = [batch for epoch in epochs for batch in epoch]
@@ -76,7 +78,7 @@ class Trainer:
     """The model with its new adapter, the optimizer, and what the loss of a batch needs. Under torchrun each process
     computes its share of the rows."""
 
-    def __init__(self, model, chat, records, args, folder):
+    def __init__(self, model, chat, records, args, folder, teacher):
         torch.manual_seed(args.seed)
         add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
         self.model = parallel.shard(model, args.model).train()
@@ -90,8 +92,8 @@ class Trainer:
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
                                        cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
         self.pad = pad if device == "cpu" and bfloat16 else lambda row: row
-        (folder / "teacher").mkdir(parents=True, exist_ok=True)
-        self.files = {id(r): folder / "teacher" / f"{n}.pt" for n, r in enumerate(records)}     # two may share an "id"
+        teacher.mkdir(parents=True, exist_ok=True)
+        self.files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}        # two records may share an "id"
 
     def sizes(self):
         trained, total = (sum(p.numel() for p in ps) for ps in (self.parameters, self.model.parameters()))
