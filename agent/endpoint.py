@@ -125,6 +125,11 @@ class Endpoint:
     def idle(self) -> bool:
         return not self.pending
 
+    @property
+    def rejected(self) -> dict[str, str | None]:
+        """{parameter that this server rejects: what is sent instead}."""
+        return {name: key for name, key in self.names.items() if key != name}
+
     def add(self, request: Request) -> None:
         self.pending.add(self.pool.submit(self.complete, request))
 

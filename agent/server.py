@@ -118,12 +118,12 @@ class Prompts:
 
     def __init__(self, chat: Chat):
         self.chat, self.lock = chat, threading.Lock()                   # a tokenizer has modes
-        self.said = OrderedDict()           # {(hash of the messages before, response): (ids, the code that is in it)}
+        self.said = OrderedDict()           # {(hash of the messages before, response): see `remember`}
 
-    def encode(self, messages: list[dict], goes_on: bool) -> list[int]:
-        """Raises ValueError if the model's template or tokenizer cannot write them."""
+    def encode(self, asked: Namespace) -> list[int]:
+        """The prompt of a request. Raises ValueError if the model's template or tokenizer cannot write it."""
         with self.lock:
-            return goes_on and self.of_agent(messages) or self.of_any(messages, goes_on)
+            return asked.goes_on and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.goes_on)
 
     def of_agent(self, messages):
         """The prompt as `Chat.prompt` writes it, or None if these are not the agent's messages."""
@@ -148,8 +148,8 @@ class Prompts:
             if last:
                 contents.append(answer + slot([]))
                 return self.chat.encode(self.chat.grow(tuple(contents), unfinished=True), slots)[0]
-            ids, code = self.said.get((before[n + 1], answer), (None, None))
-            contents.append(said[1] + slot(ids or self.chat.encode_hint(said[3])))
+            start, ids, code = self.recall(before[n + 1], answer)
+            contents.append(said[1] + slot(ids if start == said[1] else self.chat.encode_hint(said[3])))
             if code and messages[n + 3]["content"] == code:             # it was in the monologue's turn
                 next(pairs)
         return None
@@ -157,26 +157,32 @@ class Prompts:
     def of_any(self, messages, goes_on):
         """Any conversation in the model's chat template."""
         filled = [m | {"content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
-        slots = [self.said.get((before, m["content"]), (None, None))[0] or self.chat.encode_hint(m["content"])
-                 for before, m in zip(hashes(messages), messages)]
+        known = (self.recall(before, m["content"]) for before, m in zip(hashes(messages), messages))
+        slots = [self.chat.encode_hint(start) + ids for start, ids, _ in known]
         text = self.chat.fill_template(filled, generate=not goes_on)
         if goes_on:
             text = text.partition(filled[-1]["content"])[0] + filled[-1]["content"]
         return self.chat.encode(text, slots)[0]
 
-    def remember(self, messages: list[dict], goes_on: bool, text: str, ids: list[int]) -> None:
-        """Keeps the ids of a response, under what a client will say that it was."""
-        before, start = (messages[:-1], messages[-1]["content"]) if goes_on else (messages, "")
+    def remember(self, asked: Namespace, text: str, stopped_by: str | None, ids: list[int]) -> None:
+        """Keeps a response to `asked` under what a client will say that it was: (the message's start, which was given,
+        the ids that continue it, the code if the model put it into the monologue's turn)."""
+        before, start = (asked.messages[:-1], asked.messages[-1]["content"]) if asked.goes_on else (asked.messages, "")
         said, code, ask = start + text, "", before[-1]["content"] if before else ""
+        text += stopped_by or ""
         if start in ("", *STARTS) and ask.endswith(THINK):
             monologue, code = monologue_in(text)
             said, code = tagged("inner_monologue", monologue), code and tagged("python", code)
         elif start in ("", *STARTS) and ask.endswith(CODE):
             said = tagged("python", code_in(text))
         with self.lock:
-            self.said[hashes(before)[-1], said] = ids, code
+            self.said[hashes(before)[-1], said] = start, ids, code
             while len(self.said) > REMEMBERED:
                 self.said.popitem(last=False)
+
+    def recall(self, before: int, content: str) -> tuple[str, list[int], str]:
+        """What `remember` has kept of a message; of an unknown one all of it is the start."""
+        return self.said.get((before, content), (content, [], ""))
 
 
 def tagged(tag: str, text: str) -> str:
@@ -269,7 +275,7 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refused(f"there is no {self.path}; there are {PATHS}", status=404)
             asked = read_request(body, self.server.name)
             try:
-                prompt = self.server.prompts.encode(asked.messages, asked.goes_on)
+                prompt = self.server.prompts.encode(asked)
             except ValueError as e:
                 raise Refused(str(e), "messages") from None
             self.complete(asked, self.server.batch.add(prompt, asked, self.is_gone))
@@ -295,7 +301,7 @@ class Handler(BaseHTTPRequestHandler):
                     piece({"content": text[len(sent):]})
                     sent = text
         text, stopped_by = self.server.batch.text(request, asked.stop, True)
-        self.server.prompts.remember(asked.messages, asked.goes_on, text, list(request.new_ids))
+        self.server.prompts.remember(asked, text, stopped_by, list(request.new_ids))
         end = {"finish_reason": request.ended, "stop_reason": stopped_by}
         read, written = len(request.prompt), len(request.new_ids)
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
@@ -353,9 +359,9 @@ class Server(ThreadingHTTPServer):
 def serve(args: Namespace) -> None:
     """Serves until it is interrupted."""
     chat = Chat(local_folder(args.model))
-    sampled = Namespace(**vars(args), tp=1, max_new_tokens=1, temperature=1.0, top_p=1.0)      # each request says its own
-    batch = Batch(chat, *parallel.sampler(sampled))
-    name = args.name or Path([args.model, *args.adapter][-1]).name
+    defaults = {"tp": 1, "max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}      # each request says its own
+    batch = Batch(chat, *parallel.sampler(Namespace(**vars(args), **defaults)))
+    name = args.name or Path([args.model, *args.adapter][-1]).resolve().name
     server = Server((args.host, args.port), name, Prompts(chat), batch)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"{name!r} is at http://{args.host}:{server.server_address[1]}/v1; Ctrl-C ends this", flush=True)
