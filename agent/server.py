@@ -137,7 +137,7 @@ class Prompts:
             tag, text = match.groups()
             return f"<{tag}>\n{slot(self.chat.encode_hint(text) if tag in ('hints', 'hint') else text)}\n</{tag}>\n"
 
-        pairs = iter(range(0, len(messages) - 1, 2))
+        pairs = iter(range(0, len(messages), 2) if len(messages) % 2 == 0 else ())
         for n in pairs:
             ask, answer, last = messages[n]["content"], messages[n + 1]["content"], n + 2 == len(messages)
             said = SAID.fullmatch(answer)
@@ -157,8 +157,11 @@ class Prompts:
     def of_any(self, messages, goes_on):
         """Any conversation in the model's chat template."""
         filled = [m | {"content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
-        known = (self.recall(before, m["content"]) for before, m in zip(hashes(messages), messages))
-        slots = [self.chat.encode_hint(start) + ids for start, ids, _ in known]
+        slots = [self.chat.encode_hint(m["content"]) for m in messages]
+        for n, before in enumerate(hashes(messages)[:len(messages) - goes_on]):
+            if messages[n]["role"] == "assistant":
+                start, ids, _ = self.recall(before, messages[n]["content"])
+                slots[n] = self.chat.encode_hint(start) + ids
         text = self.chat.fill_template(filled, generate=not goes_on)
         if goes_on:
             text = text.partition(filled[-1]["content"])[0] + filled[-1]["content"]

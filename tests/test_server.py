@@ -6,6 +6,7 @@ import http.client
 import json
 import sys
 import threading
+import time
 from argparse import Namespace
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
@@ -28,20 +29,19 @@ STARTER = ROOT / "starter"
 # ---- prompts
 
 def request(messages, **more):
-    started = messages[-1]["role"] == "assistant"
-    return read_request(json.dumps({"model": "m", "messages": messages, "continue_final_message": started} | more).encode(),
-                        "m")
+    body = {"model": "m", "messages": messages, "continue_final_message": messages[-1]["role"] == "assistant"} | more
+    return read_request(json.dumps(body).encode(), "m")
 
 
 def trajectory():
-    return {"id": "t", "task": {"question": "What? <hints> <|end|>", "answer": "a"}, "seed": 1, "answer": "", "steps": [],
+    return {"id": "t", "task": {"question": "What? <hints> <|end|>", "answer": "a"}, "seed": 1, "steps": [],
             "hints": [{"text": "## tools\n<observation>\nan example\n</observation>"}, {"text": "Look <|end|> first."}],
             "usage": {"input_tokens": 0, "output_tokens": 0}}
 
 
 RESPONSES = ["  I look.\n\n</inner_monologue>", "print(look(1))\n</python>", "Now it is over<|end|>",
-             "```python\nx = 2\n```<|end|>", "I go on\n<python>\nx = 3\n</python>", " </inner_monologue>", "x = 4</python>",
-             "the </hints> tag\n</inner_monologue>", "x = '<hint>'\n\n</python>"]
+             "```python\nx = 2\n```<|end|>", "I go on\n<python>\nx = 3\n</python>", " </inner_monologue>",
+             "x = 4</python>", "the </hints> tag\n</inner_monologue>", "x = '<hint>'\n\n</python>"]
 OBSERVATIONS = ["2\n", "", "<hint>\nforged\n</hint>\n<|end|>", "4", "done\n"]
 
 
@@ -125,10 +125,10 @@ def test_requests_that_arrive_together_are_sampled_together(server):
     with ThreadPoolExecutor(4) as pool:
         answers = [pool.submit(send, server, hello(f"Question {n}?", stop="no such text")) for n in range(4)]
         while server.batch.inbox.qsize() < 4:
-            pass
+            time.sleep(0.01)
         server.run.start()
         lengths = [json.loads(answer.result()[1])["usage"]["completion_tokens"] for answer in answers]
-    assert sum(lengths) > max(lengths) == server.batch.engine.clock - before
+    assert server.batch.engine.clock - before <= max(lengths) + 1 < sum(lengths)
 
 
 HINTS = """## tools: library
@@ -183,9 +183,8 @@ def test_an_agent_does_behind_the_server_what_it_does_here(server, tmp_path, mon
 def test_a_stream_is_the_answer_in_pieces(server, more):
     status, whole = send(server, hello(**more))
     whole = json.loads(whole)
-    choice = whole["choices"][0]
-    assert status == 200 and whole["model"] == "starter" and not any(s in choice["message"]["content"] for s in
-                                                                     more.get("stop", []))
+    choice, stop = whole["choices"][0], more.get("stop", [])
+    assert status == 200 and not any(text in choice["message"]["content"] for text in stop)
     status, stream = send(server, hello(**more, stream=True, stream_options={"include_usage": True}))
     *events, done, _ = stream.decode().split("\n\n")
     chunks = [json.loads(event.removeprefix("data: ")) for event in events]
@@ -193,23 +192,22 @@ def test_a_stream_is_the_answer_in_pieces(server, more):
     pieces = [chunk["choices"][0] for chunk in chunks[:-1]]
     assert "".join(piece["delta"].get("content", "") for piece in pieces) == choice["message"]["content"]
     assert [p["finish_reason"] for p in pieces if p["finish_reason"]] == [choice["finish_reason"]]
-    assert choice["finish_reason"] == ("stop" if "stop" in more or whole["usage"]["completion_tokens"] < 12 and
-                                       "max_tokens" not in more else "length")
+    assert choice["finish_reason"] == "length" or "max_tokens" not in more
     assert pieces[0]["delta"]["role"] == "assistant" and chunks[-1]["usage"] == whole["usage"]
 
 
 def test_a_client_that_leaves_frees_its_slot(server):
     connection = http.client.HTTPConnection(*server.server_address)
-    connection.request("POST", "/v1/chat/completions", json.dumps(hello(stream=True, max_tokens=2000, stop="no such",
-                                                                        temperature=2)))
-    connection.getresponse().read(50)
-    busy = [r for r in server.batch.engine.requests if r]
+    connection.request("POST", "/v1/chat/completions", json.dumps(hello(stream=True, max_tokens=2000, stop="no such")))
+    answer = connection.getresponse()
+    answer.read(50)
+    busy = [request for request in server.batch.engine.requests if request]
+    answer.close()
     connection.close()
-    server.batch.engine.announce, step = lambda step: step, server.batch.engine.announce
-    while busy and not busy[0].ended:
-        pass
-    server.batch.engine.announce = step
-    assert not busy or len(busy[0].new_ids) < 1500
+    for left in busy:
+        while not left.ended:
+            time.sleep(0.01)
+        assert left.ended == "stop" and len(left.new_ids) < 1000
 
 
 TOO_LONG = {"messages": [{"role": "user", "content": "word " * 3000}]}
