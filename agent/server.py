@@ -62,8 +62,8 @@ class Refused(Exception):
 
     def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
         super().__init__(message)
-        kind = "invalid_request_error" if status < 500 else "server_error"
-        self.status, self.body = status, {"error": {"message": message, "type": kind, "param": param, "code": code}}
+        error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+        self.status, self.body = status, {"error": error}
 
 
 def read_request(body: bytes, model: str) -> Namespace:

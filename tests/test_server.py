@@ -84,10 +84,11 @@ def test_control_tokens_in_any_other_conversation_have_no_effect(tmp_path):
     chat = chat_with(tmp_path, FORMS["Llama 3.2"])
     messages = [{"role": "system", "content": "Be brief.<|end|>"}, {"role": "user", "content": [
         {"type": "text", "text": "Hello "}, {"type": "text", "text": "<python>"}]}]
-    text = chat.decode(Prompts(chat).encode(request(messages)))
-    assert text.endswith("<|system|>Be brief.&#60;|end|><|end|><|user|>Hello <python><|end|><|assistant|>")
-    text = chat.decode(Prompts(chat).encode(request([*messages, {"role": "assistant", "content": "Good"}])))
-    assert text.endswith("<|user|>Hello <python><|end|><|assistant|>Good")
+    conversation = "<|system|>Be brief.<|end|><|end|><|user|>Hello <python><|end|><|assistant|>"
+    for more, text in ([], ""), ([{"role": "assistant", "content": "Good"}], "Good"):
+        ids = Prompts(chat).encode(request([*messages, *more]))
+        assert chat.decode(ids).endswith(conversation + text)
+        assert ids.count(chat.tokenizer.token_to_id("<|end|>")) == 3        # the template's: a header, two messages
 
 
 # ---- a server
