@@ -209,8 +209,9 @@ def stack(paths, out, weight=1.0, without=(), base_weights=True):
     rank = sum(ranks)
     base_model = loaded[0][0].get("base_model_name_or_path", "")
     write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=base_model, repeated=repeated)
-    made_of = {"adapters": paths, "weight": weight} | ({"left out": list(without)} if without else {})
-    write_card(out, base_model, f"The exact sum of {len(paths)} adapters as one.", made_of)
+    text = f"The exact sum of {len(paths)} adapters as one" if len(paths) > 1 else "The same adapter in another form"
+    but = f", but without {', '.join(without)}" if without else ""
+    write_card(out, base_model, f"{text}{but}.", {"adapters": paths, "weight": weight})
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
     if rank > RANKS[-1]:
         print(f"rank {rank} is more than vLLM serves (max_lora_rank is at most {RANKS[-1]}); use {MERGE}")

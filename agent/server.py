@@ -84,10 +84,10 @@ def read_request(body: bytes, model: str) -> Namespace:
         if not known and value and value not in NEUTRAL.get(name, ()):
             raise Refused(f"Unsupported parameter: {name!r}", name, code="unsupported_parameter")
 
-    def choice(name, default, low, high=float("inf")):
+    def choice(name, default, low, high):
         value = default if asked.get(name) is None else asked[name]
         if not low <= value <= high:
-            raise Refused(f"{name} is {value}, but should be between {low} and {high}", name)
+            raise Refused(f"{name} is {value}, but should be from {low} to {high}", name)
         return value
 
     unlimited = 2 ** 31                                                 # tokens: until the context is full
@@ -103,8 +103,8 @@ def read_request(body: bytes, model: str) -> Namespace:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
     return Namespace(messages=messages, goes_on=goes_on, stop=stop, seed=asked.get("seed"),
-                     max_new_tokens=choice(limit, unlimited, 1), temperature=choice("temperature", 1.0, 0),
-                     top_p=choice("top_p", 1.0, 0, 1), stream=bool(asked.get("stream")),
+                     max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
+                     temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
 
 

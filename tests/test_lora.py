@@ -436,9 +436,12 @@ def test_an_export_has_pefts_logits_for_a_server_that_ignores_the_ranks_and_alph
     assert f"--max-lora-rank 8 --lora-modules out={tmp_path / 'out'}" in said and "--dtype bfloat16" in said
 
 
-def test_several_adapters_are_exported_as_one(tmp_path, capsys):
+def test_several_adapters_are_exported_as_one(tmp_path, capsys, monkeypatch):
     paths = [ours("grouped", name, tmp_path, rank) for name, rank in (("first", 3), ("second", 6))]
-    lora.export(recorded.checkpoint("grouped", tmp_path), paths, tmp_path / "both")
+    command = ["lora.py", "export", "--for", "vllm", "--model", recorded.checkpoint("grouped", tmp_path),
+               "--adapter", paths[0], "--adapter", paths[1], "--out", tmp_path / "both"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    lora.main()
     close(logits_as_vllm_reads("grouped", tmp_path / "both", tmp_path), several_logits("grouped", paths, tmp_path))
     assert "--max-lora-rank 16" in capsys.readouterr().out and (tmp_path / "both" / "README.md").exists()
 
@@ -469,6 +472,7 @@ def test_on_a_qwen_the_user_chooses_what_becomes_of_lm_head(tmp_path):
     with pytest.raises(ValueError, match="give --out, because a folder has to be written: lm_head is left out"):
         lora.export(folder, [path], lm_head="leave-out")
     lora.export(folder, [path], tmp_path / "out", "leave-out")
+    assert "The same adapter in another form, but without lm_head." in (tmp_path / "out" / "README.md").read_text()
     whole, without = (lora.read_adapter(p)[1] for p in (path, tmp_path / "out"))
     assert whole.keys() - without.keys() == {"lm_head"} and whole.keys() > without.keys()
 
