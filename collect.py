@@ -9,12 +9,15 @@ The second returns to the states where review.py found a mistake, puts the corre
 samples the action again (§3.2). A coach first watches an agent at work:
 
     python collect.py --model starter --adapter runs/demo/round1 --ask "What was the opening price on 2013-12-24?"
+    python collect.py --model M --hints task --group coffee --ask --beside "--adapter round1 --hints none"
 """
 
 from common import command_line
 
 import argparse
+import copy
 import functools
+import shlex
 
 from agent import options, rollouts
 from agent.play import play
@@ -37,6 +40,8 @@ def main():
                         help="after the corrected action, play on to the task's end without further hints")
     parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
                         help="play one question live in the terminal; without QUESTION those that are typed there")
+    parser.add_argument("--beside", metavar="OPTIONS", default=argparse.SUPPRESS,
+                        help="with --ask: a second agent beside it, with these options in addition")
     parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")
     parser.add_argument("--template", default=argparse.SUPPRESS,
                         help="with --ask and --hints task: the question's template")
@@ -47,9 +52,9 @@ def main():
     if "ask" in args:
         if not args.model or args.tasks or args.resample or args.tp > 1:
             parser.error("--ask needs --model, and takes no --tasks, no --resample and no --tp")
-        return ask(args)
-    if "group" in args or "template" in args:
-        parser.error("--group and --template need --ask")
+        return ask(args, second_agent(parser, args) if "beside" in args else None)
+    if "group" in args or "template" in args or "beside" in args:
+        parser.error("--group, --template and --beside need --ask")
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")
     if (args.control or args.rollout) and not args.resample:
@@ -64,6 +69,14 @@ def main():
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
     if backend.play_planned(planned, args, chat, player):
         print(rollouts.summary(args.out))
+
+
+def second_agent(parser: command_line.Parser, args: argparse.Namespace) -> argparse.Namespace:
+    """The options of --beside on top of the others."""
+    try:
+        return parser.parse_args(shlex.split(args.beside), copy.copy(args))
+    except ValueError as e:                                             # a quotation mark without its partner
+        parser.error(f"--beside: {e}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
     python lora.py stack runs/demo/round1 runs/demo/round2 --out runs/demo/stacked     their exact sum as one adapter
     python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
+    python lora.py export --for vllm --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR
 
 Every adapted layer computes y = W x + Σ_i scale_i B_i A_i x (engine/lora_layer.py). W never changes, whatever its
 precision; adapters are float32. All loaded adapters are frozen and act as one, their ranks side by side. At most one
@@ -27,13 +28,14 @@ from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_devic
 from formats.config import Config
 from formats.model_card import write_card
 from formats.peft_files import check_repeated, equal, read_adapter, repeated_weights, write_adapter
+from formats.vllm import MERGE, RANKS, check_limits, check_lm_head, reasons_to_rewrite, serving
 from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
+from model import Llama
 
-__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "fold", "layers",
-           "load_adapter", "logits_memory", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack",
-           "trainable", "write_adapter"]
+__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "export", "fold",
+           "layers", "load_adapter", "logits_memory", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout",
+           "stack", "trainable", "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
-VLLM_RANK = 512                                                     # the largest max_lora_rank
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
 
@@ -174,19 +176,20 @@ def save_adapter(model, path, base_model="", write=True):
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
 
-def stack(paths, out, weight=1.0):
+def stack(paths, out, weight=1.0, without=(), base_weights=True):
     """Writes one adapter that computes exactly the sum of several, each times `weight`. Their ranks stand side by side.
-    If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros.
+    If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros. without:
+    layers that are left out. base_weights: keep those that PEFT repeats in the files.
 
     Raises ValueError if an adapter is not supported, or if they belong to different models."""
     refuse_overwriting(out, paths)
     loaded = [read_adapter(path) for path in paths]
-    names = list(dict.fromkeys(name for _, adapter in loaded for name in adapter))
+    names = [name for name in dict.fromkeys(name for _, adapter in loaded for name in adapter) if name not in without]
     scales = {scale for _, adapter in loaded for _, _, scale in adapter.values()}
     shared = scales.pop() if len(scales) == 1 else None
     ranks = [max(len(A) for A, _, _ in adapter.values()) for _, adapter in loaded]
     tensors, repeated = {}, {}
-    for path in paths:                                          # base weights are kept: loading the stack checks them
+    for path in paths if base_weights else ():                  # loading the stack checks them
         own = repeated_weights(path)
         check_repeated(path, lambda name: repeated.get(name, own[name]))
         repeated = own | repeated
@@ -206,12 +209,37 @@ def stack(paths, out, weight=1.0):
     rank = sum(ranks)
     base_model = loaded[0][0].get("base_model_name_or_path", "")
     write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=base_model, repeated=repeated)
-    made_of = {"adapters": paths, "weight": weight}
-    write_card(out, base_model, f"The exact sum of {len(paths)} adapters as one.", made_of)
+    text = f"The exact sum of {len(paths)} adapters as one" if len(paths) > 1 else "The same adapter in another form"
+    but = f", but without {', '.join(without)}" if without else ""
+    write_card(out, base_model, f"{text}{but}.", {"adapters": paths, "weight": weight})
     print(f"{out}: one adapter of rank {rank} on {len(tensors)} layers")
-    if rank > VLLM_RANK:
-        print(f"rank {rank} is more than vLLM serves (max_lora_rank is at most {VLLM_RANK}); "
-              "use `lora.py merge` and serve the merged model")
+    if rank > RANKS[-1]:
+        print(f"rank {rank} is more than vLLM serves (max_lora_rank is at most {RANKS[-1]}); use {MERGE}")
+
+
+def export(model_path, paths, out=None, lm_head=None):
+    """Makes adapters servable by vLLM, in the directory `out` if a folder has to be written, and prints the command.
+    lm_head: "keep" its adapter or "leave-out".
+
+    Raises ValueError if vLLM cannot serve them, if the user has to choose, or if they are another model's."""
+    folder = local_folder(model_path)
+    model = Llama.from_pretrained(folder, device="meta")
+    for path in paths:
+        load_adapter(model, path, folder)
+    loaded = [read_adapter(path) for path in paths]
+    head = any("lm_head" in adapter for _, adapter in loaded)
+    if head:
+        check_lm_head(folder, lm_head)
+    without = ("lm_head",) if head and lm_head == "leave-out" else ()
+    rank = sum(max(len(A) for A, _, _ in adapter.values()) for _, adapter in loaded)
+    check_limits(model.config, rank, folder)
+    reasons = reasons_to_rewrite(paths, [config for config, _ in loaded], bool(without))
+    if reasons and not out:
+        raise ValueError(f"give --out, because a folder has to be written: {', '.join(reasons)}")
+    if reasons:
+        stack(paths, out, without=without, base_weights=False)
+    print(", ".join(reasons) if reasons else f"{paths[0]}: vLLM serves it as it is")
+    print(serving(model_path, folder, Path(out if reasons else paths[0]), rank, head and not without))
 
 
 def merge(model_path, paths, out):
@@ -304,9 +332,19 @@ def main():
     command.add_argument("--adapter", action="append", required=True,
                          help="directory of an adapter; can be repeated, in order")
     command.add_argument("--out", required=True)
+    command = commands.add_parser("export", help="check adapters against a server's limits, and print its command")
+    command.add_argument("--for", dest="server", choices=("vllm",), required=True)
+    command.add_argument("--model", required=True)
+    command.add_argument("--adapter", action="append", required=True,
+                         help="directory of an adapter; can be repeated, in order")
+    command.add_argument("--lm-head", choices=("keep", "leave-out"),
+                         help="what becomes of an adapter on lm_head, where the server may not support it")
+    command.add_argument("--out", help="directory for the adapter, if one has to be written")
     args = parser.parse_args()
     if args.command == "stack":
         stack(args.adapters, args.out, args.weight)
+    elif args.command == "export":
+        export(args.model, args.adapter, args.out, args.lm_head)
     else:
         merge(args.model, args.adapter, args.out)
 

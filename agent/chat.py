@@ -120,13 +120,19 @@ class Chat:
     def _render(self, contents, generate=False):
         """What the user and the assistant said in turn, with slots → the template's text. Cached as `render`."""
         messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+        return self.fill_template(messages, generate)
+
+    def fill_template(self, messages: list[dict], generate: bool) -> str:
+        """Messages with slots → the template's text. generate: it ends where the assistant's next message begins.
+
+        Raises ValueError if the template refuses them or does not write each slot once."""
         try:
             text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate,
                                         enable_thinking=False, **self.names)
         except Exception as e:                          # a template may do anything
             reason = " ".join(str(e).split()) or type(e).__name__
             raise ValueError(f"{self.path}: the chat template: {reason}") from None
-        if SLOT.findall(text) != SLOT.findall("".join(contents)):
+        if SLOT.findall(text) != SLOT.findall("".join(message["content"] for message in messages)):
             raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, "
                              "repeats it or changes it")
         return text

@@ -125,6 +125,11 @@ class Endpoint:
     def idle(self) -> bool:
         return not self.pending
 
+    @property
+    def rejected(self) -> dict[str, str | None]:
+        """{parameter that this server rejects: what is sent instead}."""
+        return {name: key for name, key in self.names.items() if key != name}
+
     def add(self, request: Request) -> None:
         self.pending.add(self.pool.submit(self.complete, request))
 
@@ -143,6 +148,8 @@ class Endpoint:
             for _ in range(TRIES):
                 choice, usage = self.answer(request)
                 text = text_of(choice["message"].get("content"))
+                if choice.get("stop_reason") == request.stop and request.stop not in text:      # vLLM leaves it out
+                    text += request.stop
                 if choice.get("finish_reason") == "content_filter":
                     raise Ended("refused")                  # half a sentence, perhaps
                 if text:
@@ -155,8 +162,6 @@ class Endpoint:
         except Ended as e:
             request.ended = str(e)
             return request
-        if choice.get("stop_reason") == request.stop and request.stop not in text:      # vLLM leaves the tag out
-            text += request.stop
         request.new_ids = Said(text, usage.get("prompt_tokens") or 0, usage.get("completion_tokens") or 0)
         request.ended = "length" if choice.get("finish_reason") == "length" else "stop"
         return request

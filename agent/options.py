@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--base-url", metavar="URL",
         help="URL of the endpoint, whose key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
     add("--prefill", action="store_true",
-        help="start the endpoint's response with its tag, if the server supports this (vLLM does)")
+        help="start the endpoint's response with its tag, if the server supports this (agent/server.py and vLLM do)")
     add("--patience", type=number(float, 0), default=argparse.SUPPRESS, metavar="SECONDS",
         help="how long to wait for a busy endpoint before giving up on a request [300]")
     add("--adapter", action="append", default=[], metavar="DIR",

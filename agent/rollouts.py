@@ -95,7 +95,7 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
         with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
             try:
                 for trajectory in serve(todo, player, chat, sampler, request, world, args.batch):
-                    output.write(trajectory)
+                    output.write(trajectory | rejected(sampler))
                     successes += trajectory["success"]
                     progress.update()
                     progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
@@ -148,6 +148,12 @@ def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request
             trajectory["usage"]["seconds"] += (now - clock) / len(playing)
         clock = now
         yield from ended
+
+
+def rejected(sampler) -> dict:
+    """The record's field about parameters that an endpoint has rejected, if it has."""
+    parameters = getattr(sampler, "rejected", None)
+    return {"rejected_parameters": parameters} if parameters else {}
 
 
 # ---- checks before the first step

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import collect as collect_py
 from desk.ask import before_tag
 
 
@@ -54,9 +55,41 @@ def test_questions_are_read_until_the_input_ends(world, tmp_path):
     assert json.loads(open(tmp_path / "asked.jsonl").readlines()[2])["id"] == "ask-2#0"
 
 
+@pytest.mark.parametrize("columns", [100, 80])
+def test_two_agents_side_by_side_play_what_each_plays_alone(world, tmp_path, columns, monkeypatch, capsys):
+    """In two columns, or one under the other in a narrow terminal."""
+    def asked(name, *arguments):
+        out = tmp_path / f"{name}.jsonl"
+        command = ["collect.py", "--model", ROOT / "starter", "--data", world / "world", "--temperature", 0.1,
+                   "--max-new-tokens", 9, "--ask", "Who?", *arguments, "--out", out]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        collect_py.main()
+        return [json.loads(line) for line in open(out)], capsys.readouterr().out
+
+    monkeypatch.setenv("COLUMNS", str(columns))
+    hints = ["--hints", "combined", "--kinds", "tools"]
+    both, shown = asked("both", *hints, "--beside", "--hints none")
+    alone = [asked("hints", *hints), asked("none")]
+    for n, (together, ([single], _)) in enumerate(zip(both, alone)):
+        together["usage"]["seconds"] = single["usage"]["seconds"] = 0
+        assert together == single | {"id": f"ask-0#{n}"}
+    assert both[0]["hints"] and not both[1]["hints"]
+    lines, names = shown.splitlines(), [f"{ROOT / 'starter'}, hints: {kind}" for kind in ("combined", "none")]
+    if columns == 100:
+        assert all("│" in line or "┼" in line for line in lines) and max(map(len, lines)) <= columns
+        assert any(line.count("--- 1") == 2 for line in lines)
+    else:
+        assert [line for line in lines if line.startswith("===")] == [f"=== {name}" for name in names]
+        assert "".join(text for _, text in alone).splitlines() == [
+            line for line in lines if line and not line.startswith("===")]
+
+
 @pytest.mark.parametrize("arguments, says", [
     (["--ask", "Who?", "--tasks", "t.jsonl"], "--ask needs --model, and takes no --tasks"),
-    (["--group", "coffee", "--tasks", "t.jsonl", "--out", "o.jsonl"], "--group and --template need --ask")])
+    (["--group", "coffee", "--tasks", "t.jsonl", "--out", "o.jsonl"], "--group, --template and --beside need --ask"),
+    (["--beside", "--seed 1", "--tasks", "t.jsonl", "--out", "o.jsonl"], "--group, --template and --beside need --ask"),
+    (["--ask", "Who?", "--beside", "--no-such-option 1"], "unrecognized arguments: --no-such-option"),
+    (["--ask", "Who?", "--beside", "--adapter '"], "--beside: No closing quotation")])
 def test_what_does_not_go_together_is_refused(world, arguments, says):
     done = collect(world, *arguments)
     assert done.returncode == 2 and says in done.stderr

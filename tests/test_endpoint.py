@@ -185,7 +185,8 @@ def test_a_rejected_parameter_is_not_sent_again(server, stage, tmp_path, capfd, 
     server.answer = lambda body: error(400, says) if rejected in body else play(body)
     stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--top-p", 0.9, "--batch", 4,
           "--out", tmp_path / "o.jsonl")
-    assert {t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")} == {"complete"}
+    results = records.read_trajectories(tmp_path / "o.jsonl")
+    assert all((t["stop"], t["rejected_parameters"]) == ("complete", {rejected: sent_instead}) for t in results)
     bodies = [body for _, _, body in server.seen]
     assert sum(rejected in body for body in bodies) <= 4                # those that were on their way at once
     assert all(sent_instead in body for body in bodies if rejected not in body) if sent_instead else True
@@ -196,6 +197,7 @@ def test_a_parameter_at_its_neutral_value_is_not_sent(server, stage, tmp_path):
     server.answer = play
     stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--temperature", 1,
           "--out", tmp_path / "o.jsonl")
+    assert not any("rejected_parameters" in t for t in records.read_trajectories(tmp_path / "o.jsonl"))
     assert all(body.keys() == {"model", "messages", "max_tokens", "seed", "stop"} for _, _, body in server.seen)
 
 

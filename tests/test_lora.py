@@ -1,6 +1,7 @@
 """lora.py against recordings of peft (tests/recordings/make.py) and against plain matrix products in float64."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -9,10 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora
+from formats import vllm
 from model import Config, Linear, Llama
 from test_model import LOGITS, ROOT, load, recorded
 
 RECORDINGS = ROOT / "tests" / "recordings"
+ADAPTER = "adapter_model.safetensors"
 ROW = torch.tensor([recorded.ROW])
 
 
@@ -396,6 +399,91 @@ def test_a_stack_of_more_ranks_than_vllm_serves_says_so(tmp_path, capsys):
         lora.stack(paths, tmp_path / "stacked")
         said = capsys.readouterr().out.splitlines()[1:]
         assert [("vLLM" in line, "merge" in line) for line in said] == [(True, True)] * (rank > 256)
+
+
+# ---- export for vLLM
+
+def logits_as_vllm_reads(base, folder, tmp_path):
+    """What a server computes that reads three fields of adapter_config.json and nothing but low-rank updates."""
+    config, tensors = json.loads((folder / "adapter_config.json").read_text()), load_file(folder / ADAPTER)
+    assert not config.get("use_rslora") and not config.get("modules_to_save")
+    assert all(re.fullmatch(r"base_model\.model\..+\.lora_[AB]\.weight", key) for key in tensors)
+    model, scale = load(base, tmp_path), config["lora_alpha"] / config["r"]
+    for key in tensors:
+        if "lora_A" in key:
+            A, B = tensors[key], tensors[key.replace("lora_A", "lora_B")]
+            assert len(A) <= config["r"]
+            name = key.removeprefix("base_model.model.").removeprefix("model.").removesuffix(".lora_A.weight")
+            lora.adapted(model, name).freeze(A, B, scale)
+    return model(ROW)
+
+
+def several_logits(base, paths, tmp_path):
+    model = load(base, tmp_path)
+    for path in paths:
+        lora.load_adapter(model, path)
+    return model(ROW)
+
+
+def test_an_export_has_pefts_logits_for_a_server_that_ignores_the_ranks_and_alphas_of_single_layers(tmp_path, capsys):
+    lora.export(recorded.checkpoint("llama3", tmp_path), [RECORDINGS / "peft-patterns"], tmp_path / "out")
+    close(logits_as_vllm_reads("llama3", tmp_path / "out", tmp_path)[0, ::8], LOGITS["peft-patterns"])
+    model = load("llama3", tmp_path)
+    lora.load_adapter(model, tmp_path / "out")
+    close(model(ROW)[0, ::8], LOGITS["peft-patterns"])
+    said = capsys.readouterr().out
+    assert "vLLM ignores rank_pattern, vLLM ignores alpha_pattern" in said and "embeddings are tied" in said
+    assert f"--max-lora-rank 8 --lora-modules out={tmp_path / 'out'}" in said and "--dtype bfloat16" in said
+
+
+def test_several_adapters_are_exported_as_one(tmp_path, capsys, monkeypatch):
+    paths = [ours("grouped", name, tmp_path, rank) for name, rank in (("first", 3), ("second", 6))]
+    command = ["lora.py", "export", "--for", "vllm", "--model", recorded.checkpoint("grouped", tmp_path),
+               "--adapter", paths[0], "--adapter", paths[1], "--out", tmp_path / "both"]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    lora.main()
+    close(logits_as_vllm_reads("grouped", tmp_path / "both", tmp_path), several_logits("grouped", paths, tmp_path))
+    assert "--max-lora-rank 16" in capsys.readouterr().out and (tmp_path / "both" / "README.md").exists()
+
+
+def test_an_adapter_that_vllm_reads_as_it_is_stays_where_it_is(tmp_path, capsys):
+    path = ours("grouped", "first", tmp_path)
+    lora.export(recorded.checkpoint("grouped", tmp_path), [path])
+    close(logits_as_vllm_reads("grouped", path, tmp_path), several_logits("grouped", [path], tmp_path))
+    assert f"--lora-modules first={path}" in capsys.readouterr().out
+
+
+def test_base_weights_that_peft_repeats_are_left_out(tmp_path):
+    folder, path = recorded.checkpoint("default", tmp_path), ours("default", "ours", tmp_path)
+    repeat(path, "lm_head.base_layer", load_file(folder / "model.safetensors")["lm_head.weight"])
+    lora.export(folder, [path], tmp_path / "out")
+    close(logits_as_vllm_reads("default", tmp_path / "out", tmp_path), several_logits("default", [path], tmp_path))
+
+
+def test_on_a_qwen_the_user_chooses_what_becomes_of_lm_head(tmp_path):
+    folder = recorded.checkpoint("qwen2-new", tmp_path)
+    tensors = recorded.adapter_tensors(recorded.FAMILIES["qwen2-new"], 3, "ours")
+    path = tmp_path / "ours"
+    lora.write_adapter(path, {key.removeprefix("model."): pair for key, pair in tensors.items()}, 3, 6)
+    with pytest.raises(ValueError, match="changes lm_head, which .* Choose: --lm-head keep, .*; --lm-head leave-out, "
+                                         ".*; or `lora.py merge`"):
+        lora.export(folder, [path])
+    lora.export(folder, [path], lm_head="keep")
+    with pytest.raises(ValueError, match="give --out, because a folder has to be written: lm_head is left out"):
+        lora.export(folder, [path], lm_head="leave-out")
+    lora.export(folder, [path], tmp_path / "out", "leave-out")
+    assert "The same adapter in another form, but without lm_head." in (tmp_path / "out" / "README.md").read_text()
+    whole, without = (lora.read_adapter(p)[1] for p in (path, tmp_path / "out"))
+    assert whole.keys() - without.keys() == {"lm_head"} and whole.keys() > without.keys()
+
+
+@pytest.mark.parametrize("config, rank, message", [
+    ({}, 513, "have rank 513 together, and vLLM serves at most 512; use `lora.py merge`"),
+    ({"vocab_size": 258_049}, 4, "config.json: the vocabulary has 258,049 tokens, .* at most 258,048")])
+def test_what_vllm_cannot_serve_is_refused(config, rank, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        vllm.check_limits(Config(**recorded.SIZE | config), rank, tmp_path)
+    vllm.check_limits(Config(**recorded.SIZE | {"vocab_size": 258_048}), 512, tmp_path)
 
 
 def test_merge_keeps_what_else_is_in_the_folder_but_no_other_weights(tmp_path):

@@ -1,0 +1,399 @@
+"""A model with its adapters behind an OpenAI-compatible endpoint: the server to agent/endpoint.py's client.
+
+    python -m agent.server --model M --adapter round1                serves "round1" at http://127.0.0.1:8000/v1
+    python evaluate.py --model openai:round1 --base-url http://127.0.0.1:8000/v1 --prefill --tasks test.jsonl …
+
+POST /v1/chat/completions, with streaming, and GET /v1/models. A thread per connection reads requests and writes
+answers; the main thread samples, and batches all requests that are there (engine/sampler.py). There is no
+authentication: whoever reaches the port may use the model. What would change an answer and is not implemented (tools,
+several choices, penalties) is refused by name.
+"""
+
+from common import command_line
+
+import argparse
+import itertools
+import json
+import queue
+import re
+import select
+import socket
+import sys
+import threading
+import time
+import uuid
+from argparse import Namespace
+from collections import OrderedDict
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+from agent.chat import Chat
+from agent.endpoint import is_remote, text_of
+from agent.protocol import CODE, PROTOCOL, RESPONSES, THINK, disarmed
+from agent.responses import code_in, monologue_in
+from formats.records import mismatch
+from formats.weights import local_folder
+from scaling import parallel
+
+FLAG, COUNT, NUMBER = (None, bool), (None, int), (None, int, float)
+MESSAGE = {"role": str, "content": (str, [{"type": str, "text": str}])}
+BODY = {"model": str, "messages": [MESSAGE], "max_tokens?": COUNT, "max_completion_tokens?": COUNT,
+        "temperature?": NUMBER, "top_p?": NUMBER, "stop?": (None, str, [str]), "seed?": COUNT, "stream?": FLAG,
+        "stream_options?": (None, {"include_usage?": FLAG}), "continue_final_message?": FLAG,
+        "add_generation_prompt?": FLAG}
+ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
+HARMLESS = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier"}
+NEUTRAL = {"n": (1,), "top_k": (-1,), "repetition_penalty": (1,), "tool_choice": ("none", "auto"),
+           "response_format": ({"type": "text"},)}                      # of any other field: null, false, 0 or empty
+PATHS = "POST /v1/chat/completions and GET /v1/models"
+LONGEST_BODY, REMEMBERED = 2 ** 24, 4096                                # bytes; responses
+
+# The agent's conversations (agent/protocol.py): blocks of text, what it is asked around them, and its responses.
+BLOCK = re.compile(r"<(hints|task_description|hint|observation)>\n(.*?)\n</\1>\n", re.S)
+ASKED = re.compile(rf"(?:{re.escape(PROTOCOL)}\n\n)?Step \d+(?:{re.escape(THINK)}|{re.escape(CODE)})")
+SAID = re.compile(r"(<(inner_monologue|python)>\n)(.*\n</\2>)", re.S)
+STARTS = [f"<{tag}>\n" for tag, _ in RESPONSES.values()]
+CLOSES = {f"</{tag}>": tag for tag, _ in RESPONSES.values()}
+
+
+class Refused(Exception):
+    """A request that is answered with an error."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
+        super().__init__(message)
+        error = {"message": message, "type": "invalid_request_error", "param": param, "code": code}
+        self.status, self.body = status, {"error": error}
+
+
+def read_request(body: bytes, model: str) -> Namespace:
+    """The body of a request for an answer. Raises Refused, naming the field."""
+    try:
+        asked = json.loads(body)
+    except (ValueError, RecursionError):
+        raise Refused("the body is not JSON") from None
+    if not isinstance(asked, dict):
+        raise Refused("the body is not a JSON object")
+    if wrong := mismatch(asked, BODY):
+        raise Refused(f"{wrong[0]}: {wrong[1]}", wrong[0])
+    if asked["model"] != model:
+        raise Refused(f"The model {asked['model']!r} does not exist; this server has {model!r}", "model", 404,
+                      "model_not_found")
+    for name, value in asked.items():
+        known = f"{name}?" in BODY or name in BODY or name in HARMLESS
+        if not known and value and value not in NEUTRAL.get(name, ()):
+            raise Refused(f"Unsupported parameter: {name!r}", name, code="unsupported_parameter")
+
+    def choice(name, default, low, high):
+        value = default if asked.get(name) is None else asked[name]
+        if not low <= value <= high:
+            raise Refused(f"{name} is {value}, but should be from {low} to {high}", name)
+        return value
+
+    unlimited = 2 ** 31                                                 # tokens: until the context is full
+    messages = [{"role": ROLES.get(m["role"]), "content": text_of(m["content"])} for m in asked["messages"]]
+    goes_on = bool(asked.get("continue_final_message"))
+    if not messages or None in (m["role"] for m in messages):
+        raise Refused(f"messages: give at least one, with one of the roles {', '.join(ROLES)}", "messages")
+    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt")):
+        raise Refused("continue_final_message needs a last message of the assistant and no add_generation_prompt",
+                      "continue_final_message")
+    stop = [asked["stop"]] if isinstance(asked.get("stop"), str) else asked.get("stop") or []
+    if "" in stop:
+        raise Refused("stop: an empty text", "stop")
+    limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
+    return Namespace(messages=messages, goes_on=goes_on, stop=stop, seed=asked.get("seed"),
+                     max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
+                     temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
+                     report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
+
+
+class Prompts:
+    """Messages → token ids.
+
+    The agent's own conversations become, token by token, what they are without a server: its fixed wording, hints and
+    text from outside are encoded separately (chat.py). A response that comes back becomes the ids that were sampled,
+    although the client has kept only the monologue or the code in it. In any other conversation a message is plain
+    text: our tags keep their tokens, control tokens have no effect."""
+
+    def __init__(self, chat: Chat):
+        self.chat, self.lock = chat, threading.Lock()                   # a tokenizer has modes
+        self.said = OrderedDict()           # {(hash of the messages before, response): see `remember`}
+
+    def encode(self, asked: Namespace) -> list[int]:
+        """The prompt of a request. Raises ValueError if the model's template or tokenizer cannot write it."""
+        with self.lock:
+            return asked.goes_on and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.goes_on)
+
+    def of_agent(self, messages):
+        """The prompt as `Chat.prompt` writes it, or None if these are not the agent's messages."""
+        contents, slots, before = [], [], hashes(messages)
+
+        def slot(content):
+            slots.append(content)
+            return f"\ue000{len(slots) - 1}\ue001"
+
+        def block(match):
+            tag, text = match.groups()
+            return f"<{tag}>\n{slot(self.chat.encode_hint(text) if tag in ('hints', 'hint') else text)}\n</{tag}>\n"
+
+        pairs = iter(range(0, len(messages), 2) if len(messages) % 2 == 0 else ())
+        for n in pairs:
+            ask, answer, last = messages[n]["content"], messages[n + 1]["content"], n + 2 == len(messages)
+            said = SAID.fullmatch(answer)
+            ours = ASKED.fullmatch(BLOCK.sub("", ask)) and (answer in STARTS if last else said)
+            if not ours or (messages[n]["role"], messages[n + 1]["role"]) != ("user", "assistant"):
+                return None
+            contents.append(BLOCK.sub(block, ask))
+            if last:
+                contents.append(answer + slot([]))
+                return self.chat.encode(self.chat.grow(tuple(contents), unfinished=True), slots)[0]
+            start, ids, code = self.recall(before[n + 1], answer)
+            contents.append(said[1] + slot(ids if start == said[1] else self.chat.encode_hint(said[3])))
+            if code and messages[n + 3]["content"] == code:             # it was in the monologue's turn
+                next(pairs)
+        return None
+
+    def of_any(self, messages, goes_on):
+        """Any conversation in the model's chat template."""
+        filled = [m | {"content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
+        slots = [self.chat.encode_hint(m["content"]) for m in messages]
+        for n, before in enumerate(hashes(messages)[:len(messages) - goes_on]):
+            if messages[n]["role"] == "assistant":
+                start, ids, _ = self.recall(before, messages[n]["content"])
+                slots[n] = self.chat.encode_hint(start) + ids
+        text = self.chat.fill_template(filled, generate=not goes_on)
+        if goes_on:
+            text = text.partition(filled[-1]["content"])[0] + filled[-1]["content"]
+        return self.chat.encode(text, slots)[0]
+
+    def remember(self, asked: Namespace, text: str, stopped_by: str | None, ids: list[int]) -> None:
+        """Keeps a response to `asked` under what a client will say that it was: (the message's start, which was given,
+        the ids that continue it, the code if the model put it into the monologue's turn)."""
+        before, start = (asked.messages[:-1], asked.messages[-1]["content"]) if asked.goes_on else (asked.messages, "")
+        said, code, ask = start + text, "", before[-1]["content"] if before else ""
+        text += stopped_by or ""
+        if start in ("", *STARTS) and ask.endswith(THINK):
+            monologue, code = monologue_in(text)
+            said, code = tagged("inner_monologue", monologue), code and tagged("python", code)
+        elif start in ("", *STARTS) and ask.endswith(CODE):
+            said = tagged("python", code_in(text))
+        with self.lock:
+            self.said[hashes(before)[-1], said] = start, ids, code
+            while len(self.said) > REMEMBERED:
+                self.said.popitem(last=False)
+
+    def recall(self, before: int, content: str) -> tuple[str, list[int], str]:
+        """What `remember` has kept of a message; of an unknown one all of it is the start."""
+        return self.said.get((before, content), (content, [], ""))
+
+
+def tagged(tag: str, text: str) -> str:
+    """A monologue or code as agent/endpoint.py sends it."""
+    return f"<{tag}>\n{disarmed(text)}\n</{tag}>"
+
+
+def hashes(messages: list[dict]) -> list[int]:
+    """A hash of all messages before each one, and of all of them."""
+    return list(itertools.accumulate(messages, lambda h, m: hash((h, m["role"], m["content"])), initial=0))
+
+
+class Batch:
+    """What samples. The main thread calls `run`; the others add requests, and hear of each new token."""
+
+    def __init__(self, chat: Chat, engine, request: Callable):
+        """engine, request: as scaling.parallel.sampler returns them."""
+        self.chat, self.engine, self.request, self.inbox = chat, engine, request, queue.SimpleQueue()
+
+    def run(self) -> None:
+        """Samples for ever. Raises what the sampler raises."""
+        while True:
+            while not self.inbox.empty() or self.engine.idle:
+                self.engine.add(self.inbox.get())
+            for request in self.engine.step():
+                request.key.put(None)
+
+    def add(self, prompt: list[int], asked: Namespace, given_up: Callable[[], bool]):
+        """Starts a request. Its `key` is a queue with an item for each new token, and None at the end. Once
+        `given_up`, it ends."""
+        if len(prompt) > self.engine.max_length:
+            raise Refused(f"the messages have {len(prompt)} tokens; the maximum context length is "
+                          f"{self.engine.max_length} tokens", "messages", code="context_length_exceeded")
+        heard, over = queue.SimpleQueue(), self.over(asked.stop)
+
+        def stop(new_ids):
+            heard.put(len(new_ids))
+            return given_up() or over(new_ids)
+
+        request = self.request(heard, prompt, max_new_tokens=asked.max_new_tokens, temperature=asked.temperature,
+                               top_p=asked.top_p, seed=asked.seed, stop=stop)
+        self.inbox.put(request)
+        return request
+
+    def over(self, stop: list[str]) -> Callable[[list[int]], bool]:
+        """Is a response over, judging by its ids? At a control token, or one of the texts in `stop`."""
+        if len(stop) == 1 and stop[0] in CLOSES:
+            return self.chat.closes(CLOSES[stop[0]])                    # as without a server
+        tail = 4 * max(map(len, stop), default=0) + 4                   # a character takes up to four tokens
+        return lambda ids: ids[-1] in self.chat.ends or (
+            bool(stop) and any(text in self.chat.decode(ids[-tail:]) for text in stop))
+
+    def text(self, request, stop: list[str], ended: bool) -> tuple[str, str | None]:
+        """What a response says up to the text that stopped it, and that text. Unless it has ended, without what may yet
+        become one, or a character."""
+        text, _, _ = self.chat.heard(request.prompt, list(request.new_ids))
+        found = [(text.index(one), one) for one in stop if one in text]
+        if found:
+            at, one = min(found)
+            return text[:at], one
+        if not ended:
+            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            begun = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
+            text = text[:len(text) - max(begun, default=0)]
+        return text, None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+    protocol_version, disable_nagle_algorithm = "HTTP/1.1", True
+    log_message = lambda *_: None
+
+    def do_GET(self):
+        model = {"id": self.server.name, "object": "model", "created": self.server.started, "owned_by": "memento"}
+        if self.path == "/v1/models":
+            self.answer(200, {"object": "list", "data": [model]})
+        elif self.path == f"/v1/models/{self.server.name}":
+            self.answer(200, model)
+        else:
+            self.answer(404, Refused(f"there is no {self.path}; there are {PATHS}", status=404).body)
+
+    def do_POST(self):
+        try:
+            length = self.headers.get("Content-Length", "")
+            if not length.isdecimal() or int(length) > LONGEST_BODY:
+                self.close_connection = True                            # as the body is not read
+                raise Refused(f"a body needs a Content-Length of at most {LONGEST_BODY} bytes", status=413)
+            body = self.rfile.read(int(length))
+            if self.path != "/v1/chat/completions":
+                raise Refused(f"there is no {self.path}; there are {PATHS}", status=404)
+            asked = read_request(body, self.server.name)
+            try:
+                prompt = self.server.prompts.encode(asked)
+            except ValueError as e:
+                raise Refused(str(e), "messages") from None
+            self.complete(asked, self.server.batch.add(prompt, asked, self.is_gone))
+        except Refused as e:
+            self.answer(e.status, e.body)
+
+    def complete(self, asked, request):
+        """Answers with the response, in pieces if asked for a stream."""
+        common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.server.name}
+        sent = ""
+
+        def piece(delta, **more):
+            choice = {"index": 0, "delta": delta, "finish_reason": None} | more
+            self.event(common | {"object": "chat.completion.chunk", "choices": [choice]})
+
+        if asked.stream:
+            self.start_events()
+            piece({"role": "assistant", "content": ""})
+        for _ in iter(request.key.get, None):
+            if asked.stream:
+                text, _ = self.server.batch.text(request, asked.stop, False)
+                if len(text) > len(sent):
+                    piece({"content": text[len(sent):]})
+                    sent = text
+        text, stopped_by = self.server.batch.text(request, asked.stop, True)
+        self.server.prompts.remember(asked, text, stopped_by, list(request.new_ids))
+        end = {"finish_reason": request.ended, "stop_reason": stopped_by}
+        read, written = len(request.prompt), len(request.new_ids)
+        usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        if not asked.stream:
+            choice = {"index": 0, "message": {"role": "assistant", "content": text}, **end}
+            return self.answer(200, common | {"object": "chat.completion", "choices": [choice], "usage": usage})
+        if len(text) > len(sent):
+            piece({"content": text[len(sent):]})
+        piece({}, **end)
+        if asked.report_usage:
+            self.event(common | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
+        self.event("[DONE]")
+
+    def is_gone(self) -> bool:
+        """Has the client closed the connection?"""
+        try:
+            return bool(select.select([self.connection], [], [], 0)[0]) and not self.connection.recv(1, socket.MSG_PEEK)
+        except (OSError, ValueError):
+            return True
+
+    def answer(self, status: int, content: dict) -> None:
+        data = json.dumps(content).encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def start_events(self) -> None:
+        self.close_connection = True                                    # the end of the answer
+        self.send_response(200)
+        self.send_header("Content-Type", "text/event-stream")
+        self.send_header("Connection", "close")
+        self.end_headers()
+
+    def event(self, content: dict | str) -> None:
+        data = content if isinstance(content, str) else json.dumps(content)
+        self.wfile.write(f"data: {data}\n\n".encode())
+
+
+class Server(ThreadingHTTPServer):
+    """What the handlers share."""
+    request_queue_size = 128
+
+    def __init__(self, address: tuple[str, int], name: str, prompts: Prompts, batch: Batch):
+        super().__init__(address, Handler)
+        self.name, self.prompts, self.batch, self.started = name, prompts, batch, int(time.time())
+
+    def handle_error(self, *address):
+        """A client that closes the connection is no error."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(*address)
+
+
+def serve(args: Namespace) -> None:
+    """Serves until it is interrupted."""
+    chat = Chat(local_folder(args.model))
+    defaults = {"tp": 1, "max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}      # each request says its own
+    batch = Batch(chat, *parallel.sampler(Namespace(**vars(args), **defaults)))
+    name = args.name or Path([args.model, *args.adapter][-1]).resolve().name
+    server = Server((args.host, args.port), name, Prompts(chat), batch)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    print(f"{name!r} is at http://{args.host}:{server.server_address[1]}/v1; Ctrl-C ends this", flush=True)
+    try:
+        batch.run()
+    except KeyboardInterrupt:
+        print()
+
+
+def main():
+    parser = command_line.Parser(__doc__)
+    add, number = parser.add_argument, command_line.number
+    add("--model", required=True, help="directory or hub id in Hugging Face format")
+    add("--adapter", action="append", default=[], metavar="DIR",
+        help="directory of an adapter; can be repeated, in order")
+    add("--name", help="what clients call the model [the last adapter's name, or the model's]")
+    add("--host", default="127.0.0.1", help="the address to listen at; whoever reaches it may use the model")
+    add("--port", type=number(int, 0, 65535), default=8000, help="0: a free one")
+    add("--batch", type=number(int, 1), default=32, help="requests at a time; others wait")
+    add("--max-length", type=number(int, 1), default=8192,
+        help="maximum tokens of a prompt with its response; never above the model's own limit")
+    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,
+        help="precision of the weights and the computation; adapters are float32")
+    args = parser.parse_args()
+    if is_remote(args.model):
+        parser.error(f"--model {args.model} is behind a server already")
+    serve(args)
+
+
+if __name__ == "__main__":
+    sys.argv[0] = "agent.server"                                        # the name in --help and error messages
+    command_line.run_stage(main)
