@@ -226,7 +226,7 @@ TEMPLATES = [
         cells("name", "city", "state"), cell("postal_code")),
     Template("star rating", FIVE, UNSEEN, (
         "How many stars does {name} have, in the area with postal code {postal_code}, {city}, {state}?",
-        "Give the star rating of {name}, {postal_code} {city}, {state}.",
+        "Give the star rating of {name}, postal code {postal_code}, in {city}, {state}.",
         "With how many stars is {name} rated (postal code {postal_code}, {city}, {state})?"), THERE, cell("stars")),
     Template("how many reviews", FIVE, SEEN, (
         "What is the number of reviews of {name}, in the area with postal code {postal_code}, {city}, {state}?",
@@ -239,22 +239,22 @@ TEMPLATES = [
         THERE, cell("is_open", lambda is_open: "Yes" if is_open else "No")),
     Template("yes or no - appointment", FIVE, SEEN, (
         "Must one make an appointment at {name}, in the area with postal code {postal_code}, {city}, {state}?",
-        "Is an appointment needed at {name}, {postal_code} {city}, {state}?",
+        "Is an appointment needed at {name}, postal code {postal_code}, in {city}, {state}?",
         "Is {name} open by appointment only (postal code {postal_code}, {city}, {state})?"),
         THERE, cell("attributes", by_appointment)),
     Template("hours of operation", FIVE, SEEN, (
         "At what times is {name} open each day, in the area with postal code {postal_code}, {city}, {state}?",
-        "Give the hours of operation of {name}, {postal_code} {city}, {state}.",
+        "Give the hours of operation of {name}, postal code {postal_code}, in {city}, {state}.",
         "What are the opening hours of {name} (postal code {postal_code}, {city}, {state})?"),
         THERE, cell("hours", opening_hours)),
     Template("categories", FIVE, SEEN, (
         "In which categories is {name}, in the area with postal code {postal_code}, {city}, {state}?",
-        "List the categories of {name}, {postal_code} {city}, {state}.",
+        "List the categories of {name}, postal code {postal_code}, in {city}, {state}.",
         "What categories has {name} been given (postal code {postal_code}, {city}, {state})?"),
         THERE, cell("categories")),
     Template("coordinates", FIVE, UNSEEN, (
         "At which latitude and longitude is {name}, in the area with postal code {postal_code}, {city}, {state}?",
-        "Give the coordinates of {name}, {postal_code} {city}, {state}.",
+        "Give the coordinates of {name}, postal code {postal_code}, in {city}, {state}.",
         "Where on the map, in coordinates, is {name} (postal code {postal_code}, {city}, {state})?"),
         THERE, coordinates),
     Template("how many business", SIX, (9, 1, 0), (
