@@ -1,4 +1,4 @@
-"""ToolQA's rehearsal: each answer is computed a second time, from the CSV files and the words of the question alone."""
+"""ToolQA's rehearsal: each answer is computed a second time, from the corpora and the words of the question alone."""
 
 import collections
 import csv
