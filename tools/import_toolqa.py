@@ -45,6 +45,7 @@ INDEXES = {
     "yelp": [("name",), ("postal_code",), ("city",)],
 }
 TEXT = {"airbnb": {"id", "host id"}, "yelp": {"postal_code", "business_id"}}    # codes, even if they look like numbers
+ALIKE = {"airbnb": ("id",), "yelp": ("name", "address", "postal_code")}         # what two rows should not share
 
 # DBLP questions do not name their template. The first of these patterns that matches names it, in the others' style.
 DBLP = {
@@ -205,7 +206,8 @@ def import_table(db, group, file, log):
     names, text = [header[i] for i in keep], TEXT.get(group, set())
     value = lru_cache(100_000)(value_of) if file.suffix == ".csv" else value_of      # most cells occur many times
     quoted = [toolqa._quote(name) for name in names]
-    table, seen = toolqa._quote(f"db/{group}"), set()
+    alike = [header.index(name) for name in ALIKE.get(group, ()) if name in header]
+    table, seen, known = toolqa._quote(f"db/{group}"), set(), set()
     db.execute(f"DROP TABLE IF EXISTS {table}")
     db.execute(f"CREATE TABLE {table} ({', '.join(quoted)})")
 
@@ -217,6 +219,12 @@ def import_table(db, group, file, log):
                     log("airbnb, a repeated row", row[0])
                     continue
                 seen.add(key)
+            if group in ALIKE:                                         # rows that differ stay, but they are reported
+                key = tuple(row[i] for i in alike)
+                if key in known:
+                    log(f"{group}, another row with the same {', '.join(ALIKE[group])}", ", ".join(map(str, key)))
+                known.add(key)
+                log.counts.update(f"{group}, no {header[i]}" for i in keep if row[i] in ("", None))
             yield [row[i] if header[i] in text and row[i] != "" else value(row[i]) for i in keep]
 
     db.executemany(f"INSERT INTO {table} VALUES ({', '.join('?' * len(names))})", cleaned())
@@ -331,8 +339,8 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
     return to_name
 
 
-def import_agenda(db, file):
-    """agenda: the texts, a full-text index."""
+def import_agenda(db, file, log):
+    """agenda: the texts, a full-text index; a text that comes twice only once."""
     rows = json_rows(file)
     header = next(rows)
     if "event" not in header:
@@ -340,9 +348,14 @@ def import_agenda(db, file):
     db.execute("DROP TABLE IF EXISTS agenda")
     db.execute("CREATE VIRTUAL TABLE agenda USING fts5(text)")
     at = header.index("event")
-    texts = ((str(row[at] or "").strip(),)
-             for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1))
-    db.executemany("INSERT INTO agenda VALUES (?)", texts)
+    seen = set()
+    for row in tqdm(rows, desc="agenda", unit=" rows", unit_scale=True, mininterval=1):
+        text = str(row[at] or "").strip()
+        if text in seen:
+            log("agenda, a repeated text", text)
+            continue
+        seen.add(text)
+        db.execute("INSERT INTO agenda VALUES (?)", (text,))
 
 
 def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> None:
@@ -363,7 +376,7 @@ def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> N
             if group == "dblp":
                 import_dblp(db, folder / group, log)
             elif group == "agenda":
-                import_agenda(db, one_file(folder / group, "*.jsonl"))
+                import_agenda(db, one_file(folder / group, "*.jsonl"), log)
             else:
                 import_table(db, group, one_file(folder / group, "*.json" if group == "yelp" else "*.csv"), log)
             db.execute("INSERT INTO imported VALUES (?)", (group,))

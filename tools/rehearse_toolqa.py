@@ -28,7 +28,7 @@ from collections.abc import Sequence
 
 from tools import import_toolqa
 
-GROUPS = ("flights", "coffee")                         # each is a file of tools/rehearsal
+GROUPS = import_toolqa.GROUPS                          # each is a file of tools/rehearsal
 
 
 def split_tasks(group, templates, drawn, rng):

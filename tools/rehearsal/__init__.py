@@ -1,6 +1,7 @@
 """ToolQA's corpora and questions, made up. One file per group, with `write_corpus`, `draw_tasks`, `TEMPLATES`."""
 
 import math
+import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -44,3 +45,43 @@ def only_largest(scores: Iterable[tuple]):
 
 def with_unit(number: str | None, unit: str) -> str | None:
     return None if number is None else f"{number}{unit}"
+
+
+def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> dict[str, list[tuple[dict, object]]]:
+    """{template's name: [(arguments, answer), …]}, as many as it needs if 300 attempts at each suffice, none twice.
+
+    template.arguments(rng, corpus) draws a dict for the wordings; template.answer(corpus, **dict) answers it.
+    """
+    drawn = {}
+    for template in templates:
+        tasks = {}
+        for _ in range(300 * template.size):
+            arguments = template.arguments(rng, corpus)
+            answer = None if arguments is None else template.answer(corpus, **arguments)
+            if answer is not None:
+                tasks.setdefault(tuple(arguments.values()), (arguments, answer))
+            if len(tasks) == template.size:
+                break
+        drawn[template.name] = list(tasks.values())
+    return drawn
+
+
+def the_only(values: Iterable):
+    """The single value; None if there is none, if it is empty, or if there are two."""
+    values = set(values)
+    return (values.pop() or None) if len(values) == 1 else None
+
+
+def all_best(scores: Iterable[tuple], most: int = 4) -> str | list[str] | None:
+    """The key with the largest score, of pairs (score, key); a list if several share it, None if they are too many."""
+    scores = list(scores)
+    best = sorted({key for score, key in scores if abs(score - max(scores)[0]) < 1e-9})
+    return None if not 0 < len(best) <= most else best[0] if len(best) == 1 else best
+
+
+def miles(a: Sequence[float], b: Sequence[float]) -> float:
+    """The distance between two places (latitude, longitude), on a globe with a radius of 3,959 miles."""
+    north_a, east_a, north_b, east_b = map(math.radians, (*a, *b))
+    half = math.sin((north_b - north_a) / 2) ** 2 + (
+        math.cos(north_a) * math.cos(north_b) * math.sin((east_b - east_a) / 2) ** 2)
+    return 2 * 3959 * math.asin(math.sqrt(half))
