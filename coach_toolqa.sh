@@ -7,8 +7,8 @@
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
-#   EACH            how many of each template's training tasks round 1 plays; later rounds play the others [3 with a
-#                   small model; otherwise every round plays all]
+#   EACH            how many of each template's training tasks round 1 plays; later rounds play the others [every round
+#                   plays all]
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
@@ -25,7 +25,7 @@ run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
 case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
-        many=python trials=1 length=12288 each=${EACH:-3} epochs=([1]=2 [2]=2)
+        many=python trials=1 length=12288 epochs=([1]=2 [2]=2)
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 2e-4 --warmup 3 --kl-temperature 1 --verified"
@@ -33,11 +33,11 @@ case $size in
     *)                                         # the paper's settings
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
-        many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768 each=${EACH:-}
+        many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768
         epochs=([1]=2 [2]=6)
         local="--model $model --batch $batch --tp $processes"
         play="--max-steps 12"
-        learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2";;
+        learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2 --batch 8";;
 esac
 
 [ -d $hints ] || echo "$hints: no such folder, so there is only round 1; HINTS names one with round2, round3, …" >&2
@@ -51,14 +51,14 @@ choose() {                                     # choose SPLIT FIRST [LAST]: each
             if (n >= first && (!last || n <= last)) print
         }' $data/$1.jsonl
 }
-choose train$split 1 $each > $tasks/train.jsonl            # for round 1; the others are for the later rounds
-choose train$split $((each + 1)) > $tasks/later.jsonl      # without EACH, all rounds play all tasks
+choose train$split 1 ${EACH:-} > $tasks/train.jsonl              # for round 1; the others are for the later rounds
+choose train$split $((${EACH:-0} + 1)) > $tasks/later.jsonl      # without EACH, all rounds play all tasks
 choose test$split 1 > $tasks/test.jsonl
 for file in train later test; do
-    [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=$each: $file.jsonl would be empty" >&2; exit 2; }
+    [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=${EACH:-}: $file.jsonl would be empty" >&2; exit 2; }
 done
 agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
-learn="--model $model $learn --batch 8 --hint-dropout 0.9"
+learn="--model $model $learn --hint-dropout 0.9"
 combined="--hints combined --hints-for $tasks/train.jsonl"    # no hints for groups and templates not in training
 
 evaluate() {                                   # evaluate NAME [ADAPTERS AND HINTS …]

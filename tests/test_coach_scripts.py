@@ -85,7 +85,7 @@ def rehearsal(folder):
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
 
 
-SMALL = {"MODEL": "small", "ONLY": "coffee flights", "HINTS": "hints/toolqa", "HUMANEVAL": "h.gz"}
+SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hints/toolqa", "HUMANEVAL": "h.gz"}
 
 
 @pytest.mark.parametrize("script, environment, stages", [
