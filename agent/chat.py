@@ -117,15 +117,19 @@ class Chat:
 
     # ---- messages → text with slots
 
-    def _render(self, contents, generate=False):
-        """What the user and the assistant said in turn, with slots → the template's text. Cached as `render`."""
-        messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+    def write(self, messages: list[dict], tools: list[dict] = (), generate=False, thinking=False) -> str:
+        """Messages → the template's text. Raises ValueError with the template's reason if it refuses them."""
         try:
-            text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate,
-                                        enable_thinking=False, **self.names)
+            return self.template.render(messages=messages, tools=tools or None, documents=None,
+                                        add_generation_prompt=generate, enable_thinking=thinking, **self.names)
         except Exception as e:                          # a template may do anything
             reason = " ".join(str(e).split()) or type(e).__name__
             raise ValueError(f"{self.path}: the chat template: {reason}") from None
+
+    def _render(self, contents, generate=False):
+        """What the user and the assistant said in turn, with slots → the template's text. Cached as `render`."""
+        messages = [{"role": ("user", "assistant")[n % 2], "content": content} for n, content in enumerate(contents)]
+        text = self.write(messages, generate=generate)
         if SLOT.findall(text) != SLOT.findall("".join(contents)):
             raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, "
                              "repeats it or changes it")
@@ -200,13 +204,13 @@ class Chat:
     def _encode_plain(self, text):
         """Control tokens in the text have no effect, whether each is one token or several."""
         self.tokenizer.encode_special_tokens = self.middle.encode_special_tokens = True
-        text = self.markers.sub(lambda marker: _escaped(marker[0]), text)
+        text = self.markers.sub(lambda marker: as_text(marker[0]), text)
         ids = self._encode(text)
         unknown = self.tokenizer.token_to_id(self.names.get("unk_token", ""))
         forged = {i for i in self.special.keys() & set(ids) if i != unknown}    # the tokenizer's own merges made them
         if forged:
             for i in forged:
-                text = text.replace(self.special[i], _escaped(self.special[i]))
+                text = text.replace(self.special[i], as_text(self.special[i]))
             ids = [i for i in self._encode(text) if i not in forged]
         return ids
 
@@ -230,7 +234,7 @@ class Chat:
         return ids
 
 
-def _escaped(token):
+def as_text(token):
     """A control token whose first character is an HTML entity: still readable, but no longer that token."""
     return f"&#{ord(token[0])};{token[1:]}"
 
