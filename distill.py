@@ -37,7 +37,7 @@ def main():
     p.add_argument("--model", required=True, help="directory or hub id in Hugging Face format")
     p.add_argument("--adapter", action="append", default=[], metavar="DIR",
                    help="adapter of an earlier round, which stays frozen; can be repeated, in order")
-    p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions")
+    p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions, chats")
     p.add_argument("--balance", nargs="+", metavar="FILE",
                    help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--verified", action="store_true",
@@ -177,7 +177,7 @@ def select_records(args):
 
 def check_tokens(record, chat, config):
     """Raises ValueError if a record's tokens are not this model's, or if there are too many for it."""
-    if not all(spells(chat, step, config.vocab_size) for step in record["steps"]):
+    if not all(spells(chat, step, config.vocab_size) for step in record.get("steps", ())):
         raise ValueError(f"the tokens of {record['id']} are not this model's: "
                          f"it was collected with {record.get('model', 'another one')}")
     length, limit = len(to_example(chat, record).tokens), config.max_position_embeddings

@@ -123,19 +123,22 @@ class Chat:
         return self.fill_template(messages, generate)
 
     def fill_template(self, messages: list[dict], generate: bool) -> str:
-        """Messages with slots → the template's text. generate: it ends where the assistant's next message begins.
-
-        Raises ValueError if the template refuses them or does not write each slot once."""
-        try:
-            text = self.template.render(messages=messages, tools=None, documents=None, add_generation_prompt=generate,
-                                        enable_thinking=False, **self.names)
-        except Exception as e:                          # a template may do anything
-            reason = " ".join(str(e).split()) or type(e).__name__
-            raise ValueError(f"{self.path}: the chat template: {reason}") from None
+        """Messages with slots → the template's text. Raises ValueError also if it does not write each slot once."""
+        text = self.write(messages, generate=generate)
         if SLOT.findall(text) != SLOT.findall("".join(message["content"] for message in messages)):
             raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, "
                              "repeats it or changes it")
         return text
+
+    def write(self, messages: list[dict], tools: list[dict] = (), generate=False, thinking=False) -> str:
+        """Messages → the template's text. generate: it ends where the assistant's next message begins. Raises
+        ValueError with the template's reason if it refuses them."""
+        try:
+            return self.template.render(messages=messages, tools=tools or None, documents=None,
+                                        add_generation_prompt=generate, enable_thinking=thinking, **self.names)
+        except Exception as e:                          # a template may do anything
+            reason = " ".join(str(e).split()) or type(e).__name__
+            raise ValueError(f"{self.path}: the chat template: {reason}") from None
 
     def grow(self, contents: tuple[str, ...], unfinished: bool = False) -> str:
         """The conversation as a text that only grows at its end: what precedes a response stays as it was when the
@@ -206,13 +209,13 @@ class Chat:
     def _encode_plain(self, text):
         """Control tokens in the text have no effect, whether each is one token or several."""
         self.tokenizer.encode_special_tokens = self.middle.encode_special_tokens = True
-        text = self.markers.sub(lambda marker: _escaped(marker[0]), text)
+        text = self.markers.sub(lambda marker: as_text(marker[0]), text)
         ids = self._encode(text)
         unknown = self.tokenizer.token_to_id(self.names.get("unk_token", ""))
         forged = {i for i in self.special.keys() & set(ids) if i != unknown}    # the tokenizer's own merges made them
         if forged:
             for i in forged:
-                text = text.replace(self.special[i], _escaped(self.special[i]))
+                text = text.replace(self.special[i], as_text(self.special[i]))
             ids = [i for i in self._encode(text) if i not in forged]
         return ids
 
@@ -236,7 +239,7 @@ class Chat:
         return ids
 
 
-def _escaped(token):
+def as_text(token):
     """A control token whose first character is an HTML entity: still readable, but no longer that token."""
     return f"&#{ord(token[0])};{token[1:]}"
 

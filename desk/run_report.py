@@ -11,6 +11,7 @@ from pathlib import Path
 from desk import report
 from desk.tables import by_group, mean_usage, percent
 from formats import records
+from formats.chats import read_training
 
 
 def run_page(paths: Sequence[str | Path]) -> str:
@@ -52,7 +53,7 @@ def learned_hints(folder: Path) -> set[tuple[str, str]]:
         raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
     hints = set()
     for data in (near(path, folder) for path in trained["data"]):
-        for r in records.read_trajectories(data) if data.exists() else ():
+        for r in read_training(data) if data.exists() else ():
             shown = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
             hints.update((report.section_name(hint), hint["text"]) for hint in shown if hint)
     return hints

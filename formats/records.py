@@ -8,6 +8,7 @@ import codecs
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (str, [str])}
@@ -49,8 +50,10 @@ def mismatch(value, schema, field: str = "") -> tuple[str, str] | None:
     return None
 
 
-def read_records(file: str | Path, schema: dict) -> list[dict]:
-    """The lines of a JSONL file, whose ids are unique. Raises ValueError, naming file, line and field."""
+def read_records(file: str | Path, schema: dict, check: Callable | None = None) -> list[dict]:
+    """The lines of a JSONL file, whose ids are unique. Raises ValueError, naming file, line and field.
+
+    check(record) → as `mismatch`, in its place, where a schema does not say everything."""
     file = Path(file)
     if not file.is_file():
         raise ValueError(f"{file}: {'a directory, not a file of records' if file.is_dir() else 'no such file'}")
@@ -60,7 +63,7 @@ def read_records(file: str | Path, schema: dict) -> list[dict]:
             continue
         where = f"{file}, line {n}"
         record = read_line(line, where)
-        if wrong := mismatch(record, schema):
+        if wrong := check(record) if check else mismatch(record, schema):
             number = type(record.get(wrong[0])) in (int, float) and "a text" in wrong[1]
             advice = f'; write "{record[wrong[0]]}"' if number else ""
             raise ValueError(f"{where}, field {wrong[0]!r}: {wrong[1]}{advice}")

@@ -1,7 +1,8 @@
 """Records → token examples: which records are learned, in which batches, and what the teacher and the student see.
 
-A record is a trajectory or a corrected action (formats/records.py). Both are read the same way: `targets` names the
-steps to learn, and without it every step is learned. An action is a step's monologue and code.
+A record is a trajectory or a corrected action (formats/records.py), or a chat (formats/chats.py). The first two are
+read the same way: `targets` names the steps to learn, and without it every step is learned. An action is a step's
+monologue and code, or one reply in a chat.
 """
 
 import random
@@ -10,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from formats.records import read_trajectories
+from agent import logged
+from formats.chats import is_chat, learned_messages, read_training
 
 
 @dataclass
@@ -32,12 +34,17 @@ def to_example(chat, record: dict, dropout: float = 0.0, rng=random) -> Example:
 
     learned = learned_steps(record)
     hints = [h["text"] for h in record["hints"] if keep()]
-    steps = [s if s["hint"] is None or n in learned and keep() else s | {"hint": None}      # seen in its own step only
-             for n, s in enumerate(record["steps"][:max(learned) + 1])]
-    tokens, spans = chat.prompt(record["task"]["question"], hints, steps)
+    if is_chat(record):
+        tokens, spans = logged.tokens(chat, record, hints)
+        actions = [range(*span) for span in spans]
+    else:
+        steps = [s if s["hint"] is None or n in learned and keep() else s | {"hint": None}  # seen in its own step only
+                 for n, s in enumerate(record["steps"][:max(learned) + 1])]
+        tokens, spans = chat.prompt(record["task"]["question"], hints, steps)
+        actions = [[i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
+                   for n in learned]
     example = Example(tokens, [])
-    for n in learned:
-        action = [i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
+    for action in actions:
         example.at += [i - 1 for i in action]
         example.targets += [tokens[i] for i in action]
         example.weights += [1 / len(action)] * len(action)
@@ -53,10 +60,13 @@ def read(paths: Sequence[str]) -> list[dict]:
         if Path(file).resolve() in seen:
             raise ValueError(f"{file}: given twice")
         seen.add(Path(file).resolve())
-    return sorted((r for file in paths for r in read_trajectories(file)), key=lambda r: r["id"])
+    return sorted((r for file in paths for r in read_training(file)), key=lambda r: r["id"])
 
 
 def learned_steps(record: dict) -> Sequence[int]:
+    """The steps of a trajectory, or the messages of a chat, that are learned."""
+    if is_chat(record):
+        return learned_messages(record["messages"])
     return record.get("targets", range(len(record["steps"])))
 
 
@@ -66,7 +76,9 @@ def count_actions(records: Sequence[dict]) -> int:
 
 
 def usable(record: dict) -> bool:
-    """Was every learned action sampled to its end?"""
+    """Was every learned action sampled to its end? Of a chat this is not known."""
+    if is_chat(record):
+        return True
     learned, last = learned_steps(record), len(record["steps"]) - 1
     cut = last in learned and record["stop"] in ("length", "invalid")
     sampled = (record["steps"][n]["token_ids"] for n in learned)
@@ -84,8 +96,8 @@ def spells(chat, step: dict, vocab_size: int) -> bool:
 
 
 def select(records: Sequence[dict], successes_only: bool) -> list[dict]:
-    """The records to learn from."""
-    return [r for r in records if usable(r) and (r["success"] or not successes_only)]
+    """The records to learn from. A chat that says nothing of its success counts as one."""
+    return [r for r in records if usable(r) and not (successes_only and r.get("success") is False)]
 
 
 def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -> list[dict]:
@@ -94,6 +106,9 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
     2. Groups with few examples are filled up to the largest, templates with more mistakes first.
     3. As many again as 1 and 2 added, but at least a quarter of the corrected, are drawn from the tasks not yet chosen.
     """
+    if chats := [r["id"] for r in corrected + candidates if is_chat(r)]:
+        raise ValueError(f"{chats[0]}: a chat belongs to no type of task, so it cannot be balanced; "
+                         "leave out --balance")
     mistakes, pool = Counter(r["task"]["template"] for r in corrected), {}
     for t in rng.sample(candidates, len(candidates)):
         pool.setdefault(t["task"]["template"], []).append(t)

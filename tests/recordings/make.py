@@ -3,6 +3,7 @@
     pip install torch transformers peft safetensors     transformers 5.23 (families: 5.24), peft 0.21
     python tests/recordings/make.py                     everything
     python tests/recordings/make.py families            only Llama's relatives
+    python tests/recordings/make.py chats               only conversations as chat templates write them
 
 The checkpoints are not recorded: `checkpoint` recomputes them from a formula, with numpy's frozen legacy generator.
 """
@@ -141,6 +142,24 @@ def families(folder):
     (HERE / "families.json").write_text(json.dumps(greedy) + "\n")
 
 
+def chats():
+    """The ids of every prompt of a conversation, and of the conversation with the reply."""
+    from transformers import PreTrainedTokenizerFast
+    sys.path.insert(0, str(HERE.parent))
+    import chat_templates
+    recorded = {}
+    for form, template in chat_templates.FORMS.items():
+        tokenizer = PreTrainedTokenizerFast(tokenizer_object=chat_templates.tokenizer(), chat_template=template)
+        for record in chat_templates.CHATS[form]:
+            messages = chat_templates.as_the_template_takes_it(record, form)
+            write = lambda n, generate: tokenizer.apply_chat_template(
+                messages[:n], tools=record["tools"], add_generation_prompt=generate, enable_thinking=False,
+                return_dict=False)
+            recorded[f"{form}, {record['id']}"] = [
+                [write(n, True), write(n + 1, False)] for n, m in enumerate(messages) if m["role"] == "assistant"]
+    (HERE / "chats.json").write_text(json.dumps(recorded) + "\n")
+
+
 def main():
     import tempfile
 
@@ -149,6 +168,9 @@ def main():
     sys.path.insert(0, str(HERE.parent.parent))
     import lora
 
+    chats()
+    if sys.argv[1:] == ["chats"]:
+        return
     folder = Path(tempfile.mkdtemp())
     families(folder)
     if sys.argv[1:] == ["families"]:

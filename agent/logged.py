@@ -1,0 +1,193 @@
+"""Conversations logged elsewhere (formats/chats.py), as the token ids that the agent's own server would see.
+
+The model's chat template writes the messages, the tools' schemas and the tool calls. A reply is what the model would
+have sampled: the text behind the generation prompt, up to the token that ends the turn. Each reply is encoded by
+itself, since the prompt before it only grows at its end.
+"""
+
+from common import files
+
+import functools
+import json
+import os
+import re
+from collections.abc import Callable
+
+from agent.chat import SLOT, Chat, as_text
+from agent.protocol import THOUGHT_TAG
+from formats.chats import learned_messages
+
+OWN_TAG = re.compile(rf"{THOUGHT_TAG.pattern}|</?tool_call>")   # control tokens that may be the model's own words
+
+
+def tokens(chat: Chat, record: dict, hints: list[str]) -> tuple[list[int], list[tuple[int, int]]]:
+    """A chat up to its last reply, with these hints in its system message → its ids, and where each reply is in them.
+
+    Raises ValueError, naming the record, if the chat template cannot write it."""
+    learned, ids, spans = learned_messages(record["messages"]), [], []
+    messages = with_hints(record["messages"][:learned[-1] + 1], hints)
+    try:
+        for before, reply in turns(chat, messages, record["tools"], len(learned)):
+            ids += chat.encode_template(before, begins=not ids)
+            said = chat.encode_template(reply)
+            spans.append((len(ids), len(ids) + len(said)))
+            ids += said
+    except ValueError as e:
+        raise ValueError(f"{record['id']}: {e}") from None
+    return ids, spans
+
+
+def with_hints(messages: list[dict], hints: list[str]) -> list[dict]:
+    """The messages with the hints at the end of the system message, or as the system message if there is none."""
+    if not hints:
+        return messages
+    system, rest = ([], messages) if messages[0]["role"] != "system" else (messages[:1], messages[1:])
+    texts = [*(m["content"] for m in system if m["content"]), *hints]
+    return [{"role": "system", "content": "\n\n".join(texts)}, *rest]
+
+
+def turns(chat: Chat, messages: list[dict], tools: list[dict], replies: int) -> list[tuple[str, str]]:
+    """[(what the model reads before a reply, the reply with its end)] for the last `replies` of the assistant's
+    messages. All of these texts together are the conversation up to its last reply."""
+    messages, found = writable(chat, messages, tools), []
+    at = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    for n in at[len(at) - replies:]:
+        whole = chat.write(messages[:n + 1], tools)
+        prompts = (chat.write(messages[:n], tools, generate=True, thinking=thinking) for thinking in (False, True))
+        prompt = next((prompt for prompt in prompts if whole.startswith(prompt)), None)
+        if prompt is None:
+            raise ValueError(f"{chat.path}: the chat template writes a reply differently than it asks for it; "
+                             "write a chat_template.jinja whose generation prompt begins the assistant's messages")
+        start = behind(found, prompt, chat)
+        found.append((prompt[start:], whole[len(prompt):end_of_turn(chat, whole, len(prompt))]))
+    return found
+
+
+def behind(found: list[tuple[str, str]], text: str, chat: Chat) -> int:
+    """Where in the template's text the turns found so far end. The text before a reply may have lost its end, as with
+    Qwen3, where only the latest reply begins with an empty think block. Raises ValueError for any other change."""
+    at = 0
+    for before, reply in found:
+        same = len(os.path.commonprefix([before, text[at:at + len(before)]]))
+        kept = next((n for n in range(same, -1, -1) if text.startswith(reply, at + n)), None)
+        if kept is None:
+            at += same
+            was, becomes = (before + reply)[same:same + 40], text[at:at + 40]
+            raise ValueError(f"{chat.path}: the chat template rewrites earlier messages when the conversation "
+                             f"continues ({was!r} becomes {becomes!r}), but a prompt may only grow at its end; "
+                             "write a chat_template.jinja that renders each message by itself")
+        at += kept + len(reply)
+    return at
+
+
+def end_of_turn(chat: Chat, text: str, start: int) -> int:
+    """Where the reply that starts there ends: behind the first token at which a server stops or, if there is none, the
+    last control token."""
+    stop = end_tokens(chat).search(text, start)
+    others = [m for m in control_tokens(chat).finditer(text, start) if not OWN_TAG.fullmatch(m[0])]
+    if not stop and not others:
+        raise ValueError(f"{chat.path}: the chat template ends a reply without a control token, so an agent could not "
+                         "learn to stop; write a chat_template.jinja that writes one")
+    return (stop or others[-1]).end()
+
+
+@functools.lru_cache
+def end_tokens(chat: Chat) -> re.Pattern:
+    """The tokens at which a server stops, by the model's own files."""
+    tokens, ids = {chat.names.get("eos_token")} - {None}, []
+    for name in ("config.json", "generation_config.json"):
+        if (chat.path / name).exists():
+            given = files.read_json(chat.path / name).get("eos_token_id")
+            ids += given if isinstance(given, list) else [given]
+    tokens |= {chat.special[i] for i in ids if i in chat.special}
+    return alternatives(tokens)
+
+
+@functools.lru_cache
+def control_tokens(chat: Chat) -> re.Pattern:
+    return re.compile(f"{alternatives(chat.special.values()).pattern}|{chat.markers.pattern}")
+
+
+def alternatives(tokens) -> re.Pattern:
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
+
+
+# ---- messages as the template takes them
+
+def writable(chat: Chat, messages: list[dict], tools: list[dict]) -> list[dict]:
+    """The messages without control tokens in their texts, and with the arguments of tool calls in the form that this
+    template writes as JSON: an object for most, a JSON text for some.
+
+    Raises ValueError if the template leaves out a part."""
+    error = None
+    for form in (dict, json_text):
+        marked, marked_tools, names = with_slots(messages, tools, form)
+        try:
+            text = chat.write(marked, marked_tools)
+        except ValueError as e:
+            error = error or e
+            continue
+        if "{'\ue000" in text:                                  # Python's notation of an object
+            continue
+        if missing := names.keys() - set(SLOT.findall(text)):
+            raise ValueError(f"{chat.path}: the chat template leaves out {names[min(missing, key=int)]}; take it away, "
+                             "or write a chat_template.jinja that has a place for it")
+        return [plain(chat, m, form) for m in messages]
+    raise error or ValueError(f"{chat.path}: the chat template does not write the arguments of tool calls as JSON")
+
+
+def json_text(arguments: dict) -> str:
+    return json.dumps(arguments, ensure_ascii=False)
+
+
+def with_slots(messages: list[dict], tools: list[dict], form: Callable) -> tuple[list[dict], list[dict], dict]:
+    """The messages and tools with a slot in place of each content, each call's arguments and each tool's name, and
+    {slot: what stands there}."""
+    names = {}
+
+    def slot(name):
+        names[str(len(names))] = name
+        return f"\ue000{len(names) - 1}\ue001"
+
+    def marked(message):
+        role, content = message["role"], message["content"].strip()
+        content = slot(f"what the {role} says ({content[:40]!r})") if content else ""
+        return changed(message | {"content": content},
+                       lambda call: form({slot(f"the arguments of {call['name']}"): ""}))
+
+    named = [tool | {"function": tool["function"] | {"name": slot(f"the tool {tool['function']['name']}")}}
+             for tool in tools]
+    return [marked(m) for m in messages], named, names
+
+
+def plain(chat: Chat, message: dict, form: Callable) -> dict:
+    """The message with its control tokens as plain text, and with form(arguments) of its tool calls. The model's own
+    words, and those of the agent's author, may hold the tags of thoughts and calls."""
+    own = message["role"] in ("system", "assistant")
+    control, normalizer = control_tokens(chat), chat.tokenizer.normalizer
+
+    def escaped(text):
+        return control.sub(lambda m: m[0] if own and OWN_TAG.fullmatch(m[0]) else as_text(m[0]), text)
+
+    def inert(value):
+        if isinstance(value, dict):
+            return {inert(k): inert(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [inert(v) for v in value]
+        if not isinstance(value, str):
+            return value
+        text = escaped(value)
+        normal = normalizer.normalize_str(text) if normalizer else text     # full-width letters may become a token
+        return text if escaped(normal) == normal else escaped(normal)
+
+    message = message | {"content": inert(message["content"])}
+    return changed(message, lambda call: form(inert(call["arguments"])))
+
+
+def changed(message: dict, arguments: Callable) -> dict:
+    """The message with arguments(call) as the arguments of each tool call."""
+    if "tool_calls" not in message:
+        return message
+    calls = [call | {"function": call["function"] | {"arguments": arguments(call["function"])}}
+             for call in message["tool_calls"]]
+    return message | {"tool_calls": calls}
