@@ -2,6 +2,7 @@
 
     python evaluate.py --model starter --adapter runs/demo/round1 --tasks data/starter/test.jsonl --out 3-round1.jsonl
     python evaluate.py --model M --suite humaneval|gsm8k --file F --out humaneval.jsonl        a standard benchmark
+    python evaluate.py --chats held-out.jsonl --model M --adapter A         another agent's chats, without its manual
     python evaluate.py --table runs/demo/test/*.jsonl [--html run.html]     a row per file; the whole run as a page
 
 Success is an exact match of the answer (paper §5.1), in percent, with the standard error over the trials.
@@ -14,7 +15,7 @@ import functools
 from argparse import Namespace
 
 from agent import options, rollouts
-from desk import backend, suites
+from desk import backend, chats, suites
 from desk.run_report import run_page
 from desk.tables import table
 from formats import records
@@ -26,6 +27,8 @@ def main():
     args = arguments()
     if args.table:
         print_table(args.table, args.html, getattr(args, "card", None))
+    elif "chats" in args:
+        print(chats.compare(args))
     elif args.model and args.plan:
         plan.print_collection(args)
     else:
@@ -42,15 +45,17 @@ def arguments() -> Namespace:
                         help="with --table: also put it into this adapter's model card")
     parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
     parser.add_argument("--file", metavar="FILE", help="with --suite: its official file")
+    parser.add_argument("--chats", metavar="FILE", default=argparse.SUPPRESS,
+                        help="compare the model with and without the manual of these chats, and with its adapters")
     plan.add_argument(parser)
     args = parser.parse_args()
     if (args.html or "card" in args) and not args.table:
         parser.error("--html and --card need --table")
-    if args.table or args.model and args.plan:
+    if args.table or args.model and (args.plan or "chats" in args):
         return args
     one_source = bool(args.tasks) != bool(args.suite) and bool(args.suite) == bool(args.file)
     if not (args.model and args.out and one_source):
-        parser.error("give --model, --out, and --tasks or --suite with --file; or --table")
+        parser.error("give --model, --out, and --tasks or --suite with --file; or --chats; or --table")
     return args
 
 

@@ -1,0 +1,122 @@
+"""Logs → chats with the manual as hints, and how much of the manual an agent has internalized."""
+
+import json
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import chat_templates
+import evaluate
+from agent.chat import Chat
+from chat_templates import SINGLE
+from desk import chats
+from formats.chats import read_chats
+from model import Config, Llama, Sampler
+from test_chats import chat_with, written
+from test_distill import SHAPE
+from tools import from_chats
+from training.examples import to_example
+from training.loss import kl_divergence
+
+MANUAL = "# Shop\n\n## Tone\nBe kind.\n\n## Refunds\nAsk for the\norder first.\n"
+SYSTEM = "You are Ada.\n\n# Shop\n\n## Tone\nBe kind.\n\n## Refunds\nAsk for the order first.\n\nToday is Monday."
+ASKED = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": "Hi"}]
+REPLY = {"role": "assistant", "content": "Hello."}
+TOOLS = [{"type": "function", "function": {"name": "refund"}}]
+
+
+def response(message, reason="stop"):
+    return {"choices": [{"message": message, "finish_reason": reason}]}
+
+
+def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL):
+    """from_chats.py on these records → (the chats, what it printed)."""
+    (tmp_path / "manual.md").write_text(manual)
+    (tmp_path / "logs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    monkeypatch.setattr(sys, "argv", ["from_chats.py", str(tmp_path / "logs.jsonl"), "--manual",
+                                      str(tmp_path / "manual.md"), "--out", str(tmp_path / "chats.jsonl")])
+    from_chats.main()
+    return read_chats(tmp_path / "chats.jsonl"), capsys.readouterr().out
+
+
+@pytest.mark.parametrize("record", [
+    {"messages": [*ASKED, REPLY], "tools": TOOLS},
+    {"request": {"model": "m", "messages": ASKED, "tools": TOOLS}, "response": response(REPLY)},
+    {"input": {"messages": ASKED, "tools": TOOLS}, "output": REPLY},
+    {"request": {"body": {"messages": ASKED, "tools": TOOLS}}, "response": {"body": response(REPLY)}}])
+def test_the_manual_becomes_hints_in_every_shape_of_a_log(record, tmp_path, monkeypatch, capsys):
+    (chat,), said = converted(tmp_path, monkeypatch, capsys, record)
+    assert [m["content"] for m in chat["messages"]] == ["You are Ada.\n\nToday is Monday.", "Hi", "Hello."]
+    assert chat["hints"] == [{"name": "Shop", "text": "# Shop\n\n## Tone\nBe kind."},
+                             {"name": "Refunds", "text": "## Refunds\nAsk for the order first."}]
+    assert chat["tools"] == TOOLS and "1 chats of 1 records, with a manual of 2 sections" in said
+
+
+def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, capsys):
+    without = [{"role": "system", "content": "You are Ada."}, *ASKED[1:]]
+    half = [{"role": "system", "content": "## Refunds\nAsk for the order first."}, *ASKED[1:]]
+    image = [ASKED[0], {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:…"}}]}]
+    found, said = converted(
+        tmp_path, monkeypatch, capsys, {"messages": [*ASKED, REPLY]}, {"messages": [*without, REPLY]},
+        {"messages": [*half, REPLY]}, {"messages": [*image, REPLY]}, {"prompt": "Hi"},
+        {"request": {"messages": ASKED}, "response": response(REPLY, "length")},
+        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}, REPLY]})
+    assert [chat["id"] for chat in found] == ["logs-3", "logs-7"]
+    for line in ("left out, the manual is not in the system message: 1 (line 2)",
+                 "without the section 'Shop': 1 (line 3)", "left out, no messages found: 1 (line 5)",
+                 "left out, the reply was cut off (length): 1 (line 6)",
+                 "left out, a later record continues it or repeats it: 1 (line 1)"):
+        assert line in said
+    assert "a part of type 'image_url'" in said and "2 chats of 7 records" in said
+
+
+def test_the_share_of_equal_calls_and_the_tokens_saved_are_counted():
+    record = SINGLE | {"id": "a", "hints": [], "messages": [
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "", "tool_calls": [
+            {"function": {"name": name, "arguments": {"order": 7}}} for name in ("find", "refund")]},
+        {"role": "user", "content": "And?"}, {"role": "assistant", "content": "Done."}]}
+    both = '{"name": "refund", "arguments": {"order": 7.0}} {"name": "find", "arguments": {"order": 7}}'
+    other = '{"name": "find", "arguments": {"order": 8}} {"name": "find", "arguments": {"order": 7}}'
+    results = [{"agent": agent, "chat": "a", "kl": [kl, 3 * kl], "replies": [first, "Done."], "prompts": prompts}
+               for agent, kl, first, prompts in (("with the manual", 0.0, both, [100, 120]),
+                                                 ("without", 0.5, other, [50, 60]))]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in chats.table(results, [record]).splitlines()]
+    assert rows[2] == ["with the manual", "0.0000", "100.0 %", "100.0 %", "220"]
+    assert rows[3] == ["without", "1.0000", "50.0 %", "50.0 %", "110"]
+    assert "saves 110 input tokens (50%)" in chats.table(results, [record])
+
+
+def test_the_divergence_is_the_definitions_and_the_replies_are_greedy(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    shape = SHAPE | {"vocab_size": chat_templates.tokenizer().get_vocab_size(), "max_position_embeddings": 2048}
+    (tmp_path / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
+    model = Llama(Config(**shape))
+    for p in model.parameters():
+        torch.nn.init.normal_(p, std=0.5)
+    save_file(model.hf_state_dict(), tmp_path / "model.safetensors")
+    chat, file = chat_with(tmp_path, chat_templates.QWEN_25), written(tmp_path, SINGLE)
+    monkeypatch.setattr(sys, "argv", [
+        "evaluate.py", "--chats", str(file), "--model", str(tmp_path), "--dtype", "float32", "--max-new-tokens", "5",
+        "--out", str(tmp_path / "out.jsonl")])
+    for _ in range(2):                                                  # the second time, from the file
+        evaluate.main()
+        said = capsys.readouterr().out
+        assert "| with the manual | 0.0000 " in said and "| without " in said
+    results = {r["agent"]: r for r in map(json.loads, open(tmp_path / "out.jsonl"))}
+    assert len(results) == 2
+    record, = read_chats(file)
+    teacher, bare = to_example(chat, record), to_example(chat, record, 1.0)
+    with torch.no_grad():
+        q, p = (model(torch.tensor([x.tokens]))[0][x.at].split([end - start for start, end in chats.actions(x)])
+                for x in (bare, teacher))
+    expected = [kl_divergence([a], [b], 1.0).item() for a, b in zip(q, p, strict=True)]
+    assert results["without"]["kl"] == pytest.approx(expected, rel=1e-3)
+    prompts = [bare.tokens[:start] for start, _ in chats.actions(bare)]
+    greedy = Sampler(model, batch=4, max_length=2048).generate(prompts, max_new_tokens=5)
+    ends = {chat.tokenizer.token_to_id("<|end|>")}
+    for text, ids in zip(results["without"]["replies"], greedy, strict=True):
+        cut = next((n + 1 for n, i in enumerate(ids) if i in ends), len(ids))
+        assert text == Chat(tmp_path).decode(ids[:cut])

@@ -1,0 +1,231 @@
+"""Logs of any agent → chats that distill.py learns from, with the agent's manual as hints (docs/chats.md).
+
+    python tools/from_chats.py logs.jsonl --manual manual.md --out chats.jsonl
+
+Each line of the logs is one of
+    {"messages": […], "tools": […]}                                             OpenAI's format for fine-tuning
+    {"request": {"messages": …, "tools": …}, "response": {"choices": […]}}      a request of the OpenAI SDK, answered
+or of a similar shape, as tracing tools export them. The manual is looked for in the system message: as a whole, or
+section by section. Each section found becomes a hint and leaves the message, whose other text stays. A record without
+the manual, or one that cannot be learned from, is left out and reported.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line, files
+
+import codecs
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+from formats.chats import check_chat, normal
+from formats.records import read_line
+
+REQUESTS = ("request", "input", "inputs", "kwargs", "body")     # where a log keeps what was asked …
+RESPONSES = ("response", "output", "outputs", "completion", "body")     # … and what was answered
+HEADING = re.compile(r"^#{1,6} +.*$", re.M)
+CUT = ("length", "content_filter")                              # finish_reasons of an unfinished reply
+
+
+class Unusable(Exception):
+    """Why a record is left out."""
+
+
+# ---- the shapes of logs
+
+def read_logs(file: str | Path) -> Iterator[tuple[int, dict]]:
+    """(line, record) of a JSONL file, or (number, record) of a JSON list. Raises ValueError, naming file and line."""
+    file = Path(file)
+    if not file.is_file():
+        raise ValueError(f"{file}: no such file")
+    content = file.read_bytes().removeprefix(codecs.BOM_UTF8)
+    if content.lstrip().startswith(b"["):
+        yield from enumerate(read_line(b'{"list": %s}' % content, str(file))["list"], 1)
+        return
+    for n, line in enumerate(content.splitlines(), 1):
+        if line.strip():
+            yield n, read_line(line, f"{file}, line {n}")
+
+
+def to_chat(record: dict) -> dict:
+    """A record of a log → {"messages", "tools"}, with "success" if it is known. Raises Unusable."""
+    request = next((r for r in nested(record, REQUESTS) if isinstance(r.get("messages"), list)), None)
+    if request is None:
+        raise Unusable("no messages found")
+    if not all(isinstance(m, dict) for m in request["messages"]):
+        raise Unusable("a message that is not an object")
+    reply = answer(record)
+    messages = [*request["messages"], *([reply] if reply else [])]
+    if any(m.get("refusal") for m in messages):
+        raise Unusable("the model refused to answer")
+    tools = request.get("tools") or [{"type": "function", "function": f} for f in request.get("functions") or []]
+    success = {"success": record["success"]} if isinstance(record.get("success"), bool) else {}
+    return {"messages": list(today(messages)), "tools": tools} | success
+
+
+def nested(record: dict, names: tuple) -> Iterator[dict]:
+    """The record, and the objects in it under these names, at any depth. A list there is taken for messages."""
+    yield record
+    for name in names:
+        inner = record.get(name)
+        if isinstance(inner, list):
+            inner = {"messages": inner}
+        if isinstance(inner, dict):
+            yield from nested(inner, names)
+
+
+def answer(record: dict) -> dict | None:
+    """The assistant's message in a response, or None if there is no response. Raises Unusable if it was cut off."""
+    for response in nested(record, RESPONSES):
+        choices = response.get("choices")
+        if isinstance(choices, list) and choices and isinstance(choices[0], dict):
+            if choices[0].get("finish_reason") in CUT:
+                raise Unusable(f"the reply was cut off ({choices[0]['finish_reason']})")
+            response = choices[0].get("message")
+        if isinstance(response, dict) and response.get("role") == "assistant":
+            return response
+    return None
+
+
+def today(messages: list[dict]) -> Iterator[dict]:
+    """The messages in OpenAI's format of today: function_call became tool_calls, the role developer is the system."""
+    key = None
+    for n, message in enumerate(messages):
+        kept = {k: message[k] for k in ("role", "content", "tool_calls", "tool_call_id") if message.get(k) is not None}
+        if message.get("function_call"):
+            key = f"call-{n}"
+            kept["tool_calls"] = [{"id": key, "type": "function", "function": message["function_call"]}]
+        elif message.get("role") == "function":
+            kept |= {"role": "tool", "tool_call_id": key}
+        elif message.get("role") == "developer":
+            kept["role"] = "system"
+        yield kept
+
+
+# ---- the manual
+
+def read_manual(file: str | Path) -> list[dict]:
+    """The manual's sections, [{"name", "text"}]: what each heading stands above, and what precedes the first one."""
+    text = files.read_text(file)
+    heads = [match.start() for match in HEADING.finditer(text)]
+    parts = [text[a:b].strip() for a, b in zip([0, *heads], [*heads, None])]
+    sections = []
+    for part in filter(None, parts):
+        if sections and HEADING.fullmatch(sections[-1]["text"]):        # a title without a text of its own
+            part = f"{sections.pop()['text']}\n\n{part}"
+        name, known = part.splitlines()[0].lstrip("# ").strip()[:60], {s["name"] for s in sections}
+        sections.append({"name": f"{name} ({len(sections) + 1})" if name in known else name, "text": part})
+    if not sections:
+        raise ValueError(f"{file}: empty; it should hold the agent's manual")
+    return sections
+
+
+def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]:
+    """Looks for the manual's sections in a text → the hints, the names of those whose text is another one there, and
+    the rest of the text. White space makes no difference."""
+    hints, changed = [], []
+    for section in manual:
+        match, head = as_written(section["text"]).search(text), section["text"].splitlines()[0]
+        if not match and HEADING.fullmatch(head):               # another version of the section: up to the next heading
+            match = re.search(rf"^{re.escape(head)}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
+            changed += [section["name"]] if match else []
+        if match:
+            hints.append({"name": section["name"], "text": match[0].strip()})
+            text = text[:match.start()].rstrip() + "\n\n" + text[match.end():].lstrip()
+    return hints, changed, text.strip()
+
+
+def as_written(text: str) -> re.Pattern:
+    return re.compile(r"\s+".join(map(re.escape, text.split())))
+
+
+def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
+    """The chat with its "hints", which are no longer in its system messages, and the sections with another text. Raises
+    Unusable if there are none."""
+    hints, changed, messages, left = [], [], [], manual
+    for message in chat["messages"]:
+        if message["role"] == "system":
+            found, other, rest = take_out(left, message["content"])
+            hints, changed = hints + found, changed + other
+            left = [s for s in left if s["name"] not in {h["name"] for h in found}]
+            if found and not rest:
+                continue
+            message = message | {"content": rest} if found else message
+        messages.append(message)
+    if not hints:
+        raise Unusable("the manual is not in the system message")
+    return chat | {"messages": messages, "hints": hints}, changed
+
+
+# ---- all records
+
+def convert(paths: list[str], manual: list[dict]) -> tuple[list[dict], dict[str, list[str]], int]:
+    """The chats; what is to be reported, {what: where}; and how many records there were."""
+    chats, report, records = [], defaultdict(list), 0
+    for file in paths:
+        for n, record in read_logs(file):
+            records += 1
+            where = str(n) if len(paths) == 1 else f"{file}:{n}"
+            try:
+                if not isinstance(record, dict):
+                    raise Unusable("not an object")
+                chat = {"id": f"{Path(file).stem}-{n}", "hints": []} | to_chat(record)
+                if wrong := check_chat(chat):
+                    raise Unusable(f"{re.sub(r'[0-9]+', 'n', wrong[0])}: {wrong[1]}")
+                chat, changed = with_hints(normal(chat), manual)
+            except Unusable as e:
+                report[f"left out, {e}"].append(where)
+                continue
+            chats.append((chat, where))
+            absent = {s["name"] for s in manual} - {h["name"] for h in chat["hints"]}
+            for name in (s["name"] for s in manual):
+                if name in absent:
+                    report[f"without the section {name!r}"].append(where)
+                elif name in changed:
+                    report[f"the section {name!r} has another text, which is kept"].append(where)
+    longest = without_beginnings(chats)
+    report["left out, a later record continues it or repeats it"] = [w for c, w in chats if c["id"] not in longest]
+    return [chat for chat, _ in chats if chat["id"] in longest], report, records
+
+
+def without_beginnings(chats: list[tuple[dict, str]]) -> set[str]:
+    """The ids of the chats that are not the beginning of another one: an agent sends its conversation again with every
+    request."""
+    whole, begun = {}, set()                                    # hash → id of the last such chat; hashes
+    for chat, _ in chats:
+        beginning = 0
+        for message in chat["messages"]:
+            begun.add(beginning)
+            calls = [call["function"] for call in message.get("tool_calls", ())]
+            said = json.dumps([message["role"], message["content"], calls], sort_keys=True)
+            beginning = hash((beginning, said))
+        whole[beginning] = chat["id"]
+    return {key for beginning, key in whole.items() if beginning not in begun}
+
+
+def main():
+    parser = command_line.Parser(__doc__)
+    parser.add_argument("logs", nargs="+", help="JSONL, or a JSON list")
+    parser.add_argument("--manual", required=True, metavar="FILE", help="the manual, Markdown or plain text")
+    parser.add_argument("--out", required=True, metavar="FILE", help="JSONL of chats")
+    args = parser.parse_args()
+    files.refuse_overwriting(args.out, [*args.logs, args.manual])
+    manual = read_manual(args.manual)
+    chats, report, records = convert(args.logs, manual)
+    for what, where in report.items():
+        if where:
+            print(f"{what}: {len(where)} (line{'s' * (len(where) > 1)} {', '.join(where[:5])}"
+                  f"{', …' * (len(where) > 5)})")
+    if not chats:
+        raise ValueError(f"{', '.join(args.logs)}: nothing is left to learn from")
+    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole({args.out: "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)})
+    print(f"{args.out}: {len(chats)} chats of {records} records, with a manual of {len(manual)} sections")
+
+
+if __name__ == "__main__":
+    command_line.run_stage(main)
