@@ -60,7 +60,9 @@ def fitted(wordings, text):
     """{field: what stands in the text in its place}, by the first wording that fits."""
     for wording in wordings:
         parts = re.split(r"\{(\w+)\}", wording)
-        pattern = "".join(f"(?P<{part}>.+?)" if n % 2 else re.escape(part) for n, part in enumerate(parts))
+        form = {"day": r"\w+ \d+, \d+|\d+/\d+/\d+"}         # a comma must not end it
+        pattern = "".join(f"(?P<{part}>{form.get(part, '.+?')})" if n % 2 else re.escape(part)
+                          for n, part in enumerate(parts))
         if found := re.fullmatch(pattern, text):
             return found.groupdict()
     raise AssertionError(text)
