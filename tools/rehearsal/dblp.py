@@ -172,7 +172,9 @@ def pages(paper):
 
 
 def organization(corpus, author):
-    return corpus.people[corpus.only(author)]["org"] or None if corpus.only(author) else None
+    """None for somebody without collaborators, too."""
+    key = corpus.only(author)
+    return corpus.people[key]["org"] or None if key and corpus.together[key] else None
 
 
 def how_many_collaborators(corpus, author):
