@@ -96,7 +96,7 @@ BY_TEMPLATE = {template: example for example in EXAMPLES.values() for template i
 
 
 def question_of(example):
-    return example["text"].split("\n<")[0].strip()
+    return example["text"].partition("\n")[2].split("\n<")[0].strip()     # below the heading
 
 
 @pytest.mark.parametrize("template", BY_TEMPLATE)
