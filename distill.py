@@ -74,6 +74,8 @@ def main():
         return planning.print_distillation(args, *(measure(args) if args.data else ()))
     if not args.data or not args.out:
         p.error("give --data and --out")
+    if len(set(args.seed)) < len(args.seed):
+        p.error("--seed: the same seed twice would train the same adapter twice")
     args.out.mkdir(parents=True, exist_ok=True)
     folder = os.open(args.out, os.O_RDONLY)
     try:
@@ -193,7 +195,7 @@ def measure(args):
         updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])
     largest = max(updates, key=lambda lengths: sum(n.student for n in lengths))
     examples = [to_example(chat, r) for r in records]
-    return largest, lambda limit: longest_row(examples, limit), len(updates) * args.epochs
+    return largest, lambda limit: longest_row(examples, limit), len(updates) * args.epochs * len(args.seed)
 
 
 if __name__ == "__main__":

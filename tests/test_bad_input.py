@@ -232,6 +232,7 @@ CASES = [                                                               # script
     # the command line
     (C, COLLECT + " --resample {f}/flagged.jsonl", nothing, "give --model, --out, and either --tasks or --resample"),
     (C, "--tasks {f}/tasks.jsonl --out {f}/out.jsonl", nothing, "give --model"),
+    (D, DISTILL + " --seed 3 3", nothing, "--seed: the same seed twice"),
     (E, "--model {f}/model", nothing, "give --model, --out, and --tasks or --suite with --file; or --chats; or"),
     (E, "--model {f}/model --suite humaneval --file {f}/tasks.jsonl --out {f}/o.jsonl", nothing,
      "tasks.jsonl, line 1, field .task_id.: missing, or not text"),

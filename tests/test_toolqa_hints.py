@@ -103,7 +103,7 @@ def question_of(example):
 def test_a_worked_example_solves_tasks_of_its_kind(template, world):
     tasks, sandbox = world
     tasks, example = [task for task in tasks if task["template"] == template], BY_TEMPLATE[template]
-    assert len(tasks) >= 2, template
+    assert len(tasks) >= (4 if template.startswith(("coffee", "flights")) else 2), template
     for task in tasks[:4]:
         steps = [adapted(code, example, task) for code in steps_of(example)]
         played, answer = play(sandbox, steps)

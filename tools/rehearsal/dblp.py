@@ -8,6 +8,7 @@ authors without an institution. A paper with a single author is on no edge of th
 import itertools
 import pickle
 import random
+import string
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,9 @@ def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
 def make_papers(rng, size):
     """({id: an author}, {id: a paper}); the authors work in groups of three to seven, with a guest now and then."""
     people, groups, papers = {}, [], {}
-    full_names = [f"{first} {middle}{last}" for middle in ("", "J. ", "M. ", "R. ") for first in FIRST for last in LAST]
+    initials = [f"{a}. " for a in string.ascii_uppercase]
+    middles = ["", *initials, *(f"{a}M. " for a in initials)]              # enough names for scale 1
+    full_names = [f"{first} {middle}{last}" for middle in middles for first in FIRST for last in LAST]
     rng.shuffle(full_names)
     for n in range(size // 5):
         city, group = rng.choice(CITIES), []
