@@ -41,7 +41,7 @@ def split_tasks(group, templates, drawn, rng):
         pool = drawn[template.name]
         if len(pool) < template.size:
             raise ValueError(f"{group}: {template.name}: {len(pool)} unambiguous tasks, but {template.size} are "
-                             "needed; raise --scale or take another --seed")
+                             "needed; take another --scale or --seed")
         pool = [{"group": group, "template": f"{group}: {template.name}",
                  "question": rng.choice(template.wordings).format(**arguments), "answer": answer}
                 for arguments, answer in rng.sample(pool, template.size)]

@@ -75,7 +75,8 @@ def the_only(values: Iterable):
 def all_best(scores: Iterable[tuple], most: int = 4) -> str | list[str] | None:
     """The key with the largest score, of pairs (score, key); a list if several share it, None if they are too many."""
     scores = list(scores)
-    best = sorted({key for score, key in scores if abs(score - max(scores)[0]) < 1e-9})
+    largest = max(score for score, _ in scores) if scores else None
+    best = sorted({key for score, key in scores if abs(score - largest) < 1e-9})
     return None if not 0 < len(best) <= most else best[0] if len(best) == 1 else best
 
 

@@ -163,12 +163,11 @@ def cheapest_hotel_room(homes, neighbourhood):
 
 
 def cheapest_around(homes, long, lat):
-    """None if a home is so near the circle that it depends on how one computes."""
+    """None if it depends on how one computes the distance."""
     away = [(miles((lat, long), (float(home["lat"]), float(home["long"]))), home)
             for home in such(homes, **{"room type": "Shared room"})]
-    if any(abs(distance - 10) < 0.02 for distance, _ in away):
-        return None
-    return cheapest([home for distance, home in away if distance < 10])
+    inner, outer = (cheapest([home for distance, home in away if distance < limit]) for limit in (9.98, 10.02))
+    return inner if inner == outer else None
 
 
 def one_decimal(text):
