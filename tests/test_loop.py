@@ -29,7 +29,7 @@ def test_one_small_coaching_round(tmp_path):
              "--max-new-tokens", 160]
     hinted_by = ["--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2,
                  "--out", tmp_path / "hinted.jsonl"]
-    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 32, "--lr", 4e-3, "--batch", 8,
+    learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 256, "--lr", 1e-3, "--batch", 8,
              "--kl-temperature", 1, "--warmup", 5, "--hint-dropout", 0.5]
 
     script("collect.py", *agent, *hinted_by)
@@ -43,7 +43,7 @@ def test_one_small_coaching_round(tmp_path):
     again = {t["id"]: t["answer"] for t in read(tmp_path / "hinted.jsonl")}
     assert again.keys() == {t["id"] for t in hinted}
 
-    script("distill.py", *learn, "--data", tmp_path / "hinted.jsonl", "--epochs", 12, "--out", tmp_path / "round1")
+    script("distill.py", *learn, "--data", tmp_path / "hinted.jsonl", "--epochs", 4, "--out", tmp_path / "round1")
     adapted = [*agent, "--adapter", tmp_path / "round1"]
     script("collect.py", *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
     seen = read(tmp_path / "seen.jsonl")
