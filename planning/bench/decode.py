@@ -187,7 +187,7 @@ def agreement(answers: list[list[int]], others: list[list[int]]) -> str:
               for a, b in zip(answers, others, strict=True) if a != b]
     text = f"{len(answers) - len(firsts)} of {len(answers)} answers of {len(answers[0])} tokens are equal"
     if firsts:
-        text += f", the others up to token {min(firsts)} at least, token {statistics.median_low(firsts)} in the median"
+        text += f", the others in their first {min(firsts)} or more (median {statistics.median_low(firsts)})"
     return text
 
 

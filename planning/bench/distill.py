@@ -73,7 +73,7 @@ def ours_distill(folder, trajectories, steps, row=None):
     seconds = time.perf_counter() - began
     rows = pack_by_prefix([to_example(chat, r) for r in data], row_limits(model.config, DEVICE, 1, row)[0])
     flops = model_flops(model, rows, [to_example(chat, r, 1.0) for r in data])
-    return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log[0]["loss"], "flops": flops,
+    return {"seconds": seconds, "units": EPOCHS * trajectories * steps, "output": log, "flops": flops,
             "held": before}
 
 
@@ -138,8 +138,8 @@ def peer_distill(folder, trajectories, steps, row=None):
         optimizer.step()
         optimizer.zero_grad()
     return {"seconds": time.perf_counter() - began, "units": len(losses),
-            "output": float(np.mean(losses[:trajectories * steps])), "held": before}
+            "output": [{"loss": float(np.mean(losses[:trajectories * steps]))}], "held": before}
 
 
 def same_loss(a, b):
-    return f"first loss {a:.5f} and {b:.5f}"
+    return f"first loss {a[0]['loss']:.5f} and {b[0]['loss']:.5f}"
