@@ -11,6 +11,7 @@ from common import ROOT
 
 import statistics
 import time
+import warnings
 from argparse import Namespace
 from functools import lru_cache
 from itertools import cycle, islice
@@ -131,6 +132,9 @@ def bytes_read(llama):
 @lru_cache(1)
 def peer_model(model, dtype, adapter):
     from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
+    disable_progress_bar()
+    warnings.simplefilter("ignore")                             # names of arguments that change in its next version
     llama = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(DEVICE).eval()
     llama.generation_config = GenerationConfig()                # the model's own may have a repetition penalty
     if adapter:
