@@ -53,7 +53,8 @@ def arguments():
     real.add_argument("--profile", action="store_true", help="also print where the time of a step goes (on a CPU)")
     args = parser.parse_args()
     if args.without == "list":
-        parser.exit(0, listed() + "\n")
+        print(listed())
+        parser.exit()
     if args.without and args.without not in CASES:
         parser.error(f"--without: no special case {args.without!r}; --without list prints their names")
     args.model = None

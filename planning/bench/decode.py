@@ -51,7 +51,7 @@ def compare_real(args: Namespace, folder: Path) -> None:
             if rank and not Path(adapter).exists():
                 alone(make_adapter, model, rank, adapter)
             measure(args, model, dtype, adapter, [
-                (f"{model.name}, {dtype}, {f'adapter of rank {rank}' if rank else 'no adapter'}, "
+                (f"{Path(args.model).name}, {dtype}, {f'adapter of rank {rank}' if rank else 'no adapter'}, "
                  f"{shared} + {args.own} tokens, {agents} agent{'s' * (agents > 1)}",
                  prompts(model, agents, shared, args.own)) for shared in args.shared for agents in args.agents])
 
@@ -59,7 +59,8 @@ def compare_real(args: Namespace, folder: Path) -> None:
 def measure(args: Namespace, model: Path, dtype: str, adapter: str, works: list) -> None:
     """Prints a line for each (title, prompts): ours, and in turn transformers or ours without a special case."""
     rival = f"without {args.without}" if args.without else "transformers" if PEERS else ""
-    with process() as here, process(*[args.without] * bool(args.without)) as there:
+    disabled = (args.without,) if args.without else ()
+    with process() as here, process(*disabled) as there:
         for title, texts in works:
             work = model, dtype, adapter, texts, args.steps
             runs, others = [], []
@@ -94,7 +95,7 @@ def make_adapter(model: Path, rank: int, folder: str) -> None:
 @lru_cache(1)
 def our_model(model, dtype, adapter):
     """As scaling/parallel.py loads it for a sampler."""
-    llama = parallel.load(model, [adapter] * bool(adapter), dtype=getattr(torch, dtype))
+    llama = parallel.load(model, [adapter] if adapter else [], dtype=getattr(torch, dtype))
     parallel.pack_weights(llama)
     return llama
 
