@@ -1,6 +1,7 @@
 """The bench's special cases: each exists, is used, and changes no result. Its measurements run."""
 
 import sys
+from argparse import Namespace
 from functools import partial
 from pkgutil import resolve_name
 from unittest.mock import patch
@@ -12,7 +13,7 @@ import lora
 from engine import kernels
 from model import Llama, Sampler
 from planning.bench import __main__ as bench
-from planning.bench import collect, decode, distill
+from planning.bench import collect, decode, distill, harness
 from planning.bench.harness import checkpoint, shape
 from planning.bench.without import CASES, without
 from scaling import parallel
@@ -96,8 +97,6 @@ def test_agents_write_the_same_without_a_special_case_of_sampling(name, tiny):
 def test_a_product_is_the_same_without_a_special_case_for_its_size(name, monkeypatch):
     monkeypatch.setattr(kernels, "WITHOUT_AVX512", name in ("onednn-float32", "by-vectors"))
     rows, outputs, inputs = PRODUCTS[name]
-    if name == "grouped-logits":
-        monkeypatch.setattr(kernels, "keeps_to_one_core", lambda rows, weight: False)
     torch.manual_seed(0)
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
     with torch.no_grad():
@@ -130,6 +129,25 @@ def test_the_measurements_run_and_a_profile_names_the_parts_of_a_step(tiny):
     assert r["bytes"] == 2 * weights + 4 * 4 * rows             # in bfloat16; rank 4 in float32
     work = [(prompt, [(3, [7, 8]), (2, [9])]) for prompt in AGENTS]
     assert [list(map(len, turns)) for turns in collect.ours_sampling(folder, work, work)["output"]] == [[3, 2]] * 4
+
+
+def test_a_line_gives_the_ratio_of_our_speed_with_and_without_a_special_case(monkeypatch, capsys):
+    def measured(function, *arguments, disabled):
+        return {"units": 6, "seconds": 1 + len(disabled), "memory": 2 ** (30 + len(disabled)), "output": disabled}
+
+    monkeypatch.setattr(harness, "alone", measured)
+    args = Namespace(repeats=2, without="fold", dtype=[])
+    harness.against(args, "job", "tokens", None, None, lambda a, b: f"{a} and {b}")
+    assert capsys.readouterr().out == (
+        "job: 6.0 tokens/s, peak memory 1.00 GiB; without fold 3.0 tokens/s, 2.00 GiB: 2.00 times as fast, "
+        "50% of the memory; () and ('fold',)\n")
+
+
+def test_a_decoding_line_gives_the_step_its_share_of_the_limit_and_the_ratio():
+    ours = {"seconds": 0.02, "bytes": 3e9, "copied": 3e11, "output": [[1, 2], [3, 4]]}
+    assert decode.line("it", "transformers", [ours], [{"seconds": 0.05, "output": [[1, 2], [3, 4]]}]) == (
+        "it: 20.0 ms a step, 100 tokens/s, 50% of the memory's limit (3.00 GB, 10.0 ms); "
+        "transformers 50.0 ms: 2.50 times as fast; 2 of 2 answers of 2 tokens are equal")
 
 
 def test_agreement_says_where_answers_differ_first():
