@@ -34,7 +34,7 @@ from model import Llama
 
 __all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "export", "fold",
            "layers", "load_adapter", "logits_memory", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout",
-           "stack", "trainable", "write_adapter"]
+           "separate_logits", "stack", "trainable", "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
@@ -58,6 +58,14 @@ class BothLogits(torch.autograd.Function):
         return gradient, gradient @ ctx.saved_tensors[0], None, None, None
 
 
+def separate_logits(model, x, teacher):
+    """lm_head of the student's x (n, C) and of the teacher's (n, C), for which the newest adapter does not act → (n, V)
+    each."""
+    with torch.no_grad(), adapters(model, newest=False):
+        other = model.lm_head(teacher)
+    return model.lm_head(x), other
+
+
 def logits_memory(model, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
     """Memory for `both_logits` of that many tokens, (2 tokens, V). It is empty in float32, which does not use it."""
     dtype = cast(hidden[:0]).dtype
@@ -66,13 +74,10 @@ def logits_memory(model, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
 
 
 def both_logits(model, x, teacher, memory):
-    """lm_head of the student's x (n, C) and of the teacher's (n, C), for which the newest adapter does not act → (n, V)
-    each. In lower precision than float32, both are written to `memory` (at least 2 n, V), which can be used again after
-    the backward pass."""
+    """`separate_logits`, with one product by W in lower precision than float32. Both are then written to `memory` (at
+    least 2 n, V), which can be used again after the backward pass."""
     if cast(x).dtype == torch.float32:
-        with torch.no_grad(), adapters(model, newest=False):
-            other = model.lm_head(teacher)
-        return model.lm_head(x), other
+        return separate_logits(model, x, teacher)
 
     def start(rows, logits):                                    # Σ scale B A x; W x comes last, see `large_term_last`
         updates = model.lm_head.updates(rows) if isinstance(model.lm_head, LoraLinear) else []

@@ -213,27 +213,50 @@ def cpu_linear(x, weight, bias):
     rows by a weight of 5632 × 2048. One and two rows by one of 49152 × 576 were 2.4 and 3.8 times as fast when computed
     as a batch of matrices by vectors."""
     rows, learns = x.shape[:-1].numel(), torch.is_grad_enabled()
-    if WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21 and not learns:
+    if onednn_is_faster(rows, weight) and not learns:
         return onednn_linear(x, weight, bias)                                                   # (a)
-    if rows <= 16 and weight.numel() >= 2 ** 18 and not learns:
+    if keeps_to_one_core(rows, weight) and not learns:
         slices = 8                                                                              # (b)
-    elif rows <= 256 and len(weight) >= 2 ** 15:
+    elif is_badly_distributed(rows, weight):
         slices = 32                                                                             # (c)
     else:
         return F.linear(x, weight, bias)
     if len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if slices == 32 and not learns:                             # in groups: logits are in memory once, not twice
-        y = x.new_empty(rows, slices, weight.shape[1])
-        for part in range(0, slices, 8):
-            y[:, part:part + 8] = (x_.expand(8, -1, -1) @ weight[part:part + 8].mT).transpose(0, 1)
+    if slices == 32 and not learns:
+        y = in_groups(x_, weight)
     elif rows <= 2 and by_vectors(weight.numel()):
         y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)
     else:
-        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
+        y = as_a_batch(x_, weight)
     y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
+
+
+def onednn_is_faster(rows, weight):
+    return WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21
+
+
+def keeps_to_one_core(rows, weight):
+    return rows <= 16 and weight.numel() >= 2 ** 18
+
+
+def is_badly_distributed(rows, weight):
+    return rows <= 256 and len(weight) >= 2 ** 15
+
+
+def as_a_batch(x, weight):
+    """x (rows, in) times each slice of weight (slices, out, in) → (rows, slices, out)."""
+    return (x.expand(len(weight), -1, -1) @ weight.mT).transpose(0, 1)
+
+
+def in_groups(x, weight):
+    """`as_a_batch`, eight slices at a time: logits are in memory once, not twice."""
+    y = x.new_empty(len(x), len(weight), weight.shape[1])
+    for part in range(0, len(weight), 8):
+        y[:, part:part + 8] = as_a_batch(x, weight[part:part + 8])
+    return y
 
 
 def by_vectors(size):

@@ -47,11 +47,15 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     the teacher's logits in memory, so that no third (n, V) tensor is needed."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
-    # 2^(x log2 e) = e^x: exp2_ is faster than exp_ on a CPU
-    p, q = (x.mul_(math.log2(math.e)).exp2_() for x in (log_p, log_q))
+    p, q = exp_(log_p), exp_(log_q)
     losses = terms.mul_(p).sum(-1)
     teacher.copy_(q.sub_(p).mul_(weights[:, None]))
     return (losses * weights).sum()
+
+
+def exp_(x):
+    """e^x in place, as 2^(x log2 e), which is faster on a CPU."""
+    return x.mul_(math.log2(math.e)).exp2_()
 
 
 @dataclass(frozen=True)

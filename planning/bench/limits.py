@@ -1,0 +1,38 @@
+"""The machine's limits: a large matrix product, a large copy."""
+
+import time
+
+import torch
+
+from planning.bench.harness import DEVICE
+
+
+def best(work, n=5):
+    """Seconds of the fastest of n runs."""
+    seconds = []
+    for _ in range(n):
+        began = time.perf_counter()
+        work()
+        if DEVICE == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - began)
+    return min(seconds)
+
+
+def product_rate(dtype):
+    """Floating-point operations a second in a large matrix product."""
+    n = 8192 if DEVICE == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+    return 2 * n ** 3 / best(lambda: a @ b.T)       # without bfloat16 instructions, a @ b would take minutes
+
+
+def memory_rate(n=5):
+    """Bytes a second in a large copy (read and written) or in a large sum, whichever is more."""
+    x = torch.ones(2 ** 28, device=DEVICE)
+    y = torch.empty_like(x)
+    return max(2 * 4 * len(x) / best(lambda: y.copy_(x), n), 4 * len(x) / best(lambda: x.sum(), n))
+
+
+def limits():
+    """Operations a second in float32 and in bfloat16, bytes a second."""
+    return product_rate(torch.float32), product_rate(torch.bfloat16), memory_rate()
