@@ -4,21 +4,15 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
-python=${PYTHON:-python}                       # `make coach` passes the virtual environment's Python
-run=${RUN:-runs/demo}                          # everything is written here
-tasks=data/starter
+python=${PYTHON:-python} run=${RUN:-runs/demo} tasks=data/starter        # everything is written to $run
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_proj up_proj down_proj
        --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
-rates=([2]=1e-3 [3]=5e-4) epochs=([2]=2 [3]=1) weights=([2]=0.5 [3]=0.25)      # 0.5: the mean of two; 0.25: half of it
+later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     # how rounds 2 and 3 learn
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
-
-evaluate() {                                   # evaluate NAME [OPTION …]: on tasks that no stage trains on
-    name=$1; shift
-    $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 "$@" --out "$run/test/$name.jsonl"
-}
+evaluate() { $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
 evaluate 2-combined --hints combined --batch 32            # long prompts: this takes a quarter of the memory
@@ -38,20 +32,12 @@ for round in 2 3; do
     $python review.py $run/seen$round.jsonl $mistakes --out $run/flagged$round.jsonl
     [ -s $run/flagged$round.jsonl ] || continue            # none of these mistakes was made: nothing to learn
     $python collect.py $agent $adapters $again --out $run/corrected$round.jsonl
-    $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    for seed in 0 1; do                        # each seed miscopies different values, their mean fewer
-        $python distill.py $learn $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
-            --balance $earlier --lr ${rates[$round]} --epochs ${epochs[$round]} --batch 16 --seed $seed --row 2730 \
-            --out $run/round$round-seed$seed
-    done
-    $python lora.py stack --weight ${weights[$round]} $run/round$round-seed[01] --out $run/round$round
-    cp $run/round$round-seed0/{arguments.json,log.jsonl} $run/round$round/       # for the run's page
-
-    # The page for the coach: what each hint did, against the same steps without it.
-    $python collect.py $agent $adapters $again --control --out $run/control$round.jsonl
+    $python collect.py $agent $adapters $again --control --out $run/control$round.jsonl   # the same without the hint
     $python review.py $run/seen$round.jsonl $mistakes --corrected $run/corrected$round.jsonl \
         --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
-
+    $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
+    $python distill.py $learn ${later[$round]} $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
+        --balance $earlier --batch 16 --row 2730 --seed 0 1 --out $run/round$round     # the mean of two trainings
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/hinted$round.jsonl"
     evaluate $((round + 2))-round$round $adapters
 done
