@@ -15,6 +15,7 @@ from common.files import read_json, refuse_overwriting, write_whole
 import json
 import math
 import shutil
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -58,7 +59,7 @@ class BothLogits(torch.autograd.Function):
         return gradient, gradient @ ctx.saved_tensors[0], None, None, None
 
 
-def separate_logits(model, x, teacher):
+def separate_logits(model: nn.Module, x: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """lm_head of the student's x (n, C) and of the teacher's (n, C), for which the newest adapter does not act → (n, V)
     each."""
     with torch.no_grad(), adapters(model, newest=False):
@@ -66,14 +67,15 @@ def separate_logits(model, x, teacher):
     return model.lm_head(x), other
 
 
-def logits_memory(model, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
+def logits_memory(model: nn.Module, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
     """Memory for `both_logits` of that many tokens, (2 tokens, V). It is empty in float32, which does not use it."""
     dtype = cast(hidden[:0]).dtype
     rows = 0 if dtype == torch.float32 else 2 * tokens
     return hidden.new_empty(rows, model.config.vocab_size, dtype=dtype)
 
 
-def both_logits(model, x, teacher, memory):
+def both_logits(model: nn.Module, x: torch.Tensor, teacher: torch.Tensor,
+                memory: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     """`separate_logits`, with one product by W in lower precision than float32. Both are then written to `memory` (at
     least 2 n, V), which can be used again after the backward pass."""
     if cast(x).dtype == torch.float32:
@@ -94,7 +96,8 @@ def both_logits(model, x, teacher, memory):
 
 # ---- a model's adapters --------------------------------------------------------------------------------------------
 
-def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
+def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0,
+                targets: Iterable[str] = TARGETS) -> list[nn.Parameter]:
     """Adds a trainable adapter and freezes the earlier ones. Returns the new adapter's parameters.
 
     A is Kaiming-uniform and B zero, so the adapter changes nothing until it is trained. The adapted layers are put
@@ -119,13 +122,13 @@ def add_adapter(model, rank, alpha, dropout=0.0, targets=TARGETS):
     return trainable(model)
 
 
-def trainable(model):
+def trainable(model: nn.Module) -> list[nn.Parameter]:
     """The newest adapter's parameters, in a fixed order."""
     return [p for layer in layers(model).values() if layer.lora_A is not None for p in (layer.lora_A, layer.lora_B)]
 
 
 @contextmanager
-def adapters(model, frozen=True, newest=True):
+def adapters(model: nn.Module, frozen: bool = True, newest: bool = True) -> Iterator[None]:
     """Chooses the adapters that act inside. With newest=False, the model is the teacher of the newest adapter."""
     before = [(layer, layer.use_frozen, layer.use_newest) for layer in layers(model).values()]
     try:
@@ -137,7 +140,7 @@ def adapters(model, frozen=True, newest=True):
             layer.use_frozen, layer.use_newest = use_frozen, use_newest
 
 
-def fold(model):
+def fold(model: nn.Module) -> None:
     """Adds the frozen adapters to float32 weights for good; the sum is as exact as separate products. Weights of lower
     precision stay as they are. A weight mapped from a file becomes a copy in memory."""
     for layer in layers(model).values():
@@ -147,7 +150,7 @@ def fold(model):
             layer.frozen_A = layer.frozen_B = None
 
 
-def seed_dropout(model, seed, tokens, head_tokens):
+def seed_dropout(model: nn.Module, seed: int, tokens: torch.Tensor, head_tokens: torch.Tensor) -> None:
     """Makes dropout in the next passes depend only on `seed` and on the tokens' random numbers (`noise`), not on the
     process or on which documents share the row. `tokens` (T,) are the row's numbers. `head_tokens` (N,) are those of
     the tokens that lm_head reads; after its attention the last block computes only these."""
@@ -160,7 +163,7 @@ def seed_dropout(model, seed, tokens, head_tokens):
 
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
-def save_adapter(model, path, base_model="", write=True):
+def save_adapter(model: nn.Module, path: str | Path, base_model: str = "", write: bool = True) -> None:
     """Writes the newest adapter to the directory `path`. Either both files appear complete, or neither does. If
     processes share the model, all of them must call this, and one of them with `write`.
 
@@ -181,7 +184,8 @@ def save_adapter(model, path, base_model="", write=True):
 
 # ---- several adapters as one ---------------------------------------------------------------------------------------
 
-def stack(paths, out, weight=1.0, without=(), base_weights=True):
+def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, without: Sequence[str] = (),
+          base_weights: bool = True) -> None:
     """Writes one adapter that computes exactly the sum of several, each times `weight`. Their ranks stand side by side.
     If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros. without:
     layers that are left out. base_weights: keep those that PEFT repeats in the files.

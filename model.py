@@ -94,7 +94,7 @@ class Attention(nn.Module):
         q, k, v = self.heads(self.q_proj(x)), self.heads(self.k_proj(x)), self.heads(self.v_proj(x))
         return rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
 
-    def output(self, y):
+    def output(self, y: torch.Tensor) -> torch.Tensor:
         """The heads' results y (B, H, T, D) → (B, T, C)."""
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
@@ -142,10 +142,10 @@ class Block(nn.Module):
     # The steps before and after `attend` are methods of their own, so that distill.py can compile each of them into a
     # few kernels on a GPU. `attend` has its own kernels.
 
-    def before(self, x, cos, sin):
+    def before(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return self.self_attn.project(cast(self.input_layernorm(x)), cos, sin)
 
-    def after(self, x, y):
+    def after(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         x = x + self.self_attn.output(y)
         return x + self.mlp(cast(self.post_attention_layernorm(x)))
 

@@ -130,7 +130,8 @@ class Chat:
                              "repeats it or changes it")
         return text
 
-    def write(self, messages: list[dict], tools: list[dict] = (), generate=False, thinking=False) -> str:
+    def write(self, messages: list[dict], tools: list[dict] = (), generate: bool = False,
+              thinking: bool = False) -> str:
         """Messages → the template's text. generate: it ends where the assistant's next message begins. Raises
         ValueError with the template's reason if it refuses them."""
         try:
@@ -239,7 +240,7 @@ class Chat:
         return ids
 
 
-def as_text(token):
+def as_text(token: str) -> str:
     """A control token whose first character is an HTML entity: still readable, but no longer that token."""
     return f"&#{ord(token[0])};{token[1:]}"
 

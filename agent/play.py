@@ -7,6 +7,7 @@ straight-line code, and one loop serves many of them at a time (rollouts.py). No
 from collections.abc import Generator
 from dataclasses import dataclass
 
+from agent.chat import Chat
 from agent.protocol import RESPONSES
 from agent.responses import code_in, monologue_in
 
@@ -25,7 +26,7 @@ class Execute:
     code: str
 
 
-def play(chat, trajectory: dict, max_steps: int,
+def play(chat: Chat, trajectory: dict, max_steps: int,
          only_next: bool = False) -> Generator[Generate | Execute, object, None]:
     """Plays a trajectory to its end, or with `only_next` for one step.
 

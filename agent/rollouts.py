@@ -18,6 +18,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
+from agent.chat import Chat
 from agent.hints import hints_for, load_hints
 from agent.play import Execute, Generate, new_step, play
 from formats import records
@@ -75,7 +76,7 @@ def seed_of(key: str, args: Namespace) -> int:
 
 # ---- playing
 
-def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output, chat,
+def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output, chat: Chat,
              start_engine: Callable, player: Callable | None = None) -> None:
     """Plays the trajectories that `output` does not hold yet and writes them there, with a progress bar. With
     several replicas, each plays its share.
@@ -150,7 +151,7 @@ def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request
         yield from ended
 
 
-def rejected(sampler) -> dict:
+def rejected(sampler: object) -> dict:
     """The record's field about parameters that an endpoint has rejected, if it has."""
     parameters = getattr(sampler, "rejected", None)
     return {"rejected_parameters": parameters} if parameters else {}

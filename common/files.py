@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import IO
 from zlib import crc32
 
 from safetensors import SafetensorError
@@ -59,7 +60,7 @@ def refuse_overwriting(out: str | Path | None, inputs: Iterable[str | Path | Non
         raise ValueError(f"{out}: is read, so it cannot be written to; give another name")
 
 
-def lock(opened, name: str | Path) -> None:
+def lock(opened: IO | int, name: str | Path) -> None:
     """Keeps other runs from writing to an open file or directory until it is closed. Raises ValueError if one does."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -168,13 +169,13 @@ class Output:
         self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
         self.synced = time.monotonic()
 
-    def part(self, name):
+    def part(self, name: int | str) -> Path:
         """The path of a process's own part (an int), or of a file beside the output."""
         if not name:
             return self.path
         return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}")
 
-    def parts(self):
+    def parts(self) -> list[Path]:
         """The other processes' parts."""
         return sorted(self.path.parent.glob(f"{glob.escape(self.path.name)}.rank*"))
 

@@ -85,7 +85,7 @@ class LoraLinear(nn.Linear):
         pairs = (self.use_newest, newest), (self.use_frozen, frozen)
         return [pair for acts, pair in pairs if acts and pair[0] is not None]
 
-    def updates(self, rows):
+    def updates(self, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """[(z, B)] of the adapters that act, with z = scale A x (n, r) for rows x (n, in). Dropout acts on the newest
         one's x."""
         products = []
@@ -118,7 +118,7 @@ class LoraLinear(nn.Linear):
             tokens, features = noise(x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
         return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
 
-    def freeze(self, A, B, scale):
+    def freeze(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
         """Adds a frozen adapter, A (r, in) and B (out, r)."""
         A, B = A.detach().float(), B.detach().float() * scale
         if self.frozen_A is not None:

@@ -10,6 +10,7 @@ from common.files import read_json, write_whole
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -35,7 +36,8 @@ UPDATE = re.compile(r"base_model\.model\.(.+)\.lora_([AB])\.weight")
 REPEATED = re.compile(r"base_model\.model\.(?:(.+)\.base_layer|(model\.embed_tokens|lm_head))\.weight")
 
 
-def write_adapter(path, tensors, rank, alpha, dropout=0.0, base_model="", repeated=None):
+def write_adapter(path: str | Path, tensors: dict[str, tuple], rank: int, alpha: float, dropout: float = 0.0,
+                  base_model: str = "", repeated: dict[str, torch.Tensor] | None = None) -> None:
     """Writes {layer name: (A, B)} in PEFT's format, and base weights as `repeated_weights` returns them.
 
     Raises ValueError if the files cannot be written."""
@@ -121,7 +123,7 @@ def read_tensors(path):
                          "it needs adapter_config.json and adapter_model.safetensors") from None
 
 
-def read_adapter(path):
+def read_adapter(path: str | Path) -> tuple[dict, dict[str, tuple]]:
     """PEFT's files in the directory `path` → config, {layer name: (A (r, in), B (out, r), scale)}.
 
     Raises ValueError, naming the file and the field or tensor, if they hold anything but low-rank updates of linear
@@ -158,13 +160,13 @@ def read_adapter(path):
     return config, adapter
 
 
-def repeated_weights(path):
+def repeated_weights(path: str | Path) -> dict[str, torch.Tensor]:
     """{name in the checkpoint: weight} of the base weights that PEFT repeats in an adapter's file, e.g. lm_head."""
     matches = ((REPEATED.fullmatch(key), weight) for key, weight in read_tensors(path).items())
     return {f"{match[1] or match[2]}.weight": weight for match, weight in matches if match}
 
 
-def check_repeated(path, weight_of):
+def check_repeated(path: str | Path, weight_of: Callable[[str], torch.Tensor]) -> None:
     """Raises ValueError if a base weight in the adapter's file is not the model's, weight_of(name)."""
     for name, weight in repeated_weights(path).items():
         if not equal(weight, weight_of(name)):
@@ -172,7 +174,7 @@ def check_repeated(path, weight_of):
                              "too, which is not supported, or the adapter is another model's")
 
 
-def equal(a, b):
+def equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Are two weights the same, in the lower of their precisions?"""
     if a.shape != b.shape or not a.is_floating_point():
         return False

@@ -24,7 +24,7 @@ NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or
          list: "a list", None: "null"}
 
 
-def mismatch(value, schema, field: str = "") -> tuple[str, str] | None:
+def mismatch(value: object, schema: object, field: str = "") -> tuple[str, str] | None:
     """The first field of `value` that does not match the schema, and what is wrong with it, or None."""
     if isinstance(schema, tuple):
         wrong = [mismatch(value, s, field) for s in schema]

@@ -6,7 +6,7 @@ sees every operation. It adds up the storages that are alive, remembers their pe
 
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from engine.kernels import windowed_attention
-from model import Llama
+from model import Config, Llama
 
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
@@ -78,7 +78,7 @@ def fused_attention(q, k, v, window=None):
     return FLASH(q, k, v, 0.0, True)[0]
 
 
-def bare(config, dtype: torch.dtype) -> Llama:
+def bare(config: Config, dtype: torch.dtype) -> Llama:
     """A frozen model of that precision."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
@@ -88,12 +88,12 @@ def bare(config, dtype: torch.dtype) -> Llama:
         torch.set_default_dtype(before)
 
 
-def size(tensors) -> int:
+def size(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes."""
     return sum(t.numel() * t.element_size() for t in tensors)
 
 
-def by_layers(config, measure: Callable[..., tuple]) -> tuple:
+def by_layers(config: Config, measure: Callable[..., tuple]) -> tuple:
     """measure(config), a tuple of numbers, without running every block. Blocks are of one kind, or of two if some have
     a sliding window. Three blocks are measured, and then one more of each kind; every further one adds the same.
     """

@@ -57,8 +57,8 @@ def typical_row(limit: int) -> Row:
     return Row([example(HINTS + steps, STEPS * SAMPLED)] * records, HINTS if records > 1 else 0)
 
 
-def distillation(config, gpus: int, args, lengths: list[Lengths], row: Row, dtype: torch.dtype = torch.bfloat16,
-                 on_gpu: bool = True) -> tuple:
+def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: list[Lengths], row: Row,
+                 dtype: torch.dtype = torch.bfloat16, on_gpu: bool = True) -> tuple:
     """What each of `gpus` processes holds in distill.py, in an update on records of these lengths and in the teacher's
     pass over a row.
 
@@ -116,8 +116,8 @@ def distillation(config, gpus: int, args, lengths: list[Lengths], row: Row, dtyp
     return parts, teacher_flops, flops, gathered * (args.loss == "kl"), rows * (2 * gathered + reduced)
 
 
-def print_distillation(args, lengths: list[Lengths] | None = None, longest: Callable[[int], tuple] | None = None,
-                       updates: int = 1778) -> bool:
+def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None = None,
+                       longest: Callable[[int], tuple] | None = None, updates: int = 1778) -> bool:
     """What distill.py --plan prints. Returns whether it fits. lengths: the records of the update to plan for [typical
     ones]. longest: for a limit of tokens, the teacher's longest row and how many of that length there are. updates: of
     the training [the paper's for 70B]."""
@@ -173,7 +173,8 @@ def print_distillation(args, lengths: list[Lengths] | None = None, longest: Call
 
 # ---- collect.py, evaluate.py
 
-def collection(config, args, dtype: torch.dtype = torch.bfloat16, on_gpu: bool = True) -> tuple:
+def collection(config: Config, args: argparse.Namespace, dtype: torch.dtype = torch.bfloat16,
+               on_gpu: bool = True) -> tuple:
     """What each of the --tp processes of a replica holds while agents act.
 
     Returns {part: bytes}, the floating-point operations of a token, and the bytes that each process reads for one more
@@ -209,7 +210,7 @@ def collection(config, args, dtype: torch.dtype = torch.bfloat16, on_gpu: bool =
     return parts, flops, weights - embedding + cache / 2        # only some rows of the embedding are read
 
 
-def print_collection(args) -> bool:
+def print_collection(args: argparse.Namespace) -> bool:
     """What collect.py --plan and evaluate.py --plan print. Returns whether it fits."""
     gpus, memory, rate, bandwidth = given(args, 2500)
     if gpus % args.tp:

@@ -70,7 +70,7 @@ def quiet(given):
         whole(message, category, filename, *rest) if own(filename) else f"{category.__name__}: {message}\n")
 
 
-def cut(text, limit, dropped=0):
+def cut(text: str, limit: int, dropped: int = 0) -> str:
     """The text, or its beginning and its end with a note of how much is missing; `dropped` characters already are."""
     if len(text) <= limit:
         return text

@@ -115,7 +115,7 @@ class Sandbox:
         finally:
             warden.close()
 
-    def fileno(self):
+    def fileno(self) -> int:
         """For select and poll: readable when the observation has arrived."""
         return self.socket.fileno()
 

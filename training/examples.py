@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from agent import logged
+from agent.chat import Chat
 from formats.chats import is_chat, learned_messages, read_training
 
 
@@ -26,7 +27,7 @@ class Example:
     noise_seed: int = 0                                         # of the student's LoRA dropout
 
 
-def to_example(chat, record: dict, dropout: float = 0.0, rng=random) -> Example:
+def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Random = random) -> Example:
     """A record → its tokens. Each hint section and each corrective hint is left out with probability `dropout`. Targets
     and weights do not depend on what is left out."""
     def keep():
@@ -85,7 +86,7 @@ def usable(record: dict) -> bool:
     return bool(learned) and not cut and all(ids.get("monologue") and "code" in ids for ids in sampled)
 
 
-def spells(chat, step: dict, vocab_size: int) -> bool:
+def spells(chat: Chat, step: dict, vocab_size: int) -> bool:
     """Do a step's token ids spell its monologue and code with this tokenizer, apart from white space?"""
     ids = [i for part in step["token_ids"].values() for i in part]      # the monologue's may contain the code
     if not all(0 <= i < vocab_size for i in ids):

@@ -70,8 +70,9 @@ class Backend:
 BACKENDS = {"cuda": Backend(2 ** 26, 2 ** 25), "cpu": Backend(2 ** 25, 2 ** 19)}
 
 
-def chunked_loss(model, row: Row, teacher: torch.Tensor | None = None, temperature: float = 1.0, learn: bool = True,
-                 actions: int | None = None, processes: int = 1, backend: Backend | None = None) -> torch.Tensor:
+def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None = None, temperature: float = 1.0,
+                 learn: bool = True, actions: int | None = None, processes: int = 1,
+                 backend: Backend | None = None) -> torch.Tensor:
     """The same loss of a packed row: `kl_divergence` or, without a teacher, `cross_entropy` → (). With `learn` the
     gradients are added to the adapter's parameters.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from engine.kernels import causal_attention, fast_bfloat16, packed_attention
+from formats.config import Config
 from training.examples import Example
 
 
@@ -31,7 +32,7 @@ class Row:
         return sum(len(x.at) for x in self.examples)
 
 
-def row_limits(config, device_type: str, processes: int, row: int | None = None) -> tuple[int, int]:
+def row_limits(config: Config, device_type: str, processes: int, row: int | None = None) -> tuple[int, int]:
     """How many tokens a row may have in the teacher's passes and in the student's: `row` if it is given, else as many
     as are fast. GPUs that share a model gather its weights for every row. In a single process the student's rows are
     shorter, since its activations are kept (on a CPU, those of all blocks)."""
@@ -98,7 +99,7 @@ def pad(row: Row) -> Row:
     return Row([*row.examples, filler], row.shared)
 
 
-def hidden_states(model, row: Row, causal: Callable = causal_attention) -> torch.Tensor:
+def hidden_states(model: torch.nn.Module, row: Row, causal: Callable = causal_attention) -> torch.Tensor:
     """What lm_head reads at the tokens of learned actions → (N, C). causal: the attention within an example."""
     shared, lengths = row.shared, [len(x.tokens) - row.shared for x in row.examples]
     tokens = row.examples[0].tokens[:shared] + [token for x in row.examples for token in x.tokens[shared:]]

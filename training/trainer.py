@@ -10,6 +10,7 @@ import math
 import random
 import time
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -17,6 +18,7 @@ from zlib import crc32
 import torch
 from tqdm import tqdm
 
+from agent.chat import Chat
 from engine.decoder import can_compile, compiled
 from engine.kernels import fast_bfloat16
 from lora import adapters, add_adapter, noise, seed_dropout, trainable
@@ -28,7 +30,7 @@ from training.packing import Row, hidden_states, pack, pack_by_prefix, pad, row_
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
 
-def train(model, chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
+def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
           validation: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
@@ -189,13 +191,13 @@ def schedule(update, updates, args):
     return warm_up * (1 - update / updates) if args.decay else warm_up
 
 
-def recent(log):
+def recent(log: list[dict]) -> float:
     """Mean loss of the last updates."""
     last = log[-50:]
     return sum(entry["loss"] for entry in last) / len(last)
 
 
-def say(text, write=print):
+def say(text: str, write: Callable[[str], None] = print) -> None:
     """Prints a text, in the first process only."""
     if parallel.RANK == 0:
         write(text)

@@ -37,7 +37,7 @@ def compare(args: argparse.Namespace, folder: Path, limit: float) -> None:
               flush=True)
 
 
-def records(trajectories, steps, hints=1500):
+def records(trajectories: int, steps: int, hints: int = 1500) -> list[dict]:
     """Trajectories of random tokens: `hints` in the hints, 20 in the question, and in each step about 20 in the
     monologue, 50 in the code and 20 in the observation."""
     from agent.chat import Chat

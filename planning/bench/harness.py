@@ -41,7 +41,7 @@ if DEVICE == "cuda":
     decoder.STEPS_BEFORE_COMPILING = 0
 
 
-def checkpoint(folder, config):
+def checkpoint(folder: Path, config: Config) -> Path:
     """Writes a model with random weights in Hugging Face format, and the starter's tokenizer; returns its directory."""
     if folder.exists():
         return folder
@@ -64,7 +64,7 @@ def checkpoint(folder, config):
 
 # ---- memory --------------------------------------------------------------------------------------------------------
 
-def held(model):
+def held(model: torch.nn.Module) -> int:
     """Bytes in memory once the model's weights and the code are loaded: on the GPU, or in this process. The peak is
     measured from here on, because loading is not part of the work."""
     for p in model.parameters():

@@ -26,13 +26,13 @@ def product_rate(dtype):
     return 2 * n ** 3 / best(lambda: a @ b.T)       # without bfloat16 instructions, a @ b would take minutes
 
 
-def memory_rate(n=5):
+def memory_rate(n: int = 5) -> float:
     """Bytes a second in a large copy (read and written) or in a large sum, whichever is more."""
     x = torch.ones(2 ** 28, device=DEVICE)
     y = torch.empty_like(x)
     return max(2 * 4 * len(x) / best(lambda: y.copy_(x), n), 4 * len(x) / best(lambda: x.sum(), n))
 
 
-def limits():
+def limits() -> tuple[float, float, float]:
     """Operations a second in float32 and in bfloat16, bytes a second."""
     return product_rate(torch.float32), product_rate(torch.bfloat16), memory_rate()

@@ -18,7 +18,7 @@ class Template:
     answer: Callable                                   # the raw rows → the answer; None if it is ambiguous or empty
 
     @property
-    def size(self):
+    def size(self) -> int:
         """How many tasks are needed: both ways of splitting share them."""
         return max(sum(self.counts), sum(self.unseen))
 
@@ -36,7 +36,7 @@ def mean(numbers: Sequence[float]) -> float | None:
     return math.fsum(numbers) / len(numbers) if numbers else None
 
 
-def only_largest(scores: Iterable[tuple]):
+def only_largest(scores: Iterable[tuple]) -> object:
     """The key with the largest score, of pairs (score, key); None if two keys share it."""
     scores = sorted(scores, reverse=True)
     tied = len(scores) > 1 and abs(scores[0][0] - scores[1][0]) < 1e-9
@@ -66,7 +66,7 @@ def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> d
     return drawn
 
 
-def the_only(values: Iterable):
+def the_only(values: Iterable) -> object:
     """The single value; None if there is none, if it is empty, or if there are two."""
     values = set(values)
     return (values.pop() or None) if len(values) == 1 else None
