@@ -122,7 +122,7 @@ def test_every_section_becomes_a_hint_and_the_teacher_reads_what_the_agent_read(
 
 @pytest.mark.parametrize("text, calls", [
     ('{"name": "lookup", "arguments": {"order": "SO-001234"}}', 1),
-    ('One moment.\n{"name": "lookup", "arguments": {}}\n{"name": "credit", "arguments": {}}', 2),
+    ('One moment.\n{"name": "lookup", "arguments": {}}\n{"name": "goodwill", "arguments": {}}', 2),
     ('{"name": "lookup"}', 0), ('{"name": "lookup", "arguments": "SO-001234"}', 0), ('{"name": "lookup', 0),
     ("[1]", 0), ("12", 0), ("", 0)])
 def test_only_well_formed_calls_are_calls(text, calls):

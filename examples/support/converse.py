@@ -125,7 +125,7 @@ def answer(customer: Customer, tool: str, arguments: dict) -> dict:
     rng = random.Random(arguments["order"])
     number, day = rng.randint(100, 999), TODAY + timedelta(rng.randint(1, 9))
     return {"lookup": {"status": "on its way", "arrives": f"{day}"}, "return_item": {"label": f"RL-{number}"},
-            "reschedule": {"status": "moved"}, "credit": {"status": "credited"},
+            "reschedule": {"status": "moved"}, "goodwill": {"status": "credited"},
             "escalate": {"ticket": f"T-{number}"}}[tool]
 
 
@@ -164,7 +164,7 @@ def main():
     add("--model", required=True, help="directory or hub id in Hugging Face format")
     add("--customers", nargs=2, type=number(int, 0), required=True, metavar=("FIRST", "END"),
         help="the customers from number FIRST to before END")
-    add("--temperature", type=number(float, 0), default=0.3, help="0 is greedy")
+    add("--temperature", type=number(float, 0), default=0.1, help="0 is greedy")
     add("--batch", type=number(int, 1), default=32, help="conversations at a time")
     add("--out", required=True, metavar="FILE", help="JSONL of logs")
     args = parser.parse_args()
