@@ -64,7 +64,9 @@ def play(chat: Chat, records: list[dict], args: Namespace, done: set[str]) -> It
             engine, request = start(args, adapters, room)
         examples = [to_example(chat, r, dropout) for r in todo]
         for n, replies in greedy(chat, examples, engine, request, name):
-            kl = divergence(engine.model, examples[n], states[n], head)
+            kl = [0.0] * len(replies)                           # the teacher does not diverge from itself
+            if name != TEACHER:
+                kl = divergence(engine.model, examples[n], states[n], head)
             key = f"{name}/{todo[n]['id']}"
             if key not in done:
                 yield {"id": key, "agent": name, "chat": todo[n]["id"], "kl": kl,

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = [                                                 # top to bottom
-    ["collect", "review", "distill", "evaluate", "starter", "docs"],         # run by a user, imported by no other
+    ["collect", "review", "distill", "evaluate", "starter", "examples", "docs"],   # run by a user, imported by no other
     ["desk", "planning"],
     ["agent", "scaling", "training", "tools"],
     ["lora"],
