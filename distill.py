@@ -16,6 +16,7 @@ import json
 import os
 import random
 from argparse import Namespace
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -113,7 +114,7 @@ def distill(args):
     if parallel.RANK == 0:
         if parts != [args.out]:
             stack(parts, args.out, args.weight / len(parts))
-            write_notes(args.out, args, [mean_of(entries) for entries in zip(*logs, strict=True)])
+            write_notes(args.out, args, [mean_of(entries) for entries in zip_longest(*logs)])
         checkpoints.tidy(args.out)
     say(f"{args.out}: adapter of rank {args.rank * len(parts)}, loss {recent(logs[0]):.4f} over the last updates")
     parallel.stop()
@@ -143,7 +144,8 @@ def write_notes(folder, args, log):
 
 
 def mean_of(entries):
-    """The same update of several trainings: the mean of each figure."""
+    """The same update of several trainings: the mean of each figure. Those whose batches fill sooner have more."""
+    entries = [entry for entry in entries if entry]
     return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]}
 
 
