@@ -15,7 +15,7 @@ later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     #
 evaluate() { $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
-evaluate 2-combined --hints combined --batch 32            # long prompts: this takes a quarter of the memory
+evaluate 2-combined --hints combined --batch 64            # long prompts: this takes half of the memory
 
 # Round 1: the agent plays with the hints, and what it does goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
@@ -32,9 +32,8 @@ for round in 2 3; do
     $python review.py $run/seen$round.jsonl $mistakes --out $run/flagged$round.jsonl
     [ -s $run/flagged$round.jsonl ] || continue            # none of these mistakes was made: nothing to learn
     $python collect.py $agent $adapters $again --out $run/corrected$round.jsonl
-    $python collect.py $agent $adapters $again --control --out $run/control$round.jsonl   # the same without the hint
     $python review.py $run/seen$round.jsonl $mistakes --corrected $run/corrected$round.jsonl \
-        --control $run/control$round.jsonl --html $run/review$round.html > /dev/null
+        --html $run/review$round.html > /dev/null
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
     $python distill.py $learn ${later[$round]} $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
         --balance $earlier --batch 16 --row 2730 --seed 0 1 --out $run/round$round     # the mean of two trainings
