@@ -246,7 +246,7 @@ def is_badly_distributed(rows, weight):
     return rows <= 256 and len(weight) >= 2 ** 15
 
 
-def as_a_batch(x, weight):
+def as_a_batch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """x (rows, in) times each slice of weight (slices, out, in) → (rows, slices, out)."""
     return (x.expand(len(weight), -1, -1) @ weight.mT).transpose(0, 1)
 

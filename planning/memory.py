@@ -71,7 +71,7 @@ def without_storage() -> Iterator[Memory]:
         yield memory
 
 
-def fused_attention(q, k, v, window=None):
+def fused_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
     """`causal_attention` by the fused kernel that a GPU runs, also for tensors on the CPU."""
     if window and k.shape[2] > window:
         return windowed_attention(q, k, v, window)

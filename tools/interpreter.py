@@ -8,6 +8,7 @@ import sys
 import threading
 import types
 import warnings
+from collections.abc import Callable
 
 from tools.explain import REDEFINED, explain, own
 
@@ -16,7 +17,7 @@ class Completed(BaseException):
     """Raised by complete_task to leave the step's code."""
 
 
-def interpret(requests, replies, output, functions, limit):
+def interpret(requests: int, replies: int, output: int, functions: dict[str, Callable], limit: int) -> None:
     """Runs code for ever. It may break this process in any way: its warden then starts another."""
     def reply(*parts):
         os.write(replies, b"\n" + json.dumps([nonce, *parts]).encode() + b"\n")     # whatever was written before

@@ -235,7 +235,7 @@ def _names(prefix):
     return [name[len(prefix):] for name, in rows if name.startswith(prefix)]
 
 
-def _quote(name):
+def _quote(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
@@ -348,7 +348,7 @@ def _where(conditions):
     return " AND ".join(where), values
 
 
-def _write_world(file, tables, graphs, texts):
+def _write_world(file: str | Path, tables: dict[str, list[dict]], graphs: dict[str, tuple], texts: list) -> None:
     """Makes a new world.sqlite for the functions above.
 
     tables: {name: rows as dicts with the same keys}; graphs: {name: (nodes, edges)} with nodes {node: attributes}

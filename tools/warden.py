@@ -7,8 +7,10 @@ import os
 import secrets
 import select
 import signal
+import socket
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,7 +39,7 @@ class Observation(NamedTuple):
     died: bool = False
 
 
-def watch(box, functions, readable, scratch, limits):
+def watch(box: socket.socket, functions: dict[str, Callable], readable: list, scratch: str, limits: Limits) -> None:
     """Runs what the stage sends, one step after another, until the stage closes its end."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     # Without a file system of limited size the code gets no place to write: many small files fill any disk.

@@ -116,7 +116,7 @@ class Corpus:
         return {other: {self.papers[paper]["title"] for paper in papers}
                 for other, papers in self.together[key].items()} or None
 
-    def citations(self, title):
+    def citations(self, title: str) -> object:
         """None if two papers with this title have different numbers."""
         found = {paper["n_citation"] for paper in self.titles[title]}
         return found.pop() if len(found) == 1 else None
