@@ -12,7 +12,7 @@ learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_p
 later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1") weights=([2]=0.5 [3]=0.25)       # of two adapters each
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
-test="--tasks $tasks/test.jsonl --trials 3 --seed 1"       # these tasks no stage trains on
+test="--tasks $tasks/test.jsonl --trials 3 --seed 1"       # no stage trains on these tasks
 evaluate() { $python evaluate.py $agent $test --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
