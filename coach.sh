@@ -9,11 +9,10 @@ agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hi
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_proj up_proj down_proj
        --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
-later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1") weights=([2]=0.5 [3]=0.25)       # of two adapters each
+later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     # how rounds 2 and 3 learn
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
-test="--tasks $tasks/test.jsonl --trials 3 --seed 1"       # no stage trains on these tasks
-evaluate() { $python evaluate.py $agent $test --out $run/test/$1.jsonl "${@:2}"; }
+evaluate() { $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
 evaluate 2-combined --hints combined --batch 64            # long prompts: this takes half of the memory
@@ -25,7 +24,8 @@ adapters="--adapter $run/round1" earlier=$run/hinted1.jsonl
 evaluate 3-round1 $adapters
 
 # Later rounds, on new tasks: play without hints, find the mistakes, repeat those steps with a hint against the mistake.
-# Distil these corrections, what the agent does on the same tasks with round 1's hints, and some of the earlier rounds.
+# Distil these corrections, what the agent does on the same tasks with round 1's hints, and some of the earlier rounds:
+# the mean of two trainings, since each miscopies different values.
 for round in 2 3; do
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round" mistakes="--hint-dir hints/starter/round$round"
     again="--resample $run/flagged$round.jsonl --samples 2 --rollout --temperature 0.3"
@@ -36,12 +36,8 @@ for round in 2 3; do
     $python review.py $run/seen$round.jsonl $mistakes --corrected $run/corrected$round.jsonl \
         --html $run/review$round.html > /dev/null
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    for seed in 0 1; do                        # each seed miscopies different values, their mean fewer
-        $python distill.py $learn ${later[$round]} $adapters --batch 16 --row 2730 --seed $seed --balance $earlier \
-            --data $run/corrected$round.jsonl $run/hinted$round.jsonl --out $run/round$round-seed$seed
-    done
-    $python lora.py stack --weight ${weights[$round]} $run/round$round-seed[01] --out $run/round$round
-    cp $run/round$round-seed0/{arguments.json,log.jsonl} $run/round$round/       # for the run's page
+    $python distill.py $learn ${later[$round]} $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
+        --balance $earlier --batch 16 --row 2730 --seed 0 1 --out $run/round$round
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/hinted$round.jsonl"
     evaluate $((round + 2))-round$round $adapters
 done

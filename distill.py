@@ -101,7 +101,7 @@ def distill(args):
             checkpoints.tidy(args.out)
         return say(f"{args.out}: already there")
 
-    chat, records = Chat(local_folder(args.model)), select_records(args)
+    chat, records = Chat(local_folder(args.model)), select_records(args)        # a list for each seed
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
     if args.val and not validation:
         raise ValueError(f"{args.val}: no finished actions")
@@ -110,7 +110,9 @@ def distill(args):
     parts = [args.out / f"seed{seed}" for seed in args.seed]    # an adapter each, if the new one is made of them
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    logs = [train_one(chat, records, validation, args, seed, part) for seed, part in zip(args.seed, parts, strict=True)]
+    taught = list({id(r): r for selected in records for r in selected}.values())        # whichever seed learns them
+    logs = [train_one(chat, selected, taught, validation, args, seed, part)
+            for selected, seed, part in zip(records, args.seed, parts, strict=True)]
     if parallel.RANK == 0:
         if parts != [args.out]:
             stack(parts, args.out, args.weight / len(parts))
@@ -120,16 +122,17 @@ def distill(args):
     parallel.stop()
 
 
-def train_one(chat, records, validation, args, seed, folder):
-    """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log."""
+def train_one(chat, records, taught, validation, args, seed, folder):
+    """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log.
+    `taught` are the records of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
         folder.mkdir(exist_ok=True)
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
-        for r in records + validation:
+        for r in taught + validation:
             check_tokens(r, chat, model.config)
         args = Namespace(**vars(args) | {"seed": seed})
-        log = train(model, chat, records, args, folder, args.out / "teacher", validation)
+        log = train(model, chat, records, args, folder, args.out / "teacher", validation, taught)
         if parallel.RANK == 0:
             write_notes(folder, args, log)
         save_adapter(model, folder, base_model=args.model, write=parallel.RANK == 0)           # last: it marks the end
@@ -163,20 +166,21 @@ def settings(args):
 
 
 def select_records(args):
-    """The records to learn from: --data, balanced with some of --balance. Raises ValueError if there are none."""
+    """The records that each seed's training learns from, [--data, balanced with some of --balance]. Trainings share the
+    records, but each draws its own candidates. Raises ValueError if there are none."""
     successes_only = args.verified or args.loss == "ce"
-    records = select(read(args.data), successes_only)
+    records, added = select(read(args.data), successes_only), [[]] * len(args.seed)
     if args.balance:
         candidates = select(read(args.balance), successes_only)
-        added = balance(records, candidates, random.Random(args.seed[0]))
-        say(f"{len(records)} records and {len(added)} of {len(candidates)} candidates")
-        records += added
-    if not records:
+        added = [balance(records, candidates, random.Random(seed)) for seed in args.seed]
+        numbers = " or ".join(sorted({str(len(chosen)) for chosen in added}))
+        say(f"{len(records)} records and {numbers} of {len(candidates)} candidates")
+    if not (records or any(added)):
         missing = "no finished actions"
         if successes_only:
             missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
         raise ValueError(f"{', '.join(args.data)}: nothing is left to learn from ({missing})")
-    return records
+    return [records + chosen for chosen in added]
 
 
 def check_tokens(record, chat, config):
@@ -191,7 +195,7 @@ def check_tokens(record, chat, config):
 
 def measure(args):
     """What `planning.print_distillation` needs to know of the records of --data."""
-    chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args), []
+    chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0], []
     for batch in batches(records, args.batch, random.Random(args.seed[0])):
         examples = [(to_example(chat, r), to_example(chat, r, 1.0), count_actions([r])) for r in batch]
         updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])

@@ -89,7 +89,7 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hint
 
 
 @pytest.mark.parametrize("script, environment, stages", [
-    ("coach.sh", {}, {"collect": 7, "review": 4, "distill": 5, "lora": 2, "evaluate": 7}),
+    ("coach.sh", {}, {"collect": 7, "review": 4, "distill": 3, "evaluate": 7}),
     ("coach.sh", {"NOTHING": "flagged"}, {"collect": 3, "review": 2, "distill": 1, "evaluate": 5}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"},
      {"collect": 12, "review": 4, "distill": 6, "evaluate": 17}),

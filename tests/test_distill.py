@@ -292,26 +292,29 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
 
 
 def test_several_seeds_give_their_mean_and_the_weight_a_part_of_it(chat, tmp_path, monkeypatch):
-    """The same as two trainings by themselves, stacked. The second seed starts after an interruption."""
+    """The same as two trainings by themselves, stacked: each draws its own candidates, and both teachers' hidden states
+    are computed once. The second seed starts after an interruption."""
     tiny_checkpoint(tmp_path)
-    data = tmp_path / "d.jsonl"
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
-    data.write_text("".join(json.dumps(record(chat, n, steps) | fields) + "\n" for n, steps in enumerate((1, 2, 1, 3))))
-    command = ["distill.py", "--model", str(tmp_path), "--data", str(data), "--rank", "2", "--lr", "1e-2",
-               "--epochs", "1", "--batch", "2", "--lora-dropout", "0"]
+    records = [json.dumps(record(chat, n, steps) | fields) + "\n" for n, steps in enumerate((1, 2, 1, 3, 1, 2, 1, 3))]
+    (tmp_path / "d.jsonl").write_text("".join(records[:4]))
+    (tmp_path / "candidates.jsonl").write_text("".join(records[4:]))
+    command = ["distill.py", "--model", str(tmp_path), "--data", str(tmp_path / "d.jsonl"), "--rank", "2",
+               "--lr", "1e-2", "--epochs", "1", "--batch", "2", "--lora-dropout", "0", "--balance",
+               str(tmp_path / "candidates.jsonl")]
 
     def run(out, *more):
         monkeypatch.setattr(sys, "argv", [*command, *more, "--out", str(tmp_path / out)])
         distill.main()
 
-    run("a", "--seed", "6")
+    run("a", "--seed", "5")
     run("b", "--seed", "7")
     lora.stack([tmp_path / "a", tmp_path / "b"], tmp_path / "expected", 0.25)
     with monkeypatch.context() as m:
         m.setattr(distill, "stack", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            run("mean", "--seed", "6", "7", "--weight", "0.5")
-    run("mean", "--seed", "6", "7", "--weight", "0.5")
+            run("mean", "--seed", "5", "7", "--weight", "0.5")
+    run("mean", "--seed", "5", "7", "--weight", "0.5")
     expected, found = ((tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("expected", "mean"))
     assert found == expected
     assert read_adapter(tmp_path / "mean")[0]["lora_alpha"] == read_adapter(tmp_path / "expected")[0]["lora_alpha"]

@@ -31,13 +31,13 @@ COMPILE_AFTER = 100                                             # updates on a G
 
 
 def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
-          validation: list[dict] = ()) -> list[dict]:
+          validation: list[dict] = (), taught: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
     `folder` holds, once a minute, a checkpoint. Training resumes from it if there is one, and ends with the same
     adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder of the
-    teacher's hidden states; trainings with the same records and earlier adapters share it."""
-    trainer = Trainer(model, chat, [*records, *validation], args, folder, teacher)
+    teacher's hidden states. Several trainings share it if each is given `taught`, all their records."""
+    trainer = Trainer(model, chat, [*(taught or records), *validation], args, folder, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     updates = [batch for epoch in epochs for batch in epoch]
