@@ -26,6 +26,7 @@ from scaling import checkpoints, parallel
 from training.examples import batches, count_actions, to_example
 from training.loss import BACKENDS, chunked_loss, kl_and_gradient
 from training.packing import Row, hidden_states, pack, pack_by_prefix, pad, row_limits
+from training.schedule import advice, factor
 
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
@@ -43,6 +44,8 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
     updates = [batch for epoch in epochs for batch in epoch]
     ends = {sum(map(len, epochs[:n])) for n in range(1, args.epochs + 1)}
     say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates; {trainer.sizes()}")
+    for line in advice(args, len(updates)):
+        say(line)
 
     log = trainer.restore()
     if args.loss == "kl":
@@ -53,7 +56,7 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
             for update in range(start, len(updates)):
                 if model.device.type == "cuda" and update - start == COMPILE_AFTER:
                     trainer.compile()
-                optimizer.param_groups[0]["lr"] = args.lr * schedule(update, len(updates), args)
+                optimizer.param_groups[0]["lr"] = args.lr * factor(update, len(updates), args)
                 loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
                 norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)).item()
                 if not math.isfinite(loss + norm):
@@ -183,12 +186,6 @@ class Trainer:
 def same_number(rows, idle):
     """This process's rows, filled up with idle ones to the largest number of any process: FSDP needs equal numbers."""
     return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
-
-
-def schedule(update, updates, args):
-    """The learning rate's factor: linear warm-up, then constant or, with --decay, falling to zero linearly."""
-    warm_up = min(1, (update + 1) / max(args.warmup, 1))
-    return warm_up * (1 - update / updates) if args.decay else warm_up
 
 
 def recent(log: list[dict]) -> float:

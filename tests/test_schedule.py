@@ -1,0 +1,44 @@
+"""The learning rate's schedule, and the advice on settings that do not fit the data."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+
+from training.schedule import advice, factor
+
+PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
+SMALL = {"lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
+
+
+@pytest.mark.parametrize("warmup, decay, expected", [
+    (0, False, [1, 1, 1, 1]), (2, False, [0.5, 1, 1, 1]), (0, True, [1, 0.75, 0.5, 0.25]),
+    (8, True, [0.125, 0.1875, 0.1875, 0.125]),
+])
+def test_warm_up_and_decay(warmup, decay, expected):
+    args = Namespace(warmup=warmup, decay=decay)
+    assert [factor(t, 4, args) for t in range(4)] == expected
+
+
+@pytest.mark.parametrize("settings, updates", [(PAPER, 1250), (SMALL, 21), (SMALL | {"decay": True}, 114)])
+def test_settings_that_have_worked_need_no_advice(settings, updates):
+    assert advice(Namespace(**settings), updates) == []
+
+
+def test_the_papers_settings_are_too_slow_for_ten_updates():
+    warmup, rate = advice(Namespace(**PAPER), 10)
+    assert "--warmup 30 is long for 10 updates; try --warmup 1" == warmup
+    assert "they reach 4e-05" in rate and "--lr" in rate
+
+
+def test_adam_reaches_as_far_as_the_advice_says():
+    """With gradients of one sign, a parameter moves by the sum of the learning rates."""
+    args, updates = Namespace(**SMALL | {"decay": True, "lr": 1e-6}), 40
+    p = torch.nn.Parameter(torch.zeros(()))
+    optimizer = torch.optim.AdamW([p], weight_decay=0.0)
+    for t in range(updates):
+        optimizer.param_groups[0]["lr"] = args.lr * factor(t, updates, args)
+        p.grad = torch.tensor(0.3)
+        optimizer.step()
+    reach = args.alpha / args.rank * -p.item()
+    assert f"they reach {reach:.1g}," in advice(args, updates)[0]
