@@ -76,8 +76,8 @@ def logits_memory(model: nn.Module, hidden: torch.Tensor, tokens: int) -> torch.
 
 def both_logits(model: nn.Module, x: torch.Tensor, teacher: torch.Tensor,
                 memory: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """`separate_logits`, with one product by W in lower precision than float32. Both are then written to `memory` (at
-    least 2 n, V), which can be used again after the backward pass."""
+    """The same as `separate_logits`. In lower precision than float32, one product by W makes both. They are then
+    written to `memory` (at least 2 n, V), which can be used again after the backward pass."""
     if cast(x).dtype == torch.float32:
         return separate_logits(model, x, teacher)
 

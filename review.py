@@ -101,8 +101,8 @@ def arguments() -> Namespace:
 
 
 def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> tuple[list[Finding], int, list[str]]:
-    """The first step with each mistake, in every trajectory that has it; how many verdicts of the judge could not be
-    read; and for each mistake with a detector and a judge, how far the two agree. Such a mistake's detector decides."""
+    """Looks for every mistake in every trajectory. → the findings; how many verdicts of the judge could not be read;
+    and a sentence on how far detector and judge agree, for each mistake that has both. There the detector decides."""
     undecided = [m for m in mistakes if m.kind == "judge"]
     if undecided and not args.judge:
         raise ValueError(f"{undecided[0].place}: give the model that judges with --judge")

@@ -47,8 +47,8 @@ def hint_effects(mistakes: Sequence[Mistake], found: Sequence[Finding],
     """What each hint did → {mistake's name: row}. A row is {"flagged", "before", "without", "with": outcomes by task,
     "corrected": {trajectory's id: corrected actions}}.
 
-    "flagged" counts all flagged trajectories. "before" counts how those of them that were played on had ended the
-    first time; "without" and "with" count their rollouts without and with the hint.
+    "flagged" has all flagged trajectories, as they ended. "without" and "with" have the rollouts without and with the
+    hint. "before" has the trajectories that these rollouts started from (without rollouts, all), as they ended.
 
     Actions that were not played on (collect.py without --rollout) do not count. If a mistake has rollouts of both
     kinds, only the states with both count."""

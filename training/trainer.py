@@ -35,9 +35,9 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
           validation: list[dict] = (), taught: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
-    `folder` holds, once a minute, a checkpoint. Training resumes from it if there is one, and ends with the same
+    A checkpoint is written to `folder` once a minute. Training resumes from it if there is one, and ends with the same
     adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder of the
-    teacher's hidden states. Several trainings share it if each is given `taught`, all their records."""
+    teacher's hidden states. Several trainings can share it; `taught` are then the records of all of them."""
     trainer = Trainer(model, chat, [*(taught or records), *validation], args, folder, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
