@@ -110,8 +110,8 @@ def distill(args):
     parts = [args.out / f"seed{seed}" for seed in args.seed]    # an adapter each, if the new one is made of them
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    taught = list({id(r): r for selected in records for r in selected}.values())        # whichever seed learns them
-    logs = [train_one(chat, selected, taught, validation, args, seed, part)
+    all_records = list({id(r): r for selected in records for r in selected}.values())        # whichever seed learns them
+    logs = [train_one(chat, selected, all_records, validation, args, seed, part)
             for selected, seed, part in zip(records, args.seed, parts, strict=True)]
     if parallel.RANK == 0:
         if parts != [args.out]:
@@ -122,17 +122,17 @@ def distill(args):
     parallel.stop()
 
 
-def train_one(chat, records, taught, validation, args, seed, folder):
+def train_one(chat, records, all_records, validation, args, seed, folder):
     """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log.
-    `taught` are the records of all seeds, which share their teacher's hidden states."""
+    `all_records` are the records of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
         folder.mkdir(exist_ok=True)
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
-        for r in taught + validation:
+        for r in all_records + validation:
             check_tokens(r, chat, model.config)
         args = Namespace(**vars(args) | {"seed": seed})
-        log = train(model, chat, records, args, folder, args.out / "teacher", validation, taught)
+        log = train(model, chat, records, args, folder, args.out / "teacher", validation, all_records)
         if parallel.RANK == 0:
             write_notes(folder, args, log)
         save_adapter(model, folder, base_model=args.model, write=parallel.RANK == 0)           # last: it marks the end

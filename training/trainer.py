@@ -32,13 +32,13 @@ COMPILE_AFTER = 100                                             # updates on a G
 
 
 def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
-          validation: list[dict] = (), taught: list[dict] = ()) -> list[dict]:
+          validation: list[dict] = (), all_records: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
     A checkpoint is written to `folder` once a minute. Training resumes from it if there is one, and ends with the same
     adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder of the
-    teacher's hidden states. Several trainings can share it; `taught` are then the records of all of them."""
-    trainer = Trainer(model, chat, [*(taught or records), *validation], args, folder, teacher)
+    teacher's hidden states. Several trainings can share it; `all_records` are then those of all of them."""
+    trainer = Trainer(model, chat, [*(all_records or records), *validation], args, folder, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     updates = [batch for epoch in epochs for batch in epoch]
