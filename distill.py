@@ -110,7 +110,7 @@ def distill(args):
     parts = [args.out / f"seed{seed}" for seed in args.seed]    # an adapter each, if the new one is made of them
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    all_records = list({id(r): r for selected in records for r in selected}.values())        # whichever seed learns them
+    all_records = list({id(r): r for selected in records for r in selected}.values())
     logs = [train_one(chat, selected, all_records, validation, args, seed, part)
             for selected, seed, part in zip(records, args.seed, parts, strict=True)]
     if parallel.RANK == 0:
