@@ -166,8 +166,8 @@ def settings(args):
 
 
 def select_records(args):
-    """The records that each seed's training learns from, [--data, balanced with some of --balance]. Trainings share the
-    records, but each draws its own candidates. Raises ValueError if there are none."""
+    """For each seed, the records that its training learns from: all of --data, and some of --balance, which each seed
+    draws for itself. Raises ValueError if there are none."""
     successes_only = args.verified or args.loss == "ce"
     records, added = select(read(args.data), successes_only), [[]] * len(args.seed)
     if args.balance:

@@ -1,11 +1,11 @@
-"""The learning rate's schedule, and the advice on settings that do not fit the data."""
+"""The learning rate's schedule, and the warnings about settings that do not fit the data."""
 
 from argparse import Namespace
 
 import pytest
 import torch
 
-from training.schedule import advice, factor
+from training.schedule import factor, unfit_settings
 
 PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
 SMALL = {"lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
@@ -21,17 +21,17 @@ def test_warm_up_and_decay(warmup, decay, expected):
 
 
 @pytest.mark.parametrize("settings, updates", [(PAPER, 1250), (SMALL, 21), (SMALL | {"decay": True}, 114)])
-def test_settings_that_have_worked_need_no_advice(settings, updates):
-    assert advice(Namespace(**settings), updates) == []
+def test_no_warning_about_settings_that_have_worked_or_many_updates_of_the_papers(settings, updates):
+    assert unfit_settings(Namespace(**settings), updates) == []
 
 
 def test_the_papers_settings_are_too_slow_for_ten_updates():
-    warmup, rate = advice(Namespace(**PAPER), 10)
+    warmup, rate = unfit_settings(Namespace(**PAPER), 10)
     assert "--warmup 30 is long for 10 updates; try --warmup 1" == warmup
     assert "they reach 4e-05" in rate and "--lr" in rate
 
 
-def test_adam_reaches_as_far_as_the_advice_says():
+def test_adam_reaches_as_far_as_the_warning_says():
     """With gradients of one sign, a parameter moves by the sum of the learning rates."""
     args, updates = Namespace(**SMALL | {"decay": True, "lr": 1e-6}), 40
     p = torch.nn.Parameter(torch.zeros(()))
@@ -41,4 +41,4 @@ def test_adam_reaches_as_far_as_the_advice_says():
         p.grad = torch.tensor(0.3)
         optimizer.step()
     reach = args.alpha / args.rank * -p.item()
-    assert f"they reach {reach:.1g}," in advice(args, updates)[0]
+    assert f"they reach {reach:.1g}," in unfit_settings(args, updates)[0]

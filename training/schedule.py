@@ -19,8 +19,8 @@ def factor(update: int, updates: int, args: Namespace) -> float:
     return warm_up * (1 - update / updates) if args.decay else warm_up
 
 
-def advice(args: Namespace, updates: int) -> list[str]:
-    """Sentences on settings that do not fit the number of updates; none if all do."""
+def unfit_settings(args: Namespace, updates: int) -> list[str]:
+    """A sentence on each setting that does not fit the number of updates."""
     lines = []
     if args.warmup > updates / 2:
         lines.append(f"--warmup {args.warmup} is long for {updates} updates; try --warmup {max(updates // 20, 1)}")
