@@ -28,7 +28,7 @@ case $size in
         many=python trials=1 length=12288 epochs=([1]=2 [2]=2)
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
-        learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 2e-4 --warmup 3 --kl-temperature 1 --verified"
+        learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         [ -f $data/train.jsonl ] || python tools/rehearse_toolqa.py --out $data;;
     *)                                         # the paper's settings
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
