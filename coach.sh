@@ -8,7 +8,7 @@ python=${PYTHON:-python} run=${RUN:-runs/demo} tasks=data/starter        # every
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"
 learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_proj up_proj down_proj
-       --kl-temperature 1 --hint-dropout 0.9 --decay --verified"
+       --kl-temperature 1 --hint-dropout 0.9 --decay --warmup 30 --verified"
 later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     # how rounds 2 and 3 learn
 
 [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks

@@ -7,7 +7,7 @@
 The teacher is the current agent (the model with every --adapter) and sees the hints of each trajectory. The student is
 the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout. The loss at each
 sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the new adapter is trained
-(training/trainer.py).
+(training/trainer.py). A model of fewer than 4 billion parameters is small (training/defaults.py).
 """
 
 from common import command_line, files
@@ -15,7 +15,7 @@ from common import command_line, files
 import json
 import os
 import random
-from argparse import Namespace
+from argparse import BooleanOptionalAction, Namespace
 from itertools import zip_longest
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from formats.weights import local_folder
 from lora import TARGETS, save_adapter, stack
 from planning import plan as planning
 from scaling import checkpoints, parallel
+from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
 from training.packing import longest_row
 from training.trainer import recent, say, train
@@ -46,22 +47,23 @@ def main():
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
     p.add_argument("--loss", choices=("kl", "ce"), default="kl",
                    help="ce: cross-entropy on successful trajectories only")
-    p.add_argument("--rank", type=command_line.number(int, 1, 65536), default=128)
-    p.add_argument("--alpha", type=command_line.number(float, 0), default=256)
-    p.add_argument("--lora-dropout", type=command_line.number(float, 0, 0.99), default=0.05)
+    p.add_argument("--rank", type=command_line.number(int, 1, 65536), help=shown("rank"))
+    p.add_argument("--alpha", type=command_line.number(float, 0), help="[twice the rank]")
+    p.add_argument("--lora-dropout", type=command_line.number(float, 0, 0.99), help=shown("lora_dropout"))
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
-    p.add_argument("--lr", type=command_line.number(float, 0), default=1e-5)
-    p.add_argument("--decay", action="store_true",
-                   help="let the learning rate fall to zero linearly; without it, the rate is constant after warm-up")
-    p.add_argument("--warmup", type=command_line.number(int, 0), default=30, help="length of the warm-up in updates")
+    p.add_argument("--lr", type=command_line.number(float, 0), help=f"learning rate {shown('lr')}")
+    p.add_argument("--decay", action=BooleanOptionalAction,
+                   help="let the learning rate fall to zero linearly, as is usual for a small model; without it, the "
+                        "rate is constant after warm-up")
+    p.add_argument("--warmup", type=command_line.number(int, 0), help=f"updates of warm-up {shown('warmup')}")
     p.add_argument("--epochs", type=command_line.number(int, 1), default=2)
-    p.add_argument("--batch", type=command_line.number(int, 1), default=8,
-                   help="at least this many actions per update; trajectories are not split")
+    p.add_argument("--batch", type=command_line.number(int, 1),
+                   help=f"at least this many actions per update {shown('batch')}; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),
                    help="tokens that a process computes at a time; a larger batch takes several rows, whose gradients "
                         "add up [16384; on a single GPU 8192 for the teacher and 4096 for the student; on a CPU fewer "
                         "the wider the model is, and far fewer for the student in a single process]")
-    p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), default=2.0)
+    p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), help=shown("kl_temperature"))
     p.add_argument("--hint-dropout", type=command_line.number(float, 0, 1), default=0.9,
                    help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, nargs="+", default=[0],
@@ -71,10 +73,11 @@ def main():
     p.add_argument("--out", type=Path, help="directory of the new adapter")
     planning.add_argument(p)
     args = p.parse_args()
+    if not args.plan and not (args.data and args.out):
+        p.error("give --data and --out")
+    fill_in(args, planning.count(planning.config_of(args.model)))
     if args.plan:
         return planning.print_distillation(args, *(measure(args) if args.data else ()))
-    if not args.data or not args.out:
-        p.error("give --data and --out")
     if len(set(args.seed)) < len(args.seed):
         p.error("--seed: the same seed twice would train the same adapter twice")
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,10 +1,11 @@
-"""The learning rate's schedule, and the warnings about settings that do not fit the data."""
+"""The settings of a training: defaults, the learning rate's schedule, warnings about what does not fit the data."""
 
 from argparse import Namespace
 
 import pytest
 import torch
 
+from training.defaults import LARGE, fill_in
 from training.schedule import factor, unfit_settings
 
 PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
@@ -42,3 +43,16 @@ def test_adam_reaches_as_far_as_the_warning_says():
         optimizer.step()
     reach = args.alpha / args.rank * -p.item()
     assert f"they reach {reach:.1g}," in unfit_settings(args, updates)[0]
+
+
+def test_settings_that_are_left_out_are_the_papers_for_a_large_model_and_others_for_a_small_one():
+    """docs/coaching.md and the README name these settings."""
+    left_out = {"alpha": None, **dict.fromkeys(LARGE)}
+    large, small, given = (Namespace(**left_out | changes) for changes in ({}, {}, {"rank": 8, "decay": False}))
+    for args, parameters in ((large, 8.03e9), (small, 1.54e9), (given, 1.54e9)):
+        fill_in(args, parameters)
+    assert vars(large) == {"rank": 128, "alpha": 256, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30,
+                           "batch": 8, "kl_temperature": 2}
+    assert vars(small) == {"rank": 32, "alpha": 64, "lora_dropout": 0, "lr": 3e-4, "decay": True, "warmup": 3,
+                           "batch": 4, "kl_temperature": 1}
+    assert vars(given) == vars(small) | {"rank": 8, "alpha": 16, "decay": False}

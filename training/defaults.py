@@ -1,0 +1,25 @@
+"""The settings of a training that its command line leaves out.
+
+A large model gets the paper's, which were chosen for Llama-3.1-70B and more than a thousand updates. A small model has
+fewer of them and needs a higher learning rate. Its settings taught Qwen2.5-Coder-1.5B its hints (docs/coaching.md).
+"""
+
+from argparse import Namespace
+
+LARGE = {"rank": 128, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30, "batch": 8, "kl_temperature": 2.0}
+SMALL = {"rank": 32, "lora_dropout": 0.0, "lr": 3e-4, "decay": True, "warmup": 3, "batch": 4, "kl_temperature": 1.0}
+FEWEST = 4e9                                                    # parameters of a large model
+
+
+def fill_in(args: Namespace, parameters: int) -> None:
+    """Sets what is None in `args` to the default for a model of so many parameters. alpha is twice the rank."""
+    for name, value in (LARGE if parameters >= FEWEST else SMALL).items():
+        if getattr(args, name) is None:
+            setattr(args, name, value)
+    if args.alpha is None:
+        args.alpha = 2.0 * args.rank
+
+
+def shown(name: str) -> str:
+    """Both defaults of a setting, as --help shows them."""
+    return f"[{LARGE[name]:g}; for a small model {SMALL[name]:g}]"
