@@ -78,9 +78,9 @@ def prepared(tmp_path_factory):
     chat = Chat(ROOT / "starter")
     records = [record(chat, n, steps=1 + n % 3) | fields for n in range(7)]
     (folder / "d.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-    command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--lr", 1e-3, "--warmup", 2,
-               "--epochs", 3, "--batch", 4, "--lora-dropout", 0.1, "--hint-dropout", 0.5, "--val", folder / "d.jsonl",
-               "--out"]
+    command = ["--model", folder / "model", "--data", folder / "d.jsonl", "--rank", 3, "--alpha", 256, "--lr", 1e-3,
+               "--no-decay", "--warmup", 2, "--epochs", 3, "--batch", 4, "--lora-dropout", 0.1, "--kl-temperature", 2,
+               "--hint-dropout", 0.5, "--val", folder / "d.jsonl", "--out"]
     done = distill(folder, 1, *command, folder / "one")
     assert done.returncode == 0, done.stderr
     return folder, command
