@@ -53,8 +53,8 @@ def main():
     p.add_argument("--targets", nargs="+", choices=TARGETS, default=TARGETS, help="layers that get an adapter")
     p.add_argument("--lr", type=command_line.number(float, 0), help=f"learning rate {shown('lr')}")
     p.add_argument("--decay", action=BooleanOptionalAction,
-                   help="let the learning rate fall to zero linearly, as is usual for a small model; without it, the "
-                        "rate is constant after warm-up")
+                   help="let the learning rate fall to zero linearly, the default for a small model; otherwise it is "
+                        "constant after warm-up")
     p.add_argument("--warmup", type=command_line.number(int, 0), help=f"updates of warm-up {shown('warmup')}")
     p.add_argument("--epochs", type=command_line.number(int, 1), default=2)
     p.add_argument("--batch", type=command_line.number(int, 1),

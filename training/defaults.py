@@ -1,14 +1,15 @@
 """The settings of a training that its command line leaves out.
 
-A large model gets the paper's, which were chosen for Llama-3.1-70B and more than a thousand updates. A small model has
-fewer of them and needs a higher learning rate. Its settings taught Qwen2.5-Coder-1.5B its hints (docs/coaching.md).
+A large model gets the paper's, which were chosen for Llama-3.1-70B and more than a thousand updates. A small model is
+usually trained for fewer and needs a higher learning rate: these settings taught Qwen2.5-Coder-1.5B its hints
+(docs/coaching.md).
 """
 
 from argparse import Namespace
 
 LARGE = {"rank": 128, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30, "batch": 8, "kl_temperature": 2.0}
 SMALL = {"rank": 32, "lora_dropout": 0.0, "lr": 3e-4, "decay": True, "warmup": 3, "batch": 4, "kl_temperature": 1.0}
-FEWEST = 4e9                                                    # parameters of a large model
+FEWEST = 4e9                                                    # a large model has at least so many parameters
 
 
 def fill_in(args: Namespace, parameters: int) -> None:
