@@ -186,19 +186,23 @@ def test_a_hint_is_short_and_its_templates_are_the_questions_own():
         assert len(m.hint) < 350 and set(m.templates or ()) <= examples, name
 
 
-QWEN = load_mistakes(ROOT / "hints" / "toolqa-qwen" / "round2")
+QWEN = {f"{folder}/{m.name}": m for folder in ("round2", "round3")
+        for m in load_mistakes(ROOT / "hints" / "toolqa-qwen" / folder)}
 
 
-@pytest.mark.parametrize("mistake", [m for m in QWEN if m.templates], ids=lambda m: m.name)
-def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(mistake):
+@pytest.mark.parametrize("name", [name for name, m in QWEN.items() if m.templates])
+def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(name):
+    mistake, examples = QWEN[name], {t: s for s in load_hints(HINTS / "round1") for t in s["templates"] or ()}
     shown = re.search(r"<python>\n(.*)\n</python>", mistake.hint, re.S)[1]
     template, = mistake.templates
-    assert template in {name for section in load_hints(HINTS / "round1") for name in section["templates"] or ()}
-    assert mistake.first_step(played(template, (shown, "1"), ("complete_task('', answer)", ""), answer="1")) is None
-    assert mistake.first_step(played(template, ('rows = load_db("coffee")\nprint(rows)', "1"))) == 0
+    other = 'answer = int(load_db("coffee")[0]["Close"])\nprint(answer)'
+    for code, flagged in ((shown, None), (other, 0)):
+        steps = (code, "1"), ("complete_task('', answer)", "")
+        played_so = played(template, *steps, question=examples[template]["text"], answer="1")
+        assert mistake.first_step(played_so) == flagged
 
 
 def test_an_import_of_the_tools_is_flagged():
-    mistake, = (m for m in QWEN if not m.templates)
+    mistake = QWEN["round2/tools-imported"]
     assert mistake.first_step(played("coffee: volume", ("x = 1", ""), ("from coffee import load_db", ERROR))) == 1
     assert mistake.first_step(played("coffee: volume", ("from datetime import date", ""))) is None
