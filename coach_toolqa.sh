@@ -7,8 +7,7 @@
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
-#   EACH            how many of each template's training tasks round 1 plays; later rounds play the others [every round
-#                   plays all]
+#   EACH            how many training tasks of each template a round plays [all]
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
@@ -20,41 +19,45 @@ cd "$(dirname "$0")"
 
 only=${ONLY:-} split=${SPLIT:-}
 size=${SIZE:-${only:+small}} size=${size:-70B}
+[ $size != small ] || [ -n "${MODEL:-}" ] || { echo "ONLY without SIZE is for a small model: give MODEL" >&2; exit 2; }
 model=${MODEL:-meta-llama/Llama-3.1-$size-Instruct}
 run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
 case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
-        many=python trials=1 length=12288 epochs=([1]=2 [2]=2)
+        many=python trials=1 length=12288
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
-        [ -f $data/train.jsonl ] || python tools/rehearse_toolqa.py --out $data;;
+        first="--epochs 1" later=([2]="--epochs 3" [3]="--epochs 2 --loss ce");;    # as measured: docs/results.md
     *)                                         # the paper's settings
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
         many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768
-        epochs=([1]=2 [2]=6)
         local="--model $model --batch $batch --tp $processes"
         play="--max-steps 12"
-        learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2 --batch 8";;
+        learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2 --batch 8"
+        first="--epochs 2" later=([2]="--epochs 6" [3]="--epochs 6");;
 esac
 
 [ -d $hints ] || echo "$hints: no such folder, so there is only round 1; HINTS names one with round2, round3, …" >&2
 
 tasks=$run/tasks
 mkdir -p $tasks
-choose() {                                     # choose SPLIT FIRST [LAST]: each template's tasks from FIRST to LAST
-    awk -v groups="${only// /|}" -v first=$2 -v last="${3:-}" '
-        $0 ~ "\"group\": \"(" (groups ? groups : ".*") ")\"" && match($0, /"template": "[^"]*"/) {
-            n = ++seen[substr($0, RSTART, RLENGTH)]
-            if (n >= first && (!last || n <= last)) print
-        }' $data/$1.jsonl
+rehearse() {                                   # rehearse FOLDER SEED: generated corpora and tasks
+    [ $size != small ] || [ -f $1/train.jsonl ] || python tools/rehearse_toolqa.py --out $1 --seed $2
 }
-choose train$split 1 ${EACH:-} > $tasks/train.jsonl              # for round 1; the others are for the later rounds
-choose train$split $((${EACH:-0} + 1)) > $tasks/later.jsonl      # without EACH, all rounds play all tasks
-choose test$split 1 > $tasks/test.jsonl
-for file in train later test; do
+choose() {                                     # choose FILE [N]: the first N lines of each template [all]
+    awk -v groups="${only// /|}" -v most="${2:-}" '
+        $0 ~ "\"group\": \"(" (groups ? groups : ".*") ")\"" && match($0, /"template": "[^"]*"/) {
+            if (++seen[substr($0, RSTART, RLENGTH)] <= most || !most) print
+        }' $1
+}
+rehearse $data 0
+choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
+choose $data/test$split.jsonl > $tasks/test.jsonl
+grep -o '"question": "[^"]*' $tasks/test.jsonl > $tasks/asked || true
+for file in train test; do
     [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=${EACH:-}: $file.jsonl would be empty" >&2; exit 2; }
 done
 agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
@@ -84,27 +87,32 @@ rounds() {                                     # rounds kl | ce
     loss=$1 to=$run/$1
     play="$many collect.py $local $agent"
     $play --tasks $tasks/train.jsonl --hints task --trials $trials --out $run/hinted1.jsonl
-    $many distill.py $learn --loss $loss --epochs ${epochs[1]} --data $run/hinted1.jsonl --out $to/round1
+    $many distill.py $learn --loss $loss $first --data $run/hinted1.jsonl --out $to/round1
     adapters="--adapter $to/round1"
     evaluate 4-$loss-round1 $adapters
     for mistakes in $hints/round[2-9]; do      # as many rounds as somebody has written hints for
         [ -d "$mistakes" ] || continue
-        round=${mistakes##*round} balance=
-        $play $adapters --tasks $tasks/later.jsonl --trials $trials --seed $round --out $to/seen$round.jsonl
+        round=${mistakes##*round} balance= world=$data/world new=$tasks/train.jsonl
+        if [ $size = small ]; then             # new tasks, about another world of the same shape
+            world=$data-$round/world new=$tasks/train$round.jsonl
+            rehearse $data-$round $round
+            choose $data-$round/train$split.jsonl ${EACH:-} | grep -vFf $tasks/asked |
+                sed "s/\"id\": \"/&round$round-/" > $new
+        fi
+        again="$play $adapters --data $world"
+        $again --tasks $new --trials $trials --seed $round --out $to/seen$round.jsonl
         python review.py $to/seen$round.jsonl --hint-dir $mistakes --judge $judge --max-length $length --batch 12 \
             --out $to/flagged$round.jsonl
         [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
-        $play $adapters --resample $to/flagged$round.jsonl --samples 2 --rollout \
-            --out $to/corrected$round.jsonl
+        $again --resample $to/flagged$round.jsonl --samples 2 --rollout --out $to/corrected$round.jsonl
         if [ $size = small ]; then             # full trajectories with the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones
-            $play $adapters --tasks $tasks/later.jsonl --hints task --trials 1 --seed $round \
-                --out $to/candidates$round.jsonl
+            $again --tasks $new --hints task --trials 1 --seed $round --out $to/candidates$round.jsonl
             balance="--balance $to/candidates$round.jsonl"
         fi
-        $many distill.py $learn --loss $loss --epochs ${epochs[2]} $adapters --data $to/corrected$round.jsonl $balance \
-            --out $to/round$round
+        $many distill.py $learn --loss $loss ${later[$round]:-${later[3]}} $adapters \
+            --data $to/corrected$round.jsonl $balance --out $to/round$round
         adapters="$adapters --adapter $to/round$round"
         evaluate $((round + 3))-$loss-round$round $adapters
     done
@@ -129,10 +137,10 @@ python evaluate.py --table $run/test/*.jsonl --html $run/run.html
 # trajectories, only those of train-unseen's templates; test-unseen has the other templates.
 unseen=$run/unseen
 mkdir -p $unseen
-choose test-unseen 1 > $unseen/test.jsonl
-choose train-unseen 1 | grep -oE '"template": "[^"]*"' | sort -u > $unseen/templates
+choose $data/test-unseen.jsonl > $unseen/test.jsonl
+choose $data/train-unseen.jsonl | grep -oE '"template": "[^"]*"' | sort -u > $unseen/templates
 grep -Ff $unseen/templates $run/hinted1.jsonl > $unseen/hinted.jsonl
-$many distill.py $learn --epochs ${epochs[1]} --data $unseen/hinted.jsonl --out $unseen/round1
+$many distill.py $learn $first --data $unseen/hinted.jsonl --out $unseen/round1
 hinted="$many evaluate.py $local $agent --tasks $unseen/test.jsonl --hints task --trials $trials"
 $hinted --out $unseen/before.jsonl
 $hinted --adapter $unseen/round1 --out $unseen/after.jsonl

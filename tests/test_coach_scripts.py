@@ -78,11 +78,19 @@ def parsed(module, words, monkeypatch):
 
 def rehearsal(folder):
     """Tasks of three groups in `folder`; test-unseen's template is not in train-unseen."""
+    folder.mkdir()
     for split in ("train", "test", "train-unseen", "test-unseen"):
         template = "closing price" if split == "test-unseen" else "opening price"
-        tasks = [{"id": f"{group} {n}", "group": group, "template": f"{group}: {template}"}
-                 for group in ("agenda", "coffee", "flights") for n in range(4)]
+        tasks = [{"id": f"{group} {n}", "group": group, "template": f"{group}: {template}",
+                  "question": f"{folder.name} {n}"} for group in ("agenda", "coffee", "flights") for n in range(4)]
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(task) + "\n" for task in tasks))
+
+
+def rehearsals(tmp_path):
+    """The tasks of each round. Returns the environment that names them."""
+    for name in ("data", "data-2", "data-3"):
+        rehearsal(tmp_path / name)
+    return {"DATA": str(tmp_path / "data")}
 
 
 SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hints/toolqa", "HUMANEVAL": "h.gz"}
@@ -98,11 +106,11 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hint
 ])
 def test_every_flag_is_known_and_every_file_was_made_before(script, environment, stages, tmp_path, monkeypatch):
     if script == "coach_toolqa.sh":
-        rehearsal(tmp_path)
-        environment = environment | {"DATA": str(tmp_path)}
+        environment = environment | rehearsals(tmp_path)
     # What the scripts themselves write.
-    made = {str(tmp_path / "world"), str(tmp_path / "run/unseen/hinted.jsonl"), str(tmp_path / "run/unseen/test.jsonl")}
-    made |= {str(tmp_path / "run/tasks" / f"{name}.jsonl") for name in ("train", "later", "test")}
+    made = {str(tmp_path / f"data{n}/world") for n in ("", "-2", "-3")}
+    made |= {str(tmp_path / f"run/{name}.jsonl") for name in ("unseen/hinted", "unseen/test", "tasks/train",
+                                                             "tasks/train2", "tasks/train3", "tasks/test")}
     counts = dict.fromkeys(stages, 0)
     for module, words in commands(script, tmp_path, **environment):
         args = parsed(module, words, monkeypatch)
@@ -117,25 +125,37 @@ def test_every_flag_is_known_and_every_file_was_made_before(script, environment,
     assert counts == stages
 
 
-def test_a_small_run_plays_the_chosen_tasks(tmp_path):
-    rehearsal(tmp_path)
-    commands("coach_toolqa.sh", tmp_path, **SMALL, DATA=str(tmp_path))
-    chosen = {"tasks/train": "012", "tasks/later": "3", "tasks/test": "0123", "unseen/test": "0123"}
+def test_a_small_run_plays_the_chosen_tasks_and_new_ones_in_later_rounds(tmp_path):
+    data = rehearsals(tmp_path)
+    test, new = tmp_path / "data/test.jsonl", tmp_path / "data-2/train.jsonl"
+    new.write_text(new.read_text().replace('"data-2 1"', '"data 1"'))                 # a test task's question
+    assert '"data 1"' in test.read_text()
+    commands("coach_toolqa.sh", tmp_path, **SMALL, **data)
+    chosen = {"tasks/train": "012", "tasks/train2": "02", "tasks/train3": "012", "tasks/test": "0123",
+              "unseen/test": "0123"}
     for name, numbers in chosen.items():
         played = [json.loads(line)["id"] for line in open(tmp_path / "run" / f"{name}.jsonl")]
-        assert played == [f"{group} {n}" for group in ("coffee", "flights") for n in numbers]
+        prefix = f"round{name[-1]}-" if name[-1].isdigit() else ""
+        assert played == [f"{prefix}{group} {n}" for group in ("coffee", "flights") for n in numbers]
 
 
 def test_the_papers_rounds_play_all_tasks(tmp_path):
-    rehearsal(tmp_path)
-    commands("coach_toolqa.sh", tmp_path, DATA=str(tmp_path))
-    for name, split in {"train": "train", "later": "train", "test": "test"}.items():
-        assert (tmp_path / "run/tasks" / f"{name}.jsonl").read_text() == (tmp_path / f"{split}.jsonl").read_text()
+    data = rehearsals(tmp_path)
+    called = commands("coach_toolqa.sh", tmp_path, **data)
+    for name in ("train", "test"):
+        assert (tmp_path / f"run/tasks/{name}.jsonl").read_text() == (tmp_path / f"data/{name}.jsonl").read_text()
+    played = {words[words.index("--tasks") + 1] for module, words in called if module is collect and "--tasks" in words}
+    assert played == {str(tmp_path / "run/tasks/train.jsonl")}
 
 
 def test_a_group_without_tasks_is_named(tmp_path):
-    rehearsal(tmp_path)
-    environment = os.environ | SMALL | {"ONLY": "tea", "DATA": str(tmp_path), "RUN": str(tmp_path / "run")}
+    environment = os.environ | SMALL | rehearsals(tmp_path) | {"ONLY": "tea", "RUN": str(tmp_path / "run")}
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f'{tmp_path}, ONLY="tea", EACH=3: train.jsonl would be empty\n'
+    assert done.stderr == f'{tmp_path}/data, ONLY="tea", EACH=3: train.jsonl would be empty\n'
+
+
+def test_a_small_run_needs_a_model(tmp_path):
+    environment = os.environ | {"ONLY": "coffee", "RUN": str(tmp_path / "run"), "MODEL": ""}
+    done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "ONLY without SIZE is for a small model: give MODEL\n"
