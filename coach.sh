@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
-# where it stopped. For your own agent, copy this file, change `agent` and the task files, and keep no setting of
-# distill.py but --verified: the others suit the starter only (README, "With a real model").
+# where it stopped. For your own agent, copy this file, change `agent` and the task files, and of the settings in
+# `learn` and `later` keep only --verified: the others suit the starter (README, "With a real model").
 set -euo pipefail
 cd "$(dirname "$0")"
 
