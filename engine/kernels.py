@@ -273,17 +273,22 @@ def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.
 
 
 def pack_weights(model: torch.nn.Module) -> None:
-    """Brings a CPU's bfloat16 weights into the layout that oneDNN would otherwise prepare for every product. Results
-    are the same bit for bit. From then on, linear layers work only without gradients, by `linear` and `add_linear`.
+    """Brings a CPU's bfloat16 weights, and the float32 adapters on them, into the layout that oneDNN would otherwise
+    prepare for every product. Products by the weights are the same bit for bit. From then on, linear layers work only
+    without gradients, by `linear` and `add_linear`.
 
     For Qwen2.5-Coder-1.5B's layers, 1, 16 and 32 rows take 1.5, 1.5 and 1.3 times less CPU time (one avx512_bf16 core).
-    The packed weights take memory of their own, whereas a mapped file's do not."""
-    if fast_bfloat16() and torch.backends.mkldnn.is_available():
-        for layer in model.modules():
-            weight = layer.weight if isinstance(layer, torch.nn.Linear) else None
-            if weight is not None and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
-                packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-                layer.weight = torch.nn.Parameter(packed, requires_grad=False)
+    With a rank-128 adapter on every layer of the 0.5B, packing the adapter too made a step 1.4, 1.3 and 1.2 times as
+    fast for 1, 16 and 64 agents (two such cores). What is packed takes memory of its own; a mapped file does not."""
+    if not (fast_bfloat16() and torch.backends.mkldnn.is_available()):
+        return
+    for layer in model.modules():
+        weight = layer.weight if isinstance(layer, torch.nn.Linear) else None
+        if weight is not None and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+            matrices = {name: p for name, p in layer.named_parameters(recurse=False) if p.ndim == 2}    # not the bias
+            for name, matrix in matrices.items():
+                packed = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())
+                setattr(layer, name, torch.nn.Parameter(packed, requires_grad=False))
 
 
 # ---- a CPU's memory ------------------------------------------------------------------------------------------------

@@ -61,7 +61,7 @@ class LoraLinear(nn.Linear):
         """W x, and then scale B A x of each adapter added in place."""
         y = linear(rows, self.weight, self.bias)
         for z, B in self.updates(rows):
-            y.addmm_(z, B.T)
+            y = add_linear(y, z, B)
         return y
 
     def large_term_last(self, rows):
@@ -72,9 +72,9 @@ class LoraLinear(nn.Linear):
         teacher. `add_linear` accumulates in float32 and rounds once. So the update takes part in the rounding of each
         sum, and averaged over many sums none of it is lost."""
         (z, B), *others = self.updates(rows)
-        y = F.linear(z, B)
+        y = linear(z, B)
         for z, B in others:
-            y.addmm_(z, B.T)
+            y = add_linear(y, z, B)
         y = add_linear(y.type_as(rows), rows, self.weight)
         return y if self.bias is None else y.add_(self.bias)
 
@@ -93,8 +93,8 @@ class LoraLinear(nn.Linear):
             z = rows if torch.is_autocast_enabled(rows.device.type) else rows.to(A.dtype)
             if self.dropping() and A is self.lora_A:
                 z, scale = z.masked_fill(self.dropped(z), 0), scale / (1 - self.dropout)
-            z = F.linear(z, A)
-            products.append((z if scale == 1 else z * scale, B.type_as(z)))
+            z = linear(z, A)
+            products.append((z if scale == 1 else z * scale, B.to(z.dtype)))
         return products
 
     def dropping(self):

@@ -1,5 +1,8 @@
 """The bench's special cases: each exists, is used, and changes no result. Its measurements run."""
 
+from common import ROOT
+
+import json
 import sys
 from argparse import Namespace
 from functools import partial
@@ -13,7 +16,7 @@ import lora
 from engine import kernels
 from model import Llama, Sampler
 from planning.bench import __main__ as bench
-from planning.bench import collect, decode, distill, harness
+from planning.bench import collect, decode, distill, harness, play
 from planning.bench.harness import checkpoint, shape
 from planning.bench.without import CASES, without
 from scaling import parallel
@@ -110,7 +113,7 @@ def test_training_is_the_same_without_a_special_case(name, tiny, monkeypatch):
     monkeypatch.setattr(distill, "RANK", 32)
     monkeypatch.setattr(kernels, "CPU", "avx512_bf16" if TRAINING[name] else "")
     monkeypatch.setattr(distill, "records", partial(distill.records, hints=60))
-    expected, plain, calls = run_without(name, lambda: distill.ours_distill(tiny[0][None], 3, 2)["output"])
+    expected, plain, calls = run_without(name, lambda: distill.ours_distill(tiny[0][None], (3, 2))["output"])
     for update, same in zip(plain, expected, strict=True):      # the losses and the gradients' norms
         assert update == pytest.approx(same, rel=2e-2 if TRAINING[name] else 1e-4)
     constants = {"bfloat16", "logit-chunks", "float32-pieces", "divergence"}
@@ -131,15 +134,44 @@ def test_the_measurements_run_and_a_profile_names_the_parts_of_a_step(tiny):
     assert [list(map(len, turns)) for turns in collect.ours_sampling(folder, work, work)["output"]] == [[3, 2]] * 4
 
 
+def test_agents_play_the_same_with_our_sampler_and_with_the_plain_loop(tmp_path, monkeypatch):
+    tools, tasks = tmp_path / "tools.py", tmp_path / "tasks.jsonl"
+    tools.write_text("def price():\n    return 7\n")
+    tasks.write_text("".join(json.dumps({"id": f"t{n}", "question": f"Price {n}?", "answer": "7", "group": "g",
+                                         "template": "g: price"}) + "\n" for n in range(9)))
+    work = f"--tasks {tasks} --tools {tools} --data {tmp_path} --trials 1 --max-steps 2 --max-new-tokens 20"
+    runs = {}
+    monkeypatch.setattr(play, "against", lambda *arguments: runs.update(
+        ours=play.ours(*arguments[-2:]), peer=play.peer(*arguments[-2:])))
+    model = parallel.load(ROOT / "starter")
+
+    class Peer:                                                 # transformers is not installed where tests run
+        @staticmethod
+        def generate(input_ids, attention_mask, max_new_tokens, stopping_criteria, **_):
+            for _ in range(max_new_tokens):
+                logits = model(input_ids)[0, -1]
+                input_ids = torch.cat((input_ids, logits.argmax().view(1, 1)), dim=1)
+                if stopping_criteria[0](input_ids, None).all():
+                    break
+            return input_ids
+
+    monkeypatch.setitem(sys.modules, "transformers", Namespace(StoppingCriteria=object))
+    monkeypatch.setattr(play, "peer_model", lambda *_: Peer)
+    play.compare_real(Namespace(model=str(ROOT / "starter"), play=f"{work} --temperature 0 --dtype float32"))
+    ours, peer = runs["ours"], runs["peer"]
+    assert (ours["units"], peer["units"]) == (9 * 60, 2 * 60)
+    assert peer["output"].items() <= ours["output"].items() and peer["output"].keys() == {"t0#0", "t8#0"}
+
+
 def test_a_line_gives_the_ratio_of_our_speed_with_and_without_a_special_case(monkeypatch, capsys):
     def measured(function, *arguments, disabled):
         return {"units": 6, "seconds": 1 + len(disabled), "memory": 2 ** (30 + len(disabled)), "output": disabled}
 
     monkeypatch.setattr(harness, "alone", measured)
     args = Namespace(repeats=2, without="fold", dtype=[])
-    harness.against(args, "job", "tokens", None, None, lambda a, b: f"{a} and {b}")
+    harness.against(args, "job", "tokens/s", None, None, lambda a, b: f"{a} and {b}")
     assert capsys.readouterr().out == (
-        "job: 6.0 tokens/s, peak memory 1.00 GiB; without fold 3.0 tokens/s, 2.00 GiB: 2.00 times as fast, "
+        "job: 6.000 tokens/s, peak memory 1.00 GiB; without fold 3.000 tokens/s, 2.00 GiB: 2.00 times as fast, "
         "50% of the memory; () and ('fold',)\n")
 
 
@@ -160,6 +192,7 @@ def test_agreement_says_where_answers_differ_first():
     ("--without it", "no special case 'it'; --without list prints their names"),
     ("--without fold", "measure it with: real MODEL"),
     ("real", "name the model, a directory or hub id"),
+    ("--play it", "--play and --distill need: real MODEL"),
     ("drive", "no job 'drive'; there are limits, collect, ")])
 def test_a_wrong_command_line_ends_in_one_line(arguments, message, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["planning.bench", *arguments.split()])

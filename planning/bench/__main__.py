@@ -5,6 +5,8 @@
                                                     and, on a GPU, plan
     python -m planning.bench real MODEL --profile   decoding with a real model, and where a step's time goes
     python -m planning.bench real MODEL --without packed-weights
+    python -m planning.bench real MODEL --play "--tasks T --hints task"     collecting, with collect.py's options
+    python -m planning.bench real MODEL --distill trajectories.jsonl        distilling them
     python -m planning.bench --without list         the special cases of our code
 
 MODEL is a directory or hub id. The other models have random weights of a chosen size. The peers are what people use
@@ -24,7 +26,7 @@ from pathlib import Path
 
 import torch
 
-from planning.bench import collect, decode, distill, planned, sandbox
+from planning.bench import collect, decode, distill, planned, play, sandbox
 from planning.bench.harness import DEVICE, alone
 from planning.bench.limits import limits
 from planning.bench.without import CASES, listed
@@ -39,6 +41,8 @@ def arguments():
     parser.add_argument("--without", metavar="NAME", help="a special case to disable; `list` prints their names")
     parser.add_argument("--data", type=Path, default=ROOT / "data" / "starter" / "world",
                         help="the starter world's data, for the sandbox job")
+    parser.add_argument("--play", metavar="OPTIONS", help="of collect.py: play these tasks instead of decoding")
+    parser.add_argument("--distill", metavar="FILE", help="learn a file's trajectories instead of decoding")
     real = parser.add_argument_group("decoding")
     real.add_argument("--agents", type=number(int, 1), nargs="+", default=[1, 16, 64], metavar="N")
     real.add_argument("--shared", type=number(int, 0), nargs="+", default=[400, 2000], metavar="TOKENS",
@@ -67,6 +71,8 @@ def arguments():
         args.jobs = [CASES[args.without].job] if args.without else JOBS
         if args.jobs == ["real"]:
             parser.error(f"--without {args.without}: measure it with: real MODEL")
+    if (args.play or args.distill) and not args.model:
+        parser.error("--play and --distill need: real MODEL")
     if unknown := set(args.jobs) - set(JOBS):
         parser.error(f"no job {min(unknown)!r}; there are {', '.join(JOBS)}, real MODEL")
     if args.profile and DEVICE == "cuda":
@@ -87,7 +93,11 @@ def main() -> None:
         folder = Path(folder)
         for job in collect.JOBS.keys() & set(args.jobs):
             collect.compare(args, job, folder)
-        if args.model:
+        if args.play:
+            play.compare_real(args)
+        if args.distill:
+            distill.compare_real(args, max(float32, bfloat16))
+        if args.model and not args.play and not args.distill:
             decode.compare_real(args, folder)
         if "decode" in args.jobs:
             decode.compare(args, folder)

@@ -22,7 +22,7 @@ JOBS = {                                                        # title, changes
 def compare(args: Namespace, job: str, folder: Path) -> None:
     """Prints the job's line. The model is written to a folder in `folder`."""
     title, changes, work = JOBS[job]
-    against(args, f"{job}: {title}", "tokens", ours_sampling, peer_sampling, same_text,
+    against(args, f"{job}: {title}", "tokens/s", ours_sampling, peer_sampling, same_text,
             checkpoint(folder / job, SMALL | changes), conversations(*work), conversations(*work, seed=1))
 
 

@@ -111,8 +111,8 @@ def measured(function, *arguments):
 
 def against(args: Namespace, title: str, unit: str, ours: Callable, peer: Callable, same: Callable,
             *arguments: object) -> list[dict]:
-    """Prints a line of the table: ours, and the peer or, with --without, ours without a special case, in turn. Returns
-    the results of ours."""
+    """Prints a line of the table, in a unit like "tokens/s": ours, and the peer or, with --without, ours without a
+    special case, in turn. Returns the results of ours."""
     base = ("bfloat16",) if DEVICE == "cpu" and "float32" in args.dtype else ()
     rivals = {"ours": (ours, base)}
     if args.without:
@@ -125,9 +125,10 @@ def against(args: Namespace, title: str, unit: str, ours: Callable, peer: Callab
             runs[name].append(alone(function, *arguments, disabled=disabled))
     rates = {name: statistics.median(r["units"] / r["seconds"] for r in results) for name, results in runs.items()}
     memory = {name: max(r["memory"] for r in results) / 2 ** 30 for name, results in runs.items()}
-    line = f"{title}: {rates['ours']:,.1f} {unit}/s, peak memory {memory['ours']:.2f} GiB"
+    shown = {name: f"{rate:,.{1 if rate >= 10 else 3}f} {unit}" for name, rate in rates.items()}
+    line = f"{title}: {shown['ours']}, peak memory {memory['ours']:.2f} GiB"
     for name in rivals.keys() - {"ours"}:
-        line += (f"; {name} {rates[name]:,.1f} {unit}/s, {memory[name]:.2f} GiB: {rates['ours'] / rates[name]:.2f} "
+        line += (f"; {name} {shown[name]}, {memory[name]:.2f} GiB: {rates['ours'] / rates[name]:.2f} "
                  f"times as fast, {memory['ours'] / memory[name]:.0%} of the memory; ")
         if all("held" in r for results in runs.values() for r in results):
             more = {name: max(r["memory"] - r["held"] for r in results) / 2 ** 30 for name, results in runs.items()}

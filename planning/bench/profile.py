@@ -12,8 +12,8 @@ from model import Llama
 
 REST = "the rest"                                               # residuals, embedding, the sampler's own Python
 PARTS = {
-    "products with the weights": ("model.linear", "engine.lora_layer.linear", "engine.lora_layer.add_linear"),
-    "adapters": ("engine.lora_layer.LoraLinear.forward",),
+    "products by weights and adapters": ("model.linear", "engine.lora_layer.linear", "engine.lora_layer.add_linear"),
+    "adapters, beside products": ("engine.lora_layer.LoraLinear.forward",),
     "attention": ("engine.sampler.decode_attention",),
     "copies to and from the cache": (),                         # what `attend` does beside attention
     "norms, rotary embedding, SiLU": ("model.RMSNorm.forward", "model.rotate", "model.MLP.forward"),
