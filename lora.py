@@ -24,7 +24,6 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from engine.kernels import cast
 from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_device, layers, load_adapter, noise
 from formats.config import Config
 from formats.model_card import write_card
@@ -33,65 +32,11 @@ from formats.vllm import MERGE, RANKS, check_limits, check_lm_head, reasons_to_r
 from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
 from model import Llama
 
-__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "both_logits", "export", "fold",
-           "layers", "load_adapter", "logits_memory", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout",
-           "separate_logits", "stack", "trainable", "write_adapter"]
+__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "export", "fold",
+           "layers", "load_adapter", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout",
+           "stack", "trainable", "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
-
-
-# ---- the logits of a student and its teacher -----------------------------------------------------------------------
-
-class BothLogits(torch.autograd.Function):
-    """Adds W x and W teacher, in one product, to the logits in `both` (2 n, V), of which `student` (n, V) is the first
-    half. x and teacher are (n, C), W is lm_head's weight (V, C). A CPU takes as long to fetch W as to multiply about 50
-    rows by it. The teacher's half has no gradient."""
-
-    @staticmethod
-    def forward(ctx, student, x, teacher, weight, both):
-        ctx.save_for_backward(weight)
-        ctx.mark_dirty(student)
-        both.addmm_(torch.cat((x, teacher)), weight.T)
-        return student
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient, gradient @ ctx.saved_tensors[0], None, None, None
-
-
-def separate_logits(model: nn.Module, x: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """lm_head of the student's x (n, C) and of the teacher's (n, C), for which the newest adapter does not act → (n, V)
-    each."""
-    with torch.no_grad(), adapters(model, newest=False):
-        other = model.lm_head(teacher)
-    return model.lm_head(x), other
-
-
-def logits_memory(model: nn.Module, hidden: torch.Tensor, tokens: int) -> torch.Tensor:
-    """Memory for `both_logits` of that many tokens, (2 tokens, V). It is empty in float32, which does not use it."""
-    dtype = cast(hidden[:0]).dtype
-    rows = 0 if dtype == torch.float32 else 2 * tokens
-    return hidden.new_empty(rows, model.config.vocab_size, dtype=dtype)
-
-
-def both_logits(model: nn.Module, x: torch.Tensor, teacher: torch.Tensor,
-                memory: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """The same as `separate_logits`. In lower precision than float32, one product by W makes both. They are then
-    written to `memory` (at least 2 n, V), which can be used again after the backward pass."""
-    if cast(x).dtype == torch.float32:
-        return separate_logits(model, x, teacher)
-
-    def start(rows, logits):                                    # Σ scale B A x; W x comes last, see `large_term_last`
-        updates = model.lm_head.updates(rows) if isinstance(model.lm_head, LoraLinear) else []
-        for n, (z, B) in enumerate(updates):
-            logits.addmm_(z.type_as(logits), B.type_as(logits).T, beta=min(n, 1))
-        return logits if updates else logits.zero_()
-
-    x, teacher, weight, both = cast(x), cast(teacher), cast(model.lm_head.weight), memory[:2 * len(x)]
-    student, other = (half.detach() for half in both.chunk(2))          # autograd must not connect the two halves
-    with torch.no_grad(), adapters(model, newest=False):
-        start(teacher, other)
-    return BothLogits.apply(start(x, student), x, teacher, weight, both), other
 
 
 # ---- a model's adapters --------------------------------------------------------------------------------------------

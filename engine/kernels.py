@@ -1,4 +1,4 @@
-"""What each device computes in its own way, for speed: attention, products of linear layers, a CPU's memory.
+"""What each device computes in its own way, for speed: attention, and products of linear layers.
 
 The equation stands first (`attention`, `F.linear`); the rest computes the same faster. Each figure names its machine.
 
@@ -7,8 +7,6 @@ Shapes: B sequences, T tokens, S positions with keys and values, H query heads, 
 head.
 """
 
-import contextlib
-import ctypes
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -20,7 +18,7 @@ import torch.nn.functional as F
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""      # what Linux says about it
-# MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs. On others that have it, oneDNN is faster.
+# MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs.
 WITHOUT_AVX512 = (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
                   and "AuthenticAMD" in CPU)
 
@@ -44,21 +42,18 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | N
     return (q @ k.mT / q.shape[3] ** 0.5).masked_fill(~seen, float("-inf")).softmax(-1) @ v
 
 
-def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None,
-                     mask: torch.Tensor | None = None) -> torch.Tensor:
-    """`attention` by the kernel that is fastest here. mask: `causal_mask`, if the caller has made it already."""
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int | None = None) -> torch.Tensor:
+    """`attention` by PyTorch's fused kernel."""
     T, S = q.shape[2], k.shape[2]
     if window and S > window:
         return windowed_attention(q, k, v, window)
-    if trains_by_plain_products(q):
-        return CausalAttention.apply(q, k, v)
-    mask = causal_mask(T, S, q.device) if mask is None else mask
+    mask = causal_mask(T, S, q.device)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=S == T, enable_gqa=True)
 
 
 def causal_mask(T: int, S: int, device: torch.device) -> torch.Tensor | None:
-    """Which of S positions each of the last T sees, the same in all layers; None if T = S, which needs no mask. On a
-    CPU it is a tensor; a GPU's kernels need only a description."""
+    """Which of S positions each of the last T sees; None if T = S, which needs no mask. On a CPU it is a tensor; for a
+    GPU's kernels, a description is enough."""
     if T == S:
         return None
     if device.type == "cuda":
@@ -78,60 +73,6 @@ def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window
         keys, values = (x[:, :, first:stop].repeat_interleave(H // x.shape[1], dim=1) for x in (k, v))
         out.append(F.scaled_dot_product_attention(q[:, :, start - S + T:stop - S + T], keys, values, seen))
     return torch.cat(out, dim=2)
-
-
-def trains_by_plain_products(q):
-    """Is `CausalAttention` the faster kernel? It is on a CPU in two cases: float32 where gradients are wanted; and
-    training's bfloat16 (autocast), including the teacher's passes, if the CPU has no AMX."""
-    if q.device.type != "cpu" or torch.compiler.is_compiling():
-        return False
-    if q.dtype == torch.float32:
-        return q.requires_grad
-    return torch.is_autocast_enabled("cpu") and fast_bfloat16() and "amx_bf16" not in CPU
-
-
-class CausalAttention(torch.autograd.Function):
-    """`attention` for training on a CPU, by plain products over a few queries at a time. So the keys that they do not
-    see are left out, and the scores stay in the cache. The backward pass recomputes the scores (Dao et al., 2022).
-
-    With a CPU's bfloat16 instructions and small heads, training was 1.5 times as fast as with PyTorch's fused kernel
-    (70878db). In bfloat16 the scores are rounded here; the fused kernel keeps float32, so sampling uses that one."""
-    QUERIES = 64
-
-    @staticmethod
-    def parts(q, k):
-        """For each part of the queries: which (a slice), the queries (B, G, R n, D), how many keys they see, and their
-        weights (B, G, R n, keys seen), with R = H/G."""
-        T, S, D = q.shape[2], k.shape[2], q.shape[3]
-        q = (q * D ** -0.5).unflatten(1, (k.shape[1], -1))
-        for start in range(0, T, CausalAttention.QUERIES):
-            part = slice(start, min(start + CausalAttention.QUERIES, T))
-            n, seen = part.stop - start, S - T + part.stop
-            some = q[:, :, :, part].flatten(2, 3)
-            scores = some @ k[:, :, :seen].mT
-            scores.unflatten(2, (-1, n))[..., seen - n:].add_(q.new_full((n, n), float("-inf")).triu(1))
-            yield part, some, seen, scores.softmax(-1)
-
-    @staticmethod
-    def forward(ctx, q, k, v):
-        ctx.save_for_backward(q, k, v)
-        y = [(weights @ v[:, :, :seen]).unflatten(2, (-1, part.stop - part.start))
-             for part, _, seen, weights in CausalAttention.parts(q, k)]
-        return torch.cat(y, dim=3).flatten(1, 2)
-
-    @staticmethod
-    def backward(ctx, gradient):
-        q, k, v = ctx.saved_tensors
-        gradient, dq = gradient.unflatten(1, (k.shape[1], -1)), []
-        dk, dv = torch.zeros(2, *k.shape, dtype=torch.promote_types(k.dtype, torch.float32), device=k.device)
-        for part, some, seen, weights in CausalAttention.parts(q, k):
-            g = gradient[:, :, :, part].flatten(2, 3)
-            dv[:, :, :seen] += weights.mT @ g
-            scores = torch._softmax_backward_data(g @ v[:, :, :seen].mT, weights, -1, weights.dtype)
-            dk[:, :, :seen] += scores.mT @ some
-            dq.append((scores @ k[:, :, :seen]).unflatten(2, (-1, part.stop - part.start)))
-        dq = torch.cat(dq, dim=3).flatten(1, 2).mul_(q.shape[-1] ** -0.5)
-        return dq, dk.type_as(k), dv.type_as(v)
 
 
 def decode_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hide: torch.Tensor,
@@ -205,37 +146,28 @@ def onednn_linear(x, weight, bias):
 
 
 def cpu_linear(x, weight, bias):
-    """`F.linear` in float32 on a CPU, where MKL is slow in three cases. (a) Where it does not use AVX-512, oneDNN is
-    faster. (b) It multiplies a few rows by a large weight on one core only. (c) It distributes the product of some more
-    rows by a vocabulary's weight badly over the cores. In (b) and (c), slices of the weight are multiplied as a batch.
+    """`F.linear` in float32 on a CPU, where MKL is slow in two cases. (a) It multiplies a few rows by a large weight on
+    one core only. (b) It distributes the product of some more rows by a vocabulary's weight badly over the cores. Then
+    slices of the weight are multiplied as a batch.
 
-    On one core of an AMD EPYC (CPU time), oneDNN was 2.2, 1.9, 1.5 and 1.3 times as fast as MKL for 3, 16, 64 and 256
-    rows by a weight of 5632 × 2048. One and two rows by one of 49152 × 576 were 2.4 and 3.8 times as fast when computed
-    as a batch of matrices by vectors."""
+    On two cores of an AMD EPYC with AVX-512, decoding one sequence was 1.7 times as fast with (a), 1.2 times with
+    matrices by vectors for one or two rows, and distilling 1.1 and 1.2 times with (b) (random weights, 79f91cd)."""
     rows, learns = x.shape[:-1].numel(), torch.is_grad_enabled()
-    if onednn_is_faster(rows, weight) and not learns:
-        return onednn_linear(x, weight, bias)                                                   # (a)
     if keeps_to_one_core(rows, weight) and not learns:
-        slices = 8                                                                              # (b)
+        slices = 8                                                                              # (a)
     elif is_badly_distributed(rows, weight):
-        slices = 32                                                                             # (c)
+        slices = 32                                                                             # (b)
     else:
         return F.linear(x, weight, bias)
     if len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if slices == 32 and not learns:
-        y = in_groups(x_, weight)
-    elif rows <= 2 and by_vectors(weight.numel()):
+    if rows <= 2 and by_vectors(weight.numel()):
         y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)
     else:
-        y = as_a_batch(x_, weight)
+        y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
     y = y.reshape(*x.shape[:-1], -1)
     return y if bias is None else y + bias
-
-
-def onednn_is_faster(rows, weight):
-    return WITHOUT_AVX512 and rows > 2 and rows * weight.numel() >= 2 ** 21
 
 
 def keeps_to_one_core(rows, weight):
@@ -246,22 +178,8 @@ def is_badly_distributed(rows, weight):
     return rows <= 256 and len(weight) >= 2 ** 15
 
 
-def as_a_batch(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (rows, in) times each slice of weight (slices, out, in) → (rows, slices, out)."""
-    return (x.expand(len(weight), -1, -1) @ weight.mT).transpose(0, 1)
-
-
-def in_groups(x, weight):
-    """`as_a_batch`, eight slices at a time: logits are in memory once, not twice."""
-    y = x.new_empty(len(x), len(weight), weight.shape[1])
-    for part in range(0, len(weight), 8):
-        y[:, part:part + 8] = as_a_batch(x, weight[part:part + 8])
-    return y
-
-
 def by_vectors(size):
-    """Is a weight of that many elements multiplied faster as matrices by vectors than as rows by matrices? The faster
-    way takes a third to a half less time."""
+    """Is a weight of that many elements multiplied faster as matrices by vectors than as rows by matrices?"""
     return WITHOUT_AVX512 or size < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
@@ -289,22 +207,3 @@ def pack_weights(model: torch.nn.Module) -> None:
             for name, matrix in matrices.items():
                 packed = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())
                 setattr(layer, name, torch.nn.Parameter(packed, requires_grad=False))
-
-
-# ---- a CPU's memory ------------------------------------------------------------------------------------------------
-
-def keep_freed_memory() -> None:
-    """glibc returns a large freed block to the system, and gets the next tensor's memory page by page, cleared. From
-    now on it keeps up to a gigabyte of what is freed, except blocks of 16 MiB and more."""
-    glibc("mallopt", -1, 2 ** 30)                               # M_TRIM_THRESHOLD
-    glibc("mallopt", -3, 2 ** 24)                               # M_MMAP_THRESHOLD
-
-
-def give_back_freed_memory() -> None:
-    """Returns to the system what glibc has kept."""
-    glibc("malloc_trim", 0)
-
-
-def glibc(function, *arguments):
-    with contextlib.suppress(AttributeError, OSError, TypeError):      # another C library
-        getattr(ctypes.CDLL(None), function)(*arguments)

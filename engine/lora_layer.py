@@ -19,7 +19,7 @@ def adapted_linear(x: torch.Tensor, W: torch.Tensor, bias: torch.Tensor | None, 
     """The definition: y = W x + bias + Σ_i scale_i B_i A_i x.
 
     x (…, in), W (out, in), bias (out,) or None, pairs: [(A_i (r, in), B_i (out, r), scale_i)] → y (…, out).
-    `LoraLinear` computes the same in three faster ways, and the tests compare each of them with this one."""
+    `LoraLinear` computes the same in two ways, and the tests compare each of them with this one."""
     y = F.linear(x, W, bias)
     for A, B, scale in pairs:
         y = y + scale * F.linear(F.linear(x, A), B)
@@ -43,19 +43,9 @@ class LoraLinear(nn.Linear):
 
     def forward(self, x):
         """`adapted_linear` of the adapters that act, x (…, in) → (…, out)."""
-        pairs = self.acting()
-        if not self.dropping() and self.costs_less_as_one(x, sum(len(A) for A, _, _ in pairs)):
-            return self.one_product(x, pairs)
         rows = cast(x).flatten(0, -2)
-        compute = self.large_term_last if pairs and rows.dtype != torch.float32 else self.large_term_first
+        compute = self.large_term_last if self.acting() and rows.dtype != torch.float32 else self.large_term_first
         return compute(rows).unflatten(0, x.shape[:-1])
-
-    def one_product(self, x, pairs):
-        """(W + Σ scale B A) x."""
-        weight = self.weight
-        for A, B, scale in pairs:
-            weight = torch.addmm(weight, B, A, alpha=scale)
-        return F.linear(x, weight, self.bias)
 
     def large_term_first(self, rows):
         """W x, and then scale B A x of each adapter added in place."""
@@ -99,14 +89,6 @@ class LoraLinear(nn.Linear):
 
     def dropping(self):
         return self.dropout > 0 and self.training and torch.is_grad_enabled()
-
-    def costs_less_as_one(self, x, rank):
-        """Is `one_product` cheaper, its backward pass included, than a product by W and two by each adapter? It is if
-        the ranks are not small beside the layer and x has many rows. It needs float32, where W + Σ scale B A is as
-        exact as separate products."""
-        float32 = self.weight.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type)
-        size, sizes = self.in_features * self.out_features, self.in_features + self.out_features
-        return float32 and 3 * rank * sizes > size and x.shape[:-1].numel() * sizes > size
 
     def dropped(self, x):
         """Which inputs x (…, T, in) are dropped, as a mask (…, T, in). Each token and each feature has a random 16-bit

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from engine.decoder import Decoder
-from engine.kernels import causal_attention, causal_mask, decode_attention, unseen
+from engine.kernels import causal_attention, decode_attention, unseen
 from engine.sampling import draw, to_device
 
 ADMITTED = 4096                                                 # a step admits prompts until they have more tokens
@@ -266,15 +266,14 @@ class Sampler:
         tokens, slots, positions = to_device(torch.from_numpy(step.tokens), self.cache.device)
         last = to_device(torch.from_numpy(step.last), self.cache.device)
         attend_decode = self._decode_attention(step.decode, slots, positions) if step.decode else None
-        masks = [causal_mask(p.end - p.start, p.length, slots.device) for p in step.prefills]
 
         def attend(layer, q, k, v, window):                     # q (1, H, T, D); k, v (1, G, T, D)
             keys, values = self.cache[layer]
             keys[slots, :, positions], values[slots, :, positions] = k[0].transpose(0, 1), v[0].transpose(0, 1)
             y = [attend_decode(layer, q, window)] if attend_decode else []
-            for p, mask in zip(step.prefills, masks):
+            for p in step.prefills:
                 seen = keys[None, p.slot, :, :p.length], values[None, p.slot, :, :p.length]
-                y.append(causal_attention(q[:, :, p.start:p.end], *seen, window, mask))
+                y.append(causal_attention(q[:, :, p.start:p.end], *seen, window))
             return torch.cat(y, dim=2)
 
         return self.model.lm_head(self.model.hidden(tokens[None], positions[None], attend, at=last)[0])

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from engine.kernels import keep_freed_memory, pack_weights
+from engine.kernels import pack_weights
 from engine.sampler import Request, Sampler, Step
 from formats.weights import hf_name, local_folder, read_weight, weight_files
 from lora import fold, load_adapter
@@ -67,8 +67,6 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     process runs on a CPU."""
     device, default = device_and_dtype()
     dtype = dtype or default
-    if device.type == "cpu":
-        keep_freed_memory()
     alone = device.type == "cpu" and not MANY
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device,
                                   linear_dtype if alone else None)

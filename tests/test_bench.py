@@ -24,17 +24,13 @@ from scaling import parallel
 TINY = shape(1536, 64, 128, 2, 4, 2)
 AGENTS = [[5, 6, 7, 8, 9] * 8 + [10 + n] * (n + 2) for n in range(4)]        # 40 tokens in common
 SAMPLING = {                                                    # what samples on a CPU: (dtype, sliding window)
-    "windowed-attention": (torch.float32, 16), "one-mask": (torch.float32, None),
-    "shared-prefix": (torch.float32, None), "fold": (torch.float32, None),
+    "windowed-attention": (torch.float32, 16), "shared-prefix": (torch.float32, None), "fold": (torch.float32, None),
     "dot-products": (torch.bfloat16, None), "packed-weights": (torch.bfloat16, None)}
 PRODUCTS = {                                                    # (rows, out, in) that each case is for
-    "onednn-float32": (16, 512, 512), "sliced-products": (3, 512, 512), "sliced-vocabulary": (20, 2 ** 15, 8),
-    "grouped-logits": (20, 2 ** 15, 8), "by-vectors": (1, 512, 512)}
+    "sliced-products": (3, 512, 512), "sliced-vocabulary": (20, 2 ** 15, 8), "by-vectors": (1, 512, 512)}
 TRAINING = {                                                    # in bfloat16?
-    "causal-attention": False, "costs-less-as-one": False, "bfloat16": True, "cast-once": True, "both-logits": True,
-    "logits-memory": True, "divergence": False, "exp2": False, "logit-chunks": False, "float32-pieces": False,
-    "packing": False, "prefix-packing": False, "fillers": True}
-MEMORY = {"keep-memory", "give-back-memory"}                    # the C library's settings compute nothing
+    "bfloat16": True, "cast-once": True, "divergence": False, "logit-chunks": False, "packing": False,
+    "prefix-packing": False}
 GPU = {"described-mask", "no-cudnn", "compiled-training", "decode-ahead", "cuda-graphs", "compiled-decoding",
        "second-compilation"}
 
@@ -67,7 +63,7 @@ def run_without(name, work):
 
 
 def test_every_special_case_is_tested_here_or_needs_a_gpu():
-    assert CASES.keys() == SAMPLING.keys() | PRODUCTS.keys() | TRAINING.keys() | MEMORY | GPU
+    assert CASES.keys() == SAMPLING.keys() | PRODUCTS.keys() | TRAINING.keys() | GPU
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -98,7 +94,7 @@ def test_agents_write_the_same_without_a_special_case_of_sampling(name, tiny):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_is_the_same_without_a_special_case_for_its_size(name, monkeypatch):
-    monkeypatch.setattr(kernels, "WITHOUT_AVX512", name in ("onednn-float32", "by-vectors"))
+    monkeypatch.setattr(kernels, "WITHOUT_AVX512", name == "by-vectors")
     rows, outputs, inputs = PRODUCTS[name]
     torch.manual_seed(0)
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)
@@ -116,7 +112,7 @@ def test_training_is_the_same_without_a_special_case(name, tiny, monkeypatch):
     expected, plain, calls = run_without(name, lambda: distill.ours_distill(tiny[0][None], (3, 2))["output"])
     for update, same in zip(plain, expected, strict=True):      # the losses and the gradients' norms
         assert update == pytest.approx(same, rel=2e-2 if TRAINING[name] else 1e-4)
-    constants = {"bfloat16", "logit-chunks", "float32-pieces", "divergence"}
+    constants = {"bfloat16", "logit-chunks", "divergence"}
     assert calls or name in constants
 
 

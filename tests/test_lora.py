@@ -80,23 +80,17 @@ def definition(layer, x):
     return lora.adapted_linear(x.double(), double(layer.weight), double(layer.bias), pairs)
 
 
-@pytest.mark.parametrize("rows, rank, one", [(300, 12, True), (20, 12, False), (300, 2, False)])
-def test_one_product_by_the_sum_or_one_by_each_factor_give_the_definition(rows, rank, one):
-    """In value and gradients."""
+def test_a_layer_with_a_frozen_and_a_new_adapter_gives_the_definition_gradients_too():
     torch.manual_seed(0)
     layer = lora.LoraLinear(Linear(48, 64))
-    layer.freeze(*low_rank(rank, layer), 0.5)
-    trained(layer, low_rank(rank, layer), 2.0)
-    x, g = torch.randn(rows, 48, requires_grad=True), torch.randn(rows, 64)
+    layer.freeze(*low_rank(12, layer), 0.5)
+    trained(layer, low_rank(12, layer), 2.0)
+    x, g = torch.randn(300, 48, requires_grad=True), torch.randn(300, 64)
     inputs = x, layer.lora_A, layer.lora_B
-    assert layer.costs_less_as_one(x, 2 * rank) == one
     y, exact = layer(x), definition(layer, x)
     gradients, exact_gradients = torch.autograd.grad(y, inputs, g), torch.autograd.grad(exact, inputs, g.double())
     for ours, theirs in zip((y, *gradients), (exact, *exact_gradients)):
         assert (ours.double() - theirs).norm() < 1e-6 * theirs.norm()
-    assert not layer.bfloat16().costs_less_as_one(x.bfloat16(), 2 * rank)   # nor are bfloat16 weights
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not layer.float().costs_less_as_one(x, 2 * rank)
 
 
 def test_the_definition_is_the_papers_equation():
@@ -317,33 +311,6 @@ def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_
     assert update.norm() < 2 ** -10 * without.norm()
     kept = (with_update - without).flatten() @ update.flatten() / update.norm() ** 2
     assert abs(kept - 1) < 0.2                                                     # on average all of it is there
-
-
-@pytest.mark.parametrize("frozen, newest", [(True, True), (False, True), (True, False), (False, False)])
-def test_logits_of_student_and_teacher_in_one_product_are_those_of_two_gradients_too(frozen, newest):
-    torch.manual_seed(0)
-    config = Config(vocab_size=700, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=2)
-    model = Llama(config).requires_grad_(False)
-    head = lora.adapted(model, "lm_head")
-    for n in range(2 * frozen):
-        head.freeze(torch.randn(3, 32) / 6, torch.randn(700, 3) / 6, 0.5)
-    if newest:
-        trained(head, low_rank(4, head, 1 / 6), 2.0)
-    learned = [torch.randn(64, 32, requires_grad=True), *(p for p in (head.lora_A, head.lora_B) if p is not None)]
-    teacher, g = torch.randn(64, 32), torch.randn(64, 700).bfloat16()
-    memory = torch.full((128, 700), float("nan"), dtype=torch.bfloat16)
-    for mixed in (True, True, False):                                              # in the same memory
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed):
-            model.lm_head.weight.data = model.lm_head.weight.data.to(torch.float32 if mixed else torch.bfloat16)
-            both = lora.both_logits(model, *(x if mixed else x.bfloat16() for x in (learned[0], teacher)), memory)
-        gradients = torch.autograd.grad(both[0], learned, g)
-        expected = head.double()(learned[0].double())
-        exact = torch.autograd.grad(expected, learned, g.double())
-        with torch.no_grad(), lora.adapters(model, newest=False):
-            wanted = (expected, head(teacher.double()))
-        head.float()
-        for a, b in (*zip(both, wanted), *zip(gradients, exact)):
-            assert (a.double() - b).norm() < 0.01 * b.norm()
 
 
 @pytest.mark.parametrize("weight", [1, 0.25])

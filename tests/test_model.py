@@ -73,11 +73,11 @@ def test_some_rows_by_a_vocabulary_are_multiplied_slice_by_slice_gradients_too(m
 
 @pytest.mark.parametrize("T, S", [(1, 9), (64, 64), (150, 150), (70, 200)])
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
-def test_attention_by_plain_products_and_its_gradients_are_those_of_a_loop_in_float64(T, S, dtype, tolerance):
+def test_causal_attention_and_its_gradients_are_those_of_a_loop_in_float64(T, S, dtype, tolerance):
     torch.manual_seed(0)
     q, k, v, g = (torch.randn(2, heads, n, 16).to(dtype).requires_grad_()
                   for heads, n in ((6, T), (2, S), (2, S), (6, T)))
-    y = kernels.CausalAttention.apply(q, k, v)
+    y = kernels.causal_attention(q, k, v)
     q_, k_, v_ = ours = [x.detach().double().requires_grad_() for x in (q, k, v)]
     rows = [[(q_[b, h, t] @ k_[b, h // 3, :S - T + t + 1].T / 4).softmax(-1) @ v_[b, h // 3, :S - T + t + 1]
              for t in range(T)] for b in range(2) for h in range(6)]

@@ -4,16 +4,15 @@ Shapes: N tokens of learned actions, n of one action or of one chunk, C hidden s
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch.autograd.graph import get_gradient_edge
 
-from engine.kernels import causal_attention, give_back_freed_memory
-from lora import both_logits, logits_memory
+from engine.kernels import causal_attention
+from lora import adapters
 from training.packing import Row, hidden_states
 
 # ---- the definition
@@ -47,27 +46,21 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     the teacher's logits in memory, so that no third (n, V) tensor is needed."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
-    p, q = exp_(log_p), exp_(log_q)
+    p, q = log_p.exp_(), log_q.exp_()
     losses = terms.mul_(p).sum(-1)
     teacher.copy_(q.sub_(p).mul_(weights[:, None]))
     return (losses * weights).sum()
-
-
-def exp_(x):
-    """e^x in place, as 2^(x log2 e), which is faster on a CPU."""
-    return x.mul_(math.log2(math.e)).exp2_()
 
 
 @dataclass(frozen=True)
 class Backend:
     """What suits a device."""
     chunk_bytes: int                                            # of logits in memory at a time, in lm_head's precision
-    float32_logits: int                                         # in memory at a time; on a CPU what its cache holds
     causal: Callable = causal_attention
     kl: Callable = kl_and_gradient
 
 
-BACKENDS = {"cuda": Backend(2 ** 26, 2 ** 25), "cpu": Backend(2 ** 25, 2 ** 19)}
+BACKENDS = {"cuda": Backend(2 ** 26), "cpu": Backend(2 ** 25)}
 
 
 def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None = None, temperature: float = 1.0,
@@ -84,7 +77,6 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
     so that the results of a batch's rows add up. processes: how many share the model; FSDP averages their gradients, so
     each process multiplies its own by this number."""
     backend = backend or BACKENDS[model.device.type]
-    vocab_size = model.config.vocab_size
     hidden = hidden_states(model, row, backend.causal)                                                  # (N, C)
     weights = torch.tensor([w for x in row.examples for w in x.weights], device=hidden.device)          # (N,)
     targets = torch.tensor([t for x in row.examples for t in x.targets], device=hidden.device)          # (N,)
@@ -92,27 +84,26 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
     head_input = hidden.detach().requires_grad_(learn)
     size = chunk_size(model, len(hidden), backend.chunk_bytes)
     total = hidden.new_zeros((), dtype=torch.float32)
-    with freed_memory_given_back(hidden.device.type == "cpu" and len(hidden) * vocab_size > 2 ** 22):
-        memory = logits_memory(model, hidden, size) if teacher is not None else None
-        for start in range(0, len(hidden), size):
-            chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
-            x = head_input[chunk]
-            if teacher is None:
-                losses = F.cross_entropy(model.lm_head(x).float(), targets[chunk], reduction="none")
-                loss = (losses * weights[chunk]).sum() / actions
-                if learn:
-                    (loss * processes).backward()
-            else:
-                # lm_head has no bias, so this divides the logits by the temperature.
-                logits, gradient = both_logits(model, x / temperature, teacher[chunk] / temperature, memory)
-                loss = sum(backend.kl(*piece) for piece in pieces(logits, gradient, weights[chunk], backend)) / actions
-                end = get_gradient_edge(logits) if learn else None
-                del logits                                      # not needed by their own backward pass
-                if learn:
-                    torch.autograd.backward(end, gradient.mul_(processes / actions))
-                del end, gradient                               # before the next chunk's
-            total += loss.detach()
-        del memory
+    for start in range(0, len(hidden), size):
+        chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
+        x = head_input[chunk]
+        if teacher is None:
+            losses = F.cross_entropy(model.lm_head(x).float(), targets[chunk], reduction="none")
+            loss = (losses * weights[chunk]).sum() / actions
+            if learn:
+                (loss * processes).backward()
+        else:
+            # lm_head has no bias, so this divides the logits by the temperature.
+            with torch.no_grad(), adapters(model, newest=False):
+                gradient = model.lm_head(teacher[chunk] / temperature)
+            logits = model.lm_head(x / temperature)
+            loss = backend.kl(logits.detach(), gradient, weights[chunk]) / actions
+            end = get_gradient_edge(logits) if learn else None
+            del logits                                          # not needed by their own backward pass
+            if learn:
+                torch.autograd.backward(end, gradient.mul_(processes / actions))
+            del end, gradient                                   # before the next chunk's
+        total += loss.detach()
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
         hidden.backward(head_input.grad)
     return total
@@ -120,25 +111,6 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
 
 def chunk_size(model, tokens: int, chunk_bytes: int) -> int:
     """How many tokens' logits are computed at a time: as few chunks as possible of at most `chunk_bytes`, of equal
-    size, and in multiples of 32 tokens if the row has such a number (see packing.pad)."""
+    size."""
     limit = max(1, chunk_bytes // (model.config.vocab_size * model.lm_head.weight.element_size()))
-    unit = 32 if limit >= 32 and tokens % 32 == 0 else 1
-    chunks = math.ceil(tokens / (limit // unit * unit))
-    return math.ceil(tokens / (chunks * unit)) * unit
-
-
-def pieces(student: torch.Tensor, teacher: torch.Tensor, weights: torch.Tensor, backend: Backend) -> Iterator:
-    """The chunk in pieces that are small enough to be computed in float32 at once."""
-    tokens = max(1, backend.float32_logits // student.shape[1])
-    return zip(student.detach().split(tokens), teacher.split(tokens), weights.split(tokens), strict=True)
-
-
-@contextmanager
-def freed_memory_given_back(large: bool) -> Iterator[None]:
-    """A CPU's C library keeps freed memory. If the logits are large, it is given back before they are computed and
-    again before the last backward pass, so that the process never holds both."""
-    if large:
-        give_back_freed_memory()
-    yield
-    if large:
-        give_back_freed_memory()
+    return math.ceil(tokens / math.ceil(tokens / limit))

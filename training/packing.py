@@ -84,21 +84,6 @@ def longest_row(examples: Sequence[Example], limit: int) -> tuple[Row, float]:
     return longest, sum(row.length for row in rows) / longest.length
 
 
-def pad(row: Row) -> Row:
-    """The row with one more example of weight 0, if it needs one to have a multiple of 64 tokens, and of 32 in actions.
-
-    This is for bfloat16 on a CPU: products are then up to twice as fast, and oneDNN makes and keeps kernels for a few
-    shapes, not for every row's."""
-    tokens, learned = -row.length % 64, -row.learned % 32
-    if learned and not tokens:
-        tokens = 64
-    if not tokens:
-        return row
-    beginning = row.examples[0].tokens[:row.shared]
-    filler = Example(beginning + [0] * tokens, [row.shared] * learned, [0] * learned, [0.0] * learned)
-    return Row([*row.examples, filler], row.shared)
-
-
 def hidden_states(model: torch.nn.Module, row: Row, causal: Callable = causal_attention) -> torch.Tensor:
     """What lm_head reads at the tokens of learned actions → (N, C). causal: the attention within an example."""
     shared, lengths = row.shared, [len(x.tokens) - row.shared for x in row.examples]

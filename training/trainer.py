@@ -25,7 +25,7 @@ from lora import adapters, add_adapter, noise, seed_dropout, trainable
 from scaling import checkpoints, parallel
 from training.examples import batches, count_actions, to_example
 from training.loss import BACKENDS, chunked_loss, kl_and_gradient
-from training.packing import Row, hidden_states, pack, pack_by_prefix, pad, row_limits
+from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
 from training.schedule import factor, unfit_settings
 
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
@@ -96,7 +96,6 @@ class Trainer:
         bfloat16 = device == "cuda" or fast_bfloat16()
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
                                        cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
-        self.pad = pad if device == "cpu" and bfloat16 else lambda row: row
         teacher.mkdir(parents=True, exist_ok=True)
         self.files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}        # two records may share an "id"
 
@@ -111,10 +110,9 @@ class Trainer:
                 if not all(x.states.exists() for x in row.examples)]
         idle = Row([replace(examples[0], states=None)])
         for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
-            padded = self.pad(row)
             with torch.no_grad(), self.autocast, adapters(self.model, newest=False):
-                hidden = hidden_states(self.model, padded)
-            for x, states in zip(padded.examples, hidden.split([len(x.at) for x in padded.examples]), strict=True):
+                hidden = hidden_states(self.model, row)
+            for x, states in zip(row.examples, hidden.split([len(x.at) for x in row.examples]), strict=True):
                 if x.states:
                     checkpoints.save_tensor(states.cpu().clone(), x.states)      # a copy, not a view of the whole row
         parallel.wait()                                         # until all are written
@@ -129,7 +127,7 @@ class Trainer:
         nothing = to_example(self.chat, batch[0], 1.0)
         idle = Row([replace(nothing, weights=[0.0] * len(nothing.at))])
         total = 0.0
-        for row in map(self.pad, same_number(pack(examples, self.limits[1]), idle)):
+        for row in same_number(pack(examples, self.limits[1]), idle):
             taught = torch.cat([self.states(x) for x in row.examples]) if self.args.loss == "kl" else None
             if self.args.lora_dropout and learn:
                 self.seed_dropout(row, seed)

@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 
 from engine import decoder, kernels, sampler
-from lora import both_logits, logits_memory, separate_logits
 from training.loss import BACKENDS
 from training.packing import pack
 
@@ -53,10 +52,6 @@ def divergence_by_autograd(student, teacher, weights):
     return loss.detach()
 
 
-def both_logits_in_new_memory(model, x, teacher, memory):
-    return both_logits(model, x, teacher, logits_memory(model, x, len(x)))
-
-
 def sampler_that_waits(self, model, batch=32, max_length=4096, ahead=None):
     new_sampler(self, model, batch, max_length, ahead=False)
 
@@ -68,18 +63,12 @@ def nothing(*_):
 fused_attention, new_sampler, compiled = F.scaled_dot_product_attention, sampler.Sampler.__init__, decoder.compiled
 CASES = {
     # engine/kernels.py: attention
-    "causal-attention": Case(
-        "distill", "CPU, except in bfloat16 with AMX", "causal attention's training by plain products",
-        {"engine.kernels.trains_by_plain_products": lambda q: False}),
     "windowed-attention": Case(
         "window", "all", "attention with a sliding window by parts, each on the keys that it sees",
         {"engine.kernels.windowed_attention": kernels.attention}),
-    "one-mask": Case(
-        "collect", "CPU", "the mask of a prompt's new tokens, made once for all layers",
-        {"engine.sampler.causal_mask": nothing}),
     "described-mask": Case(
         "collect", "GPU", "the same mask as a description instead of a tensor",
-        {"engine.kernels.causal_mask": mask_as_tensor, "engine.sampler.causal_mask": mask_as_tensor}),
+        {"engine.kernels.causal_mask": mask_as_tensor}),
     "no-cudnn": Case(
         "distill", "GPU", "attention without cuDNN, which makes a plan for each length",
         {"torch.nn.functional.scaled_dot_product_attention": attention_with_cudnn}),
@@ -93,18 +82,12 @@ CASES = {
     "packed-weights": Case(
         "real", "CPU, bfloat16", "sampling: weights in oneDNN's layout, multiplied by its private operator",
         {"scaling.parallel.pack_weights": nothing}),
-    "onednn-float32": Case(
-        "collect", "AMD CPU with AVX-512, float32", "sampling: oneDNN's private operator instead of MKL",
-        {"engine.kernels.onednn_is_faster": lambda rows, weight: False}),
     "sliced-products": Case(
         "decode", "CPU, float32", "few rows by a large weight, in 8 slices",
         {"engine.kernels.keeps_to_one_core": lambda rows, weight: False}),
     "sliced-vocabulary": Case(
         "distill", "CPU, float32", "up to 256 rows by a vocabulary's weight, in 32 slices",
         {"engine.kernels.is_badly_distributed": lambda rows, weight: False}),
-    "grouped-logits": Case(
-        "real", "CPU, float32", "memory: the logits of these slices in groups of eight",
-        {"engine.kernels.in_groups": kernels.as_a_batch}),
     "by-vectors": Case(
         "decode", "CPU, float32", "one or two rows by slices, as matrices by vectors",
         {"engine.kernels.by_vectors": lambda size: False}),
@@ -114,40 +97,17 @@ CASES = {
     "bfloat16": Case(
         "distill", "CPU with bfloat16 products", "training in bfloat16",
         {"engine.kernels.CPU": ""}),
-    # engine/kernels.py: a CPU's memory
-    "keep-memory": Case(
-        "distill", "CPU", "freed memory stays with the process",
-        {"scaling.parallel.keep_freed_memory": nothing}),
-    "give-back-memory": Case(
-        "distill", "CPU", "memory: what is freed goes back to the system around the logits",
-        {"training.loss.give_back_freed_memory": nothing}),
     # engine/lora_layer.py, lora.py
-    "costs-less-as-one": Case(
-        "distill", "float32", "(W + BA) x in one product where that is cheaper",
-        {"engine.lora_layer.LoraLinear.costs_less_as_one": lambda self, x, rank: False}),
     "fold": Case(
         "real", "float32", "sampling: adapters added to the weights",
         {"scaling.parallel.fold": nothing}),
-    "both-logits": Case(
-        "distill", "bfloat16", "one product by lm_head's weight for the student and its teacher",
-        {"training.loss.both_logits": lambda model, x, teacher, memory: separate_logits(model, x, teacher),
-         "training.loss.logits_memory": nothing}),
-    "logits-memory": Case(
-        "distill", "bfloat16", "the memory of a chunk's logits is used again",
-        {"training.loss.both_logits": both_logits_in_new_memory, "training.loss.logits_memory": nothing}),
     # training/loss.py
     "divergence": Case(
         "distill", "all", "the divergence's gradient written down, in the teacher's memory",
         backends(kl=divergence_by_autograd) | {"training.trainer.kl_and_gradient": divergence_by_autograd}),
-    "exp2": Case(
-        "distill", "CPU", "e^x as a power of two",
-        {"training.loss.exp_": torch.Tensor.exp_}),
     "logit-chunks": Case(
         "distill", "all", "memory: the logits of some tokens at a time",
         backends(chunk_bytes=2 ** 62)),
-    "float32-pieces": Case(
-        "distill", "all", "the divergence of few tokens at a time, which stay in the cache",
-        backends(float32_logits=2 ** 62)),
     # training/packing.py, training/trainer.py
     "packing": Case(
         "distill", "all", "the student's rows hold several examples",
@@ -155,9 +115,6 @@ CASES = {
     "prefix-packing": Case(
         "distill", "all", "the teacher computes the hints that examples share once",
         {"training.trainer.pack_by_prefix": pack}),
-    "fillers": Case(
-        "distill", "CPU, bfloat16", "rows are filled up to a multiple of 64 tokens",
-        {"training.trainer.pad": lambda row: row}),
     "compiled-training": Case(
         "distill", "GPU", "kernels between the attentions are fused by torch.compile",
         {"training.trainer.Trainer.compile": nothing}),
