@@ -135,7 +135,7 @@ def cast(x: torch.Tensor) -> torch.Tensor:
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
     """`F.linear` by the fastest product: x (…, in) times the transposed weight (out, in), plus bias → (…, out)."""
-    if weight.is_mkldnn:                                        # see `pack`
+    if weight.is_mkldnn:                                        # see `pack_weights`
         return onednn_linear(x, weight, bias)
     if x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32:
         return cpu_linear(x, weight, bias)
