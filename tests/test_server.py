@@ -17,7 +17,8 @@ import evaluate
 from agent import endpoint
 from agent.chat import Chat
 from agent.play import Execute, play
-from agent.server import Batch, Prompts, Server, read_request
+from agent.served_prompts import Prompts
+from agent.server import Batch, Server, read_request
 from formats import records
 from scaling import parallel
 from test_templates import FORMS, chat_with
