@@ -10,7 +10,7 @@ import networkx
 import numpy
 import pytest
 
-from tools import import_toolqa, toolqa
+from tools import import_toolqa, plain_pickle, toolqa
 
 FLIGHTS = ("FlightDate,Airline,Origin,Dest,Cancelled,Diverted,CRSDepTime,DepTime,DepDelayMinutes,DepDelay,ArrTime,"
            "ArrDelayMinutes,AirTime,CRSElapsedTime,ActualElapsedTime,Distance,Year,Month,IATA_Code_Marketing_Airline,"
@@ -157,7 +157,7 @@ class Evil:
 def test_a_pickle_that_is_anything_else_is_refused(tmp_path, content, message):
     (tmp_path / "x.pkl").write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        import_toolqa.read_pickle(tmp_path / "x.pkl")
+        plain_pickle.read_pickle(tmp_path / "x.pkl")
     assert "x.pkl" in str(error.value)
 
 

@@ -11,8 +11,7 @@ whole. It does not repeat a part that is done. cleaning.log lists what was clean
 The second command reads the questions as the paper's authors corrected and split them: train, val and test, and
 train-unseen, val-unseen and test-unseen, whose test templates do not occur in training.
 
-Pickles can run code when they are read. The unpickler here makes dictionaries, lists and networkx graphs and refuses
-everything else.
+Pickles can run code when they are read; tools/plain_pickle.py reads only data from them.
 """
 
 import sys
@@ -24,17 +23,16 @@ from common import command_line, files
 import csv
 import json
 import os
-import pickle
 import re
 import sqlite3
 from collections import Counter
 from collections.abc import Sequence
 from functools import lru_cache
 
-import numpy as np
 from tqdm import tqdm
 
 from tools import toolqa
+from tools.plain_pickle import read_pickle
 
 GROUPS = ("flights", "coffee", "airbnb", "yelp", "dblp", "agenda")
 INDEXES = {
@@ -234,58 +232,6 @@ def import_table(db, group, file, log):
             db.execute(f"CREATE INDEX {index} ON {table} ({', '.join(map(toolqa._quote, columns))})")
 
 
-class Careful(pickle.Unpickler):
-    """Reads dictionaries, lists, texts, numbers and networkx graphs. Graphs become `Plain`; networkx is not needed."""
-
-    def find_class(self, module, name):
-        if module.startswith("networkx.classes.") and name in ("Graph", "DiGraph", "MultiGraph", "MultiDiGraph"):
-            return Plain
-        if (module, name) == ("numpy", "dtype"):                       # a cell of a pandas table is a numpy number
-            return NumberType
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray") and name == "scalar":
-            return lambda kind, raw: np.frombuffer(raw, kind.code)[0].item()
-        if module == "builtins" and name in ("dict", "list", "set"):
-            return {"dict": dict, "list": list, "set": set}[name]
-        if module == "collections" and name in ("OrderedDict", "defaultdict"):
-            return {"OrderedDict": dict, "defaultdict": lambda *_: {}}[name]
-        if module.startswith("networkx."):                             # factories and views that newer versions keep
-            return Plain
-        raise pickle.UnpicklingError(f"it holds a {module}.{name}, which is not read")
-
-
-class NumberType:
-    """A numpy.dtype of numbers."""
-
-    def __init__(self, code, *_):
-        if not re.fullmatch("[biuf][1248]", code):
-            raise pickle.UnpicklingError(f"it holds numpy's {code}, which is not a number")
-        self.code = code
-
-    def __setstate__(self, state):
-        self.code = state[1].replace("|", "") + self.code.lstrip("<>")
-
-
-class Plain:
-    """A networkx object without networkx: its attributes are what was pickled."""
-
-    def __init__(self, *_):
-        pass
-
-    def __setstate__(self, state):
-        self.__dict__.update(state if isinstance(state, dict) else {})
-
-
-def read_pickle(file):
-    """The data in a pickle. Raises ValueError, naming the file, for anything that `Careful` refuses."""
-    try:
-        with open(file, "rb") as f:
-            return Careful(f).load()
-    except (pickle.UnpicklingError, EOFError, AttributeError, LookupError, TypeError, ValueError, ImportError) as e:
-        raise ValueError(f"{file}: cannot be read safely ({e})") from None
-    except OSError as e:
-        raise ValueError(f"{file}: {e.strerror}; it belongs to ToolQA's release") from None
-
-
 def import_dblp(db, folder, log):
     """Both graphs, one after the other: a pickle is read as a whole, so one graph at a time is in memory."""
     papers = import_graph(db, folder, "PaperNet", "paper_net.pkl", "title2id_dict", "id2title_dict", None, log)
@@ -299,7 +245,7 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
     """
     net = read_pickle(folder / file)
     to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
-    if not (isinstance(net, Plain) and all(isinstance(x, dict) for x in (getattr(net, "_node", None), to_id, to_name))):
+    if not all(isinstance(x, dict) for x in (getattr(net, "_node", None), to_id, to_name)):
         raise ValueError(f"{folder}: {graph}'s files are not a graph and two dictionaries")
     name_of = {}
     for name, key in to_id.items():
