@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
-# where it stopped. For your own agent, copy this file, change `agent` and the task files, and of the settings in
-# `learn` and `later` keep only --verified: the others suit the starter (README, "With a real model").
+# where it stopped. For your own agent, copy this file, change `agent`, --model and the task files, and of the settings
+# of the trainings keep only --verified: the others suit the starter (README, "With a real model").
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -16,7 +16,7 @@ later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     #
 evaluate() { $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task
-evaluate 2-combined --hints combined --batch 64            # long prompts: this takes half of the memory
+evaluate 2-combined --hints combined --batch 64            # long prompts: half the batch takes half the memory
 
 # Round 1: the agent plays with the hints, and what it does goes into the weights.
 $python collect.py $agent --tasks $tasks/train.jsonl --hints task --trials 1 --out $run/hinted1.jsonl
@@ -25,8 +25,8 @@ adapters="--adapter $run/round1" earlier=$run/hinted1.jsonl
 evaluate 3-round1 $adapters
 
 # Later rounds, on new tasks: play without hints, find the mistakes, repeat those steps with a hint against the mistake.
-# Distil these corrections, what the agent does on the same tasks with round 1's hints, and some of the earlier rounds:
-# the mean of two trainings, since each miscopies different values.
+# Distil these corrections, all trajectories of the same tasks with round 1's hints (the paper takes only as many as
+# balance the corrections), and some of earlier rounds. Two trainings miscopy different values: take their mean.
 for round in 2 3; do
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round" mistakes="--hint-dir hints/starter/round$round"
     again="--resample $run/flagged$round.jsonl --samples 2 --rollout --temperature 0.3"

@@ -7,7 +7,7 @@
 The teacher is the current agent (the model with every --adapter) and sees the hints of each trajectory. The student is
 the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout. The loss at each
 sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the new adapter is trained
-(training/trainer.py). A model of fewer than 4 billion parameters is small (training/defaults.py).
+(training/trainer.py). Below, a small model has fewer than 4 billion parameters (training/defaults.py).
 """
 
 from common import command_line, files
@@ -110,18 +110,19 @@ def distill(args):
         raise ValueError(f"{args.val}: no finished actions")
 
     parallel.start()
-    parts = [args.out / f"seed{seed}" for seed in args.seed]    # an adapter each, if the new one is made of them
+    parts = [args.out / f"seed{seed}" for seed in args.seed]    # one for each training, if the adapter is made of several
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
     all_records = list({id(r): r for selected in records for r in selected}.values())
     logs = [train_one(chat, selected, all_records, validation, args, seed, part)
             for selected, seed, part in zip(records, args.seed, parts, strict=True)]
+    log = [mean_of(entries) for entries in zip_longest(*logs)]
     if parallel.RANK == 0:
         if parts != [args.out]:
             stack(parts, args.out, args.weight / len(parts))
-            write_notes(args.out, args, [mean_of(entries) for entries in zip_longest(*logs)])
+            write_notes(args.out, args, log)
         checkpoints.tidy(args.out)
-    say(f"{args.out}: adapter of rank {args.rank * len(parts)}, loss {recent(logs[0]):.4f} over the last updates")
+    say(f"{args.out}: adapter of rank {args.rank * len(parts)}, loss {recent(log):.4f} over the last updates")
     parallel.stop()
 
 
@@ -150,7 +151,7 @@ def write_notes(folder, args, log):
 
 
 def mean_of(entries):
-    """The same update of several trainings: the mean of each figure. Those whose batches fill sooner have more."""
+    """The mean of each figure over the trainings that had this update; how many a training has depends on its order."""
     entries = [entry for entry in entries if entry]
     return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]}
 

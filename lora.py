@@ -4,9 +4,9 @@
     python lora.py merge --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR      into the weights
     python lora.py export --for vllm --model M --adapter runs/demo/round1 --adapter runs/demo/round2 --out DIR
 
-Every adapted layer computes y = W x + Σ_i scale_i B_i A_i x (engine/lora_layer.py). W never changes, whatever its
-precision; adapters are float32. All loaded adapters are frozen and act as one, their ranks side by side. At most one
-more, the newest, is trained.
+Every adapted layer computes y = W x + Σ_i scale_i B_i A_i x (engine/lora_layer.py). Training never changes W; adapters
+are float32. All loaded adapters are frozen and act as one, their ranks side by side, or `fold` adds them to a float32
+W. At most one more, the newest, is trained.
 """
 
 from common.command_line import Parser, number, run_stage

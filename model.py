@@ -70,10 +70,10 @@ class Linear(nn.Linear):
 
 
 class Attention(nn.Module):
-    """Each head computes softmax(q kᵀ / √D) v over the tokens up to its own. H/G query heads share a key/value head.
+    """The projections before and after each head's softmax(q kᵀ / √D) v. H/G query heads share a key/value head.
 
-    `attend`, an argument of `Llama.hidden`, computes the softmax. So the same weights serve a row's own keys and
-    values, a cache's, or those of several documents in a row."""
+    `attend`, an argument of `Llama.hidden`, computes the softmax: over a row's own keys and values, over a cache's, or
+    over each of several documents in a row."""
 
     def __init__(self, c):
         super().__init__()
@@ -175,8 +175,8 @@ class Llama(nn.Module):
 
     def hidden(self, tokens: torch.Tensor, positions: torch.Tensor | None = None, attend: Callable | None = None,
                at: torch.Tensor | None = None) -> torch.Tensor:
-        """tokens (B, T) → what lm_head reads, (B, T, C). If only some positions `at` (N,) are needed, the last block
-        computes no others → (B, N, C).
+        """tokens (B, T) → what lm_head reads, (B, T, C). If only some positions `at` (N,) are needed, the last block's
+        o_proj and MLP compute no others → (B, N, C).
 
         positions (B or 1, T): the tokens' positions [0 … T-1]. attend(layer, q, k, v, window): the attention [causal
         within the row]; a KV cache, or several documents in a row, bring their own."""

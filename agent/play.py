@@ -14,7 +14,8 @@ from agent.responses import code_in, monologue_in
 
 @dataclass
 class Generate:
-    """An agent yields this to get text. It receives (the response, "stop" | "length")."""
+    """An agent yields this to get text. It receives (the response, how it ended): "stop" or "length"; from an endpoint
+    also "refused" by a content filter, or "empty"."""
     prompt: list        # token ids, or messages for an endpoint
     tag: str            # the response ends where this tag closes
     seed: str
@@ -82,9 +83,8 @@ def respond(chat, trajectory: dict, n: int) -> Generator[Generate, tuple, str | 
 
 
 def generate(chat, trajectory: dict, n: int, field: str) -> Generator[Generate, tuple, tuple[str, str | None]]:
-    """Asks for step n's "monologue" or "code". Returns the response's text and None, or what went wrong with it:
-    "length" if it was cut off; from an endpoint also "refused" by a content filter, or "empty". The record gets its
-    token ids, where they are known, and the token counts."""
+    """Asks for step n's "monologue" or "code". Returns (the response's text, how it ended too early, or None). The
+    record gets its token ids, where they are known, and the token counts."""
     steps = trajectory["steps"]
     before = [step | {"hint": None} for step in steps[:n]]          # a corrective hint is shown in its own step only
     hints = [hint["text"] for hint in trajectory["hints"]]

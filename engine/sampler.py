@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.kernels import causal_attention, decode_attention, unseen
 from engine.sampling import draw, to_device
 
-ADMITTED = 4096                                                 # a step admits prompts until they have more tokens
+ADMITTED = 4096                                                 # a step admits no more prompts once it has so many new tokens
 
 
 @dataclass(eq=False)
@@ -90,7 +90,7 @@ class Sampler:
         self.model, self.batch, self.max_length = model, batch, max_length
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
                                  dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # up to here it holds numbers: masked ones are read, too
+        self.cleared = 0                                        # up to here it holds numbers: attention reads masked ones
         self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
         if ahead:
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
@@ -135,8 +135,8 @@ class Sampler:
         """Admits queued requests into free slots and computes a new token for every running request. Returns the
         requests that ended.
 
-        With `ahead`, a token is handed out one step after it was begun, and queued requests wait for up to eight steps,
-        until there are enough of them to leave the decoder."""
+        With `ahead`, tokens are handed out one step later. Admitting requests interrupts the decoder, so they wait for up
+        to eight steps, or until they are an eighth of those running."""
         running = sum(r is not None for r in self.requests)
         waiting = min(len(self.queue), self.batch - running)
         if self.decoder and running and 8 * waiting < running and (self.clock % 8 or not waiting):

@@ -52,7 +52,7 @@ def test_each_prompt_and_each_reply_is_what_transformers_writes(tmp_path, name):
         else:                                               # the think blocks of earlier replies stay as they were
             *before, last = chat.decode(example.tokens[:start]).split(THOUGHT)
             assert "".join(before) + THOUGHT + last == chat.decode(prompt)
-    assert example.tokens[found[-1][1]:] == [] and example.targets == [example.tokens[i + 1] for i in example.at]
+    assert example.tokens[found[-1][1]:] == [] and example.labels == [example.tokens[i + 1] for i in example.at]
     assert sum(example.weights) == pytest.approx(len(found))
 
 
@@ -62,7 +62,7 @@ def test_the_student_sees_the_conversation_without_the_hints_and_each_is_dropped
     bare, teacher = to_example(chat, record, 1.0), to_example(chat, record)
     assert chat.decode(teacher.tokens) == chat.decode(bare.tokens).replace(
         "You work for a shop.", "You work for a shop.\n\n## Tone\nBe kind & brief.\n\n## Forms\nUse é.")
-    assert (bare.targets, bare.weights) == (teacher.targets, teacher.weights)
+    assert (bare.labels, bare.weights) == (teacher.labels, teacher.weights)
     rng = random.Random(0)
     assert len({len(to_example(chat, record, 0.5, rng).tokens) for _ in range(50)}) == 4
 
@@ -82,7 +82,7 @@ def test_a_greeting_that_no_model_was_asked_for_is_read_but_not_learned(tmp_path
     record, = read_chats(written(tmp_path, {"id": "a", "messages": messages, "hints": []}))
     example = to_example(chat, record)
     assert chat.decode(example.tokens) == "<|assistant|>Hello!<|end|>\n<|user|>Hi.<|end|>\n<|assistant|>Yes?<|end|>"
-    assert chat.decode(example.targets) == "Yes?<|end|>"
+    assert chat.decode(example.labels) == "Yes?<|end|>"
 
 
 def test_control_tokens_have_no_effect_except_the_tags_in_the_models_own_words(tmp_path):

@@ -119,11 +119,11 @@ def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model,
         backend = training.backend
     records = [record(chat, 1), record(chat, 22, targets=[2], corrective=[2]),
                record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
-    row, = pack_by_prefix([replace(to_example(chat, r), states=n) for n, r in enumerate(records)], 10 ** 6)
+    row, = pack_by_prefix([replace(to_example(chat, r), teacher_file=n) for n, r in enumerate(records)], 10 ** 6)
     assert row.shared > 0 and len(row.examples) == 3                   # in one row, what all begin with once
     with torch.no_grad(), autocast, adapters(model, newest=False):
         parts = hidden_states(model, row).split([len(x.at) for x in row.examples])
-    states = dict(zip((x.states for x in row.examples), parts))
+    states = dict(zip((x.teacher_file for x in row.examples), parts))
     with autocast:
         student = Row([to_example(chat, r, dropped) for r in records])
         loss = chunked_loss(model, student, torch.cat([states[n] for n in range(3)]), T, backend=backend)
@@ -150,12 +150,12 @@ def test_the_teacher_computes_once_what_examples_have_in_common_and_never_more_t
     hints = {n: [rng.randrange(9) for _ in range(n)] for n in (0, 40, 200)}
     examples = [hints[rng.choice(list(hints))] + [rng.randrange(9) for _ in range(rng.randint(5, 60))]
                 for _ in range(60)]
-    examples = [Example(ids, [len(ids) - 2], states=n)
+    examples = [Example(ids, [len(ids) - 2], teacher_file=n)
                 for n, ids in enumerate([*examples, examples[0], examples[0][:-3], [1] * 700])]
     whole = sum(len(x.tokens) for x in examples)
     for limit in (1, 300, 600, 10 ** 6):
         rows = pack_by_prefix(examples, limit)
-        assert sorted(x.states for row in rows for x in row.examples) == list(range(63))
+        assert sorted(x.teacher_file for row in rows for x in row.examples) == list(range(63))
         for row in rows:
             beginning = row.examples[0].tokens[:row.shared]
             assert all(x.tokens[:row.shared] == beginning and len(x.tokens) > row.shared for x in row.examples)
@@ -188,7 +188,7 @@ def test_hint_sections_are_left_out_one_by_one_with_the_given_probability(chat):
     for _ in range(1000):
         x, whole = to_example(chat, r, 0.9, rng), to_example(chat, r)
         lengths[len(x.tokens)] += 1
-        assert (x.targets, x.weights) == (whole.targets, whole.weights)
+        assert (x.labels, x.weights) == (whole.labels, whole.weights)
     assert len(lengths) == 8                                           # 2 × 2 × 2 combinations
     assert abs(max(lengths.values()) / 1000 - 0.9 ** 3) < 0.05
 
@@ -196,8 +196,8 @@ def test_hint_sections_are_left_out_one_by_one_with_the_given_probability(chat):
 def test_only_target_steps_are_learned_and_later_steps_are_not_seen(chat):
     r = record(chat, 1, steps=4, targets=[1])
     x = to_example(chat, r)
-    assert x.targets == r["steps"][1]["token_ids"]["monologue"] + r["steps"][1]["token_ids"]["code"]
-    assert [x.tokens[i + 1] for i in x.at] == x.targets and abs(sum(x.weights) - 1) < 1e-9
+    assert x.labels == r["steps"][1]["token_ids"]["monologue"] + r["steps"][1]["token_ids"]["code"]
+    assert [x.tokens[i + 1] for i in x.at] == x.labels and abs(sum(x.weights) - 1) < 1e-9
     assert x.at[-1] < len(x.tokens) < len(to_example(chat, record(chat, 1, steps=4)).tokens)
 
 

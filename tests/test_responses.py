@@ -201,8 +201,8 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     assert whole.count(eot) == closed.count(eot)         # a turn that the model ended is not ended again
     assert usable(t) and all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
     example = to_example(chat, t)
-    ids, targets, weights = example.tokens, example.targets, example.weights
-    assert ids == whole and targets == sum(sampled, []) and sum(weights) == pytest.approx(2)
+    ids, labels, weights = example.tokens, example.labels, example.weights
+    assert ids == whole and labels == sum(sampled, []) and sum(weights) == pytest.approx(2)
 
 
 @WHERE_TAGS_ARE_TEXT
@@ -221,7 +221,7 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
     assert list(spans) == [(0, "monologue"), (1, "monologue"), (1, "code"), (2, "monologue")]
     assert chat.decode(whole).count(protocol.CODE) == 1 and usable(t)
     assert all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
-    assert to_example(chat, t).targets == sum(sampled, [])
+    assert to_example(chat, t).labels == sum(sampled, [])
 
 
 @WHERE_TAGS_ARE_TEXT

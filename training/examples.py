@@ -21,15 +21,15 @@ class Example:
     """A record as tokens. N is the number of tokens in its learned actions."""
     tokens: list[int]
     at: list[int]                                               # (N,) positions at which an action's token is predicted
-    targets: list[int] = field(default_factory=list)            # (N,) those tokens
+    labels: list[int] = field(default_factory=list)             # (N,) those tokens
     weights: list[float] = field(default_factory=list)          # (N,) 1 / the number of tokens in the action
-    states: Path | None = None                                  # file of the teacher's hidden states at the N tokens
+    teacher_file: Path | None = None                            # file of the teacher's hidden states at the N tokens
     noise_seed: int = 0                                         # of the student's LoRA dropout
 
 
 def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Random = random) -> Example:
-    """A record → its tokens. Each hint section and each corrective hint is left out with probability `dropout`. Targets
-    and weights do not depend on what is left out."""
+    """A record → its tokens. Each hint section, and the corrective hint of a learned step, is left out with probability
+    `dropout`; other corrective hints always are. Labels and weights do not depend on what is left out."""
     def keep():
         return rng.random() >= dropout
 
@@ -39,7 +39,7 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
         tokens, spans = logged.tokens(chat, record, hints)
         actions = [range(*span) for span in spans]
     else:
-        steps = [s if s["hint"] is None or n in learned and keep() else s | {"hint": None}  # seen in its own step only
+        steps = [s if s["hint"] is None or (n in learned and keep()) else s | {"hint": None}
                  for n, s in enumerate(record["steps"][:max(learned) + 1])]
         tokens, spans = chat.prompt(record["task"]["question"], hints, steps)
         actions = [[i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
@@ -47,7 +47,7 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
     example = Example(tokens, [])
     for action in actions:
         example.at += [i - 1 for i in action]
-        example.targets += [tokens[i] for i in action]
+        example.labels += [tokens[i] for i in action]
         example.weights += [1 / len(action)] * len(action)
     return example
 
@@ -77,7 +77,7 @@ def count_actions(records: Sequence[dict]) -> int:
 
 
 def usable(record: dict) -> bool:
-    """Was every learned action sampled to its end? Of a chat this is not known."""
+    """Is every learned action complete, with its token ids? Chats are taken as they are."""
     if is_chat(record):
         return True
     learned, last = learned_steps(record), len(record["steps"]) - 1

@@ -80,7 +80,7 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
     backend = backend or BACKENDS[model.device.type]
     hidden = hidden_states(model, row, backend.causal)                                                  # (N, C)
     weights = torch.tensor([w for x in row.examples for w in x.weights], device=hidden.device)          # (N,)
-    targets = torch.tensor([t for x in row.examples for t in x.targets], device=hidden.device)          # (N,)
+    labels = torch.tensor([t for x in row.examples for t in x.labels], device=hidden.device)            # (N,)
     actions = actions or weights.sum()                          # an action's weights add up to 1
     head_input = hidden.detach().requires_grad_(learn)
     size = chunk_size(model, len(hidden), backend.chunk_bytes)
@@ -89,21 +89,22 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
         chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
         x = head_input[chunk]
         if teacher is None:
-            losses = F.cross_entropy(model.lm_head(x).float(), targets[chunk], reduction="none")
+            losses = F.cross_entropy(model.lm_head(x).float(), labels[chunk], reduction="none")
             loss = (losses * weights[chunk]).sum() / actions
             if learn:
                 (loss * processes).backward()
         else:
             # lm_head has no bias, so this divides the logits by the temperature.
             with torch.no_grad(), adapters(model, newest=False):
-                gradient = model.lm_head(teacher[chunk] / temperature)
+                teacher_logits = model.lm_head(teacher[chunk] / temperature)
             logits = model.lm_head(x / temperature)
-            loss = backend.kl(logits.detach(), gradient, weights[chunk]) / actions
+            loss = backend.kl(logits.detach(), teacher_logits, weights[chunk]) / actions
+            gradient = teacher_logits                           # `kl` has written it there
             end = get_gradient_edge(logits) if learn else None
             del logits                                          # not needed by their own backward pass
             if learn:
                 torch.autograd.backward(end, gradient.mul_(processes / actions))
-            del end, gradient                                   # before the next chunk's
+            del end, gradient, teacher_logits                   # before the next chunk's
         total += loss.detach()
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
         hidden.backward(head_input.grad)

@@ -105,16 +105,16 @@ class Trainer:
 
     def run_teacher(self):
         """Writes the teacher's hidden states (N, C) at each record's action tokens. The teacher sees all hints."""
-        examples = [replace(to_example(self.chat, r), states=self.files[id(r)]) for r in self.records]
+        examples = [replace(to_example(self.chat, r), teacher_file=self.files[id(r)]) for r in self.records]
         rows = [row for row in parallel.share(pack_by_prefix(examples, self.limits[0]))
-                if not all(x.states.exists() for x in row.examples)]
-        idle = Row([replace(examples[0], states=None)])
+                if not all(x.teacher_file.exists() for x in row.examples)]
+        idle = Row([replace(examples[0], teacher_file=None)])
         for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
             with torch.no_grad(), self.autocast, adapters(self.model, newest=False):
                 hidden = hidden_states(self.model, row)
             for x, states in zip(row.examples, hidden.split([len(x.at) for x in row.examples]), strict=True):
-                if x.states:
-                    checkpoints.save_tensor(states.cpu().clone(), x.states)      # a copy, not a view of the whole row
+                if x.teacher_file:
+                    checkpoints.save_tensor(states.cpu().clone(), x.teacher_file)   # a copy: no view of the whole row
         parallel.wait()                                         # until all are written
 
     def loss(self, batch, seed, hint_dropout, learn=True):
@@ -123,12 +123,12 @@ class Trainer:
         for r in parallel.share(batch):
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
-            examples.append(replace(example, states=self.files[id(r)], noise_seed=rng.getrandbits(63)))
+            examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
         nothing = to_example(self.chat, batch[0], 1.0)
         idle = Row([replace(nothing, weights=[0.0] * len(nothing.at))])
         total = 0.0
         for row in same_number(pack(examples, self.limits[1]), idle):
-            taught = torch.cat([self.states(x) for x in row.examples]) if self.args.loss == "kl" else None
+            taught = torch.cat([self.teacher_hidden(x) for x in row.examples]) if self.args.loss == "kl" else None
             if self.args.lora_dropout and learn:
                 self.seed_dropout(row, seed)
             with self.autocast, torch.set_grad_enabled(learn):
@@ -136,10 +136,10 @@ class Trainer:
                                       parallel.WORLD, self.backend)
         return parallel.all_reduce_sum(total).item()
 
-    def states(self, x):
+    def teacher_hidden(self, x):
         """The teacher's hidden states of an example (N, C); zeros for one of weight 0."""
         width = self.model.config.hidden_size
-        states = checkpoints.load_tensor(x.states) if x.states else torch.zeros(len(x.at), width)
+        states = checkpoints.load_tensor(x.teacher_file) if x.teacher_file else torch.zeros(len(x.at), width)
         return states.to(self.model.device)
 
     def seed_dropout(self, row, seed):
