@@ -12,7 +12,7 @@ learn="--model starter --rank 128 --alpha 2048 --lora-dropout 0 --targets gate_p
        --kl-temperature 1 --hint-dropout 0.9 --decay --warmup 30 --verified"
 later=([2]="--lr 1e-3 --epochs 2" [3]="--lr 5e-4 --epochs 1 --weight 0.5")     # how rounds 2 and 3 learn
 
-[ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
+[ $tasks != data/starter ] || [ -f $tasks/train3.jsonl ] || $python tools/starter_world.py --out $tasks
 evaluate() { $python evaluate.py $agent --tasks $tasks/test.jsonl --trials 3 --seed 1 --out $run/test/$1.jsonl "${@:2}"; }
 evaluate 0-none --hints none
 evaluate 1-task --hints task

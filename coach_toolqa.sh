@@ -26,6 +26,7 @@ case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
         many=python trials=1 length=12288
+        long="--max-length 32768 --batch 8"        # for all hints at once
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
@@ -45,7 +46,11 @@ esac
 tasks=$run/tasks
 mkdir -p $tasks
 rehearse() {                                   # rehearse FOLDER SEED: generated corpora and tasks
-    [ $size != small ] || [ -f $1/train.jsonl ] || python tools/rehearse_toolqa.py --out $1 --seed $2
+    [ $size != small ] || [ -d $1 ] || {
+        rm -rf $1.part
+        python tools/rehearse_toolqa.py --out $1.part --seed $2
+        mv $1.part $1
+    }
 }
 choose() {                                     # choose FILE [N]: the first N lines of each template [all]
     awk -v groups="${only// /|}" -v most="${2:-}" '
@@ -56,7 +61,7 @@ choose() {                                     # choose FILE [N]: the first N li
 rehearse $data 0
 choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
 choose $data/test$split.jsonl > $tasks/test.jsonl
-grep -o '"question": "[^"]*' $tasks/test.jsonl > $tasks/asked || true
+grep -oE '"question": "([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
 for file in train test; do
     [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=${EACH:-}: $file.jsonl would be empty" >&2; exit 2; }
 done
@@ -75,7 +80,7 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
 evaluate 0-task-tools      --hints task --kinds tools
 evaluate 1-task            --hints task
 [ $size = small ] || evaluate 2-combined-tools $combined --kinds tools
-evaluate 3-combined        $combined
+evaluate 3-combined        $combined ${long:-}
 for other in ${OTHERS:-}; do
     model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
     python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl

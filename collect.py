@@ -67,8 +67,7 @@ def main():
     chat = backend.chat_with(args)
     only_next = bool(args.resample) and not args.rollout
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=only_next)
-    if backend.play_planned(planned, args, chat, player):
-        print(rollouts.summary(args.out))
+    backend.play_planned(planned, args, chat, player, lambda: rollouts.summary(args.out))
 
 
 def second_agent(parser: command_line.Parser, args: argparse.Namespace) -> argparse.Namespace:

@@ -93,9 +93,10 @@ def main():
 def distill(args):
     """The stage, once its command line is read and no other run writes to its folder."""
     note, adapter = args.out / "arguments.json", args.out / "adapter_model.safetensors"
+    unfinished = args.out / checkpoints.UNFINISHED
     if parallel.RANK == 0:
         before = note.read_bytes() if note.exists() else None
-        made = adapter.exists() or any(args.out.glob("checkpoint")) or any(args.out.glob("seed*"))
+        made = adapter.exists() or any(unfinished.glob("checkpoint*")) or any(unfinished.glob("seed*"))
         files.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
         if note.read_bytes() != before:                         # another run left its teacher's hidden states
             checkpoints.tidy(args.out)
@@ -110,17 +111,18 @@ def distill(args):
         raise ValueError(f"{args.val}: no finished actions")
 
     parallel.start()
-    parts = [args.out / f"seed{seed}" for seed in args.seed]    # one for each training, if the adapter is made of several
+    parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one for each training, if there are several
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
     all_records = list({id(r): r for selected in records for r in selected}.values())
     logs = [train_one(chat, selected, all_records, validation, args, seed, part)
             for selected, seed, part in zip(records, args.seed, parts, strict=True)]
     log = [mean_of(entries) for entries in zip_longest(*logs)]
+    parallel.wait()                                             # until every process has read the parts
     if parallel.RANK == 0:
         if parts != [args.out]:
-            stack(parts, args.out, args.weight / len(parts))
             write_notes(args.out, args, log)
+            stack(parts, args.out, args.weight / len(parts), card=False)        # last: it marks the end
         checkpoints.tidy(args.out)
     say(f"{args.out}: adapter of rank {args.rank * len(parts)}, loss {recent(log):.4f} over the last updates")
     parallel.stop()
@@ -130,13 +132,15 @@ def train_one(chat, records, all_records, validation, args, seed, folder):
     """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log.
     `all_records` are the records of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
         for r in all_records + validation:
             check_tokens(r, chat, model.config)
         args = Namespace(**vars(args) | {"seed": seed})
-        log = train(model, chat, records, args, folder, args.out / "teacher", validation, all_records)
+        unfinished = args.out / checkpoints.UNFINISHED
+        log = train(model, chat, records, args, unfinished / f"checkpoint{seed}", unfinished / "teacher", validation,
+                    all_records)
         if parallel.RANK == 0:
             write_notes(folder, args, log)
         save_adapter(model, folder, base_model=args.model, write=parallel.RANK == 0)           # last: it marks the end
@@ -153,7 +157,8 @@ def write_notes(folder, args, log):
 def mean_of(entries):
     """The mean of each figure over the trainings that had this update; how many a training has depends on its order."""
     entries = [entry for entry in entries if entry]
-    return {name: sum(entry[name] for entry in entries) / len(entries) for name in entries[0]}
+    figures = {name: [entry[name] for entry in entries if name in entry] for entry in entries for name in entry}
+    return {name: sum(values) / len(values) for name, values in figures.items()}
 
 
 def card_text(args):

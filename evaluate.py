@@ -77,8 +77,8 @@ def play_tasks(args: Namespace) -> None:
         tasks = records.read_tasks(args.tasks)
     chat = backend.chat_with(args)
     player = functools.partial(suites.attempt, chat) if args.suite else None
-    if backend.play_planned(rollouts.trials(tasks, args), args, chat, player):
-        print(table([args.out]), rollouts.summary(args.out), sep="\n\n")
+    report = lambda: f"{table([args.out])}\n\n{rollouts.summary(args.out)}"
+    backend.play_planned(rollouts.trials(tasks, args), args, chat, player, report)
 
 
 if __name__ == "__main__":

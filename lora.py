@@ -132,10 +132,11 @@ def save_adapter(model: nn.Module, path: str | Path, base_model: str = "", write
 # ---- several adapters as one ---------------------------------------------------------------------------------------
 
 def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, without: Sequence[str] = (),
-          base_weights: bool = True) -> None:
+          base_weights: bool = True, card: bool = True) -> None:
     """Writes one adapter that computes exactly the sum of several, each times `weight`. Their ranks stand side by side.
     If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros. without:
-    layers that are left out. base_weights: keep those that PEFT repeats in the files.
+    layers that are left out. base_weights: keep those that PEFT repeats in the files. card: also write a model card, and
+    say what was made.
 
     Raises ValueError if an adapter is not supported, or if they belong to different models."""
     refuse_overwriting(out, paths)
@@ -165,6 +166,8 @@ def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, wit
     rank = sum(ranks)
     base_model = loaded[0][0].get("base_model_name_or_path", "")
     write_adapter(out, tensors, rank, weight * (shared or 1) * rank, base_model=base_model, repeated=repeated)
+    if not card:
+        return
     text = f"The exact sum of {len(paths)} adapters as one" if len(paths) > 1 else "The same adapter in another form"
     but = f", but without {', '.join(without)}" if without else ""
     write_card(out, base_model, f"{text}{but}.", {"adapters": paths, "weight": weight})

@@ -238,8 +238,11 @@ class Endpoint:
                 answer = json.load(sent)
         except urllib.error.HTTPError as e:
             after = e.headers.get("Retry-After", "")
-            problem = f"{e.reason}: {e.read(1000).decode(errors='replace')}"
-            return e.code, problem, float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0
+            try:
+                text = e.read(1000).decode(errors="replace")
+            except (OSError, http.client.HTTPException):        # it breaks off
+                text = ""
+            return e.code, f"{e.reason}: {text}", float(after) if re.fullmatch("[0-9]{1,9}", after) else 0.0
         except (OSError, http.client.HTTPException, ValueError, RecursionError) as e:
             return None, f"{getattr(e, 'reason', e)}", 0.0
         if isinstance(answer, dict) and answer.get("error"):    # some report an error with status 200

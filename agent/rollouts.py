@@ -7,12 +7,12 @@ from common import files
 
 import copy
 import functools
-import select
 import sys
 import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from multiprocessing.connection import wait
 from pathlib import Path
 from zlib import crc32
 
@@ -102,7 +102,7 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
                     progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
             except KeyboardInterrupt:
                 raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played "
-                                        f"and are in {args.out}") from None
+                                        f"and are in {args.out}" if args.out else "nothing was written") from None
 
 
 def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request: Callable, world: World,
@@ -141,7 +141,7 @@ def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request
             ended += advance(answered.key, (answered.new_ids, answered.ended))
         if running:
             timeout = 1.0 if sampler.idle and not ended else 0.0
-            for box in select.select(running, [], [], timeout)[0]:
+            for box in wait(running, timeout):
                 ended += advance(running.pop(box), box.receive())
         now = time.perf_counter()
         playing = [t for t, _, _ in active.values()] + ended

@@ -14,7 +14,6 @@ from common import command_line
 import argparse
 import json
 import queue
-import select
 import socket
 import sys
 import threading
@@ -222,8 +221,10 @@ class Handler(BaseHTTPRequestHandler):
     def is_gone(self) -> bool:
         """Has the client closed the connection?"""
         try:
-            return bool(select.select([self.connection], [], [], 0)[0]) and not self.connection.recv(1, socket.MSG_PEEK)
-        except (OSError, ValueError):
+            return not self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+        except BlockingIOError:                                         # it is open and sends nothing
+            return False
+        except OSError:
             return True
 
     def answer(self, status: int, content: dict) -> None:

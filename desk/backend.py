@@ -29,9 +29,9 @@ def start_engine(args: Namespace) -> tuple[object, Callable]:
 
 
 def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint.Messages,
-                 player: Callable | None) -> bool:
-    """Plays what is planned (agent/rollouts.py) and writes it to args.out: in one process or, under torchrun, in many.
-    Returns True in the process that reports."""
+                 player: Callable | None, report: Callable) -> None:
+    """Plays what is planned (agent/rollouts.py) and writes it to args.out, in one process or, under torchrun, in many.
+    Then prints report(), once."""
     from scaling import parallel
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
@@ -43,8 +43,7 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     else:
         parallel.follow(args)
     parallel.wait()
-    reports = parallel.RANK == 0
-    if reports:
+    if parallel.RANK == 0:
         output.gather()
-    parallel.stop()
-    return reports
+        print(report())
+    parallel.stop()                                             # under torchrun this does not return

@@ -56,13 +56,15 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
     """{(trajectory's id, mistake's name): the first step with it, or None}, and how many verdicts could not be read.
 
     args: the command line; `args.judge` is the model. The verdicts are stored beside `args.out`, so that a second run
-    does not ask for them again."""
+    does not ask for them again, unless they could not be read and the settings have changed."""
     args = Namespace(**vars(args) | {"model": args.judge, "adapter": []})
     chat, (engine, request) = backend.chat_with(args), backend.start_engine(args)
+    settings = {name: getattr(args, name) for name in ("max_new_tokens", "max_length", "temperature", "top_p", "seed")}
     known, cache = {}, None                                           # key of a question → verdict
     if args.out:
         cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})
-        known = {r["id"]: r["verdict"] for r in files.whole_lines(cache.path)}
+        known = {r["id"]: r["verdict"] for r in files.whole_lines(cache.path)
+                 if r["verdict"] is not None or r.get("settings") == settings}
     first, unreadable = {}, set()
 
     def ask(trajectory, mistake, n=0, attempt=0):
@@ -95,7 +97,7 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
                 if answer is not None or attempt == ATTEMPTS:
                     known[key], attempt = answer, 0
                     if cache:
-                        cache.write({"id": key, "verdict": answer, "reasoning": text})
+                        cache.write({"id": key, "verdict": answer, "reasoning": text, "settings": settings})
                 if not ask(t, m, n, attempt):
                     pending -= 1
                     progress.update()

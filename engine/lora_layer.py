@@ -102,11 +102,11 @@ class LoraLinear(nn.Linear):
 
     def freeze(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
         """Adds a frozen adapter, A (r, in) and B (out, r)."""
-        A, B = A.detach().float(), B.detach().float() * scale
+        A, B = (x.detach().to(adapter_device(self), torch.float32) for x in (A, B))
+        B = B * scale
         if self.frozen_A is not None:
             A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
-        self.frozen_A = nn.Parameter(A.to(adapter_device(self)), requires_grad=False)
-        self.frozen_B = nn.Parameter(B.to(adapter_device(self)), requires_grad=False)
+        self.frozen_A, self.frozen_B = (nn.Parameter(x, requires_grad=False) for x in (A, B))
 
 
 def noise(shape: int | tuple, **where) -> torch.Tensor:

@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.kernels import causal_attention, decode_attention, unseen
 from engine.sampling import draw, to_device
 
-ADMITTED = 4096                                                 # a step admits no more prompts once it has so many new tokens
+ADMITTED = 4096                                                 # a step with so many new tokens admits no more prompts
 
 
 @dataclass(eq=False)
@@ -35,6 +35,7 @@ class Request:
     seed: object = 0                                            # of this request's own random stream: number or string
     new_ids: list[int] = field(default_factory=list)
     ended: str = ""                                             # "stop", or "length": max_new_tokens, or a full cache
+    passed_over: int = 0                                        # how often later requests were admitted first
 
     def __post_init__(self):
         self.random = random.Random(self.seed)
@@ -90,7 +91,7 @@ class Sampler:
         self.model, self.batch, self.max_length = model, batch, max_length
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
                                  dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # up to here it holds numbers: attention reads masked ones
+        self.cleared = 0                                        # up to here it holds numbers: masked ones are read, too
         self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
         if ahead:
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
@@ -135,7 +136,7 @@ class Sampler:
         """Admits queued requests into free slots and computes a new token for every running request. Returns the
         requests that ended.
 
-        With `ahead`, tokens are handed out one step later. Admitting requests interrupts the decoder, so they wait for up
+        With `ahead`, tokens are handed out one step later. Admitting requests interrupts the decoder, so they wait up
         to eight steps, or until they are an eighth of those running."""
         running = sum(r is not None for r in self.requests)
         waiting = min(len(self.queue), self.batch - running)
@@ -202,8 +203,8 @@ class Sampler:
         return np.minimum(np.where(differ.any(1), differ.argmax(1), len(prompt)), self.length)
 
     def _admit(self):
-        """Gives free slots to queued requests, first to those with the longest cached beginning. Returns the requests
-        that cannot run."""
+        """Gives free slots to queued requests: first to those that were passed over `batch` times, then to those with
+        the longest cached beginning. Returns the requests that cannot run."""
         free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
         considered = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
         for request in [r for r in considered if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
@@ -211,13 +212,15 @@ class Sampler:
             ended.append(request)
         considered = [r for r in considered if not r.ended]
         if len(considered) > 1:
-            considered.sort(key=lambda r: -np.minimum(self._common(r.prompt), self.cached).max())
+            cached = {id(r): np.minimum(self._common(r.prompt), self.cached).max() for r in considered}
+            considered.sort(key=lambda r: (r.passed_over < self.batch, -cached[id(r)]))
         for request in considered:
             common = self._common(request.prompt)
             ready = np.minimum(common, self.cached)             # with keys and values
             soon = common.max() - ready.max() > 16              # another request computes it in this very step
             if not free or pending > ADMITTED or soon:
                 later.append(request)
+                request.passed_over += 1
                 continue
             # A slot whose whole content the prompt continues, or else the one that has waited longest.
             slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, -self.used[s]))

@@ -63,7 +63,8 @@ def check_messages(messages: list[dict]) -> tuple[str, str] | None:
 def learned_messages(messages: list[dict]) -> list[int]:
     """Which messages are learned: the assistant's, except a greeting that opens the conversation, which no model was
     asked for."""
-    return [n for n, message in enumerate(messages) if n and message["role"] == "assistant"]
+    opening = next((n for n, message in enumerate(messages) if message["role"] != "system"), 0)
+    return [n for n, message in enumerate(messages) if n > opening and message["role"] == "assistant"]
 
 
 def check_content(message, field):

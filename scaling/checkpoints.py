@@ -1,7 +1,7 @@
-"""What an unfinished training keeps in its folder.
+"""What an unfinished training keeps in its adapter's folder, in unfinished/.
 
-checkpoint/<n> is what it resumes from, on any number of processes. teacher/ holds the teacher's hidden states, which
-are computed once and used in every epoch. seed<n>/ holds the training with one of several seeds.
+checkpoint<seed>/<n> is what it resumes from, on any number of processes. teacher/ holds the teacher's hidden states,
+which are computed once and used in every epoch. seed<seed>/ holds a finished training, one of several.
 """
 
 from common.files import write_whole
@@ -14,6 +14,8 @@ from pathlib import Path
 import torch
 
 from scaling import parallel
+
+UNFINISHED = "unfinished"
 
 
 def save(state: dict, folder: Path) -> None:
@@ -78,5 +80,4 @@ def load_tensor(file: Path) -> torch.Tensor:
 
 def tidy(folder: Path) -> None:
     """Removes what only an unfinished training needs."""
-    for leftover in [folder / "checkpoint", folder / "teacher", *folder.glob("seed*")]:
-        shutil.rmtree(leftover, ignore_errors=True)
+    shutil.rmtree(folder / UNFINISHED, ignore_errors=True)

@@ -31,14 +31,14 @@ from training.schedule import factor, unfit_settings
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
 
-def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, folder: Path, teacher: Path,
+def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, checkpoint: Path, teacher: Path,
           validation: list[dict] = (), all_records: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
-    A checkpoint is written to `folder` once a minute. Training resumes from it if there is one, and ends with the same
-    adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder of the
-    teacher's hidden states. Several trainings can share it; `all_records` are then those of all of them."""
-    trainer = Trainer(model, chat, [*(all_records or records), *validation], args, folder, teacher)
+    A checkpoint is written to the folder `checkpoint` once a minute. Training resumes from it if there is one, and ends
+    with the same adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder
+    of the teacher's hidden states. Trainings can share it; `all_records` are then the records of all."""
+    trainer = Trainer(model, chat, [*(all_records or records), *validation], args, checkpoint, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     updates = [batch for epoch in epochs for batch in epoch]
@@ -83,11 +83,11 @@ class Trainer:
     """The model with its new adapter, the optimizer, and what the loss of a batch needs. Under torchrun each process
     computes its share of the rows."""
 
-    def __init__(self, model, chat, records, args, folder, teacher):
+    def __init__(self, model, chat, records, args, checkpoint, teacher):
         torch.manual_seed(args.seed)
         add_adapter(model, args.rank, args.alpha, args.lora_dropout, args.targets)
         self.model = parallel.shard(model, args.model).train()
-        self.chat, self.records, self.args, self.checkpoint = chat, records, args, folder / "checkpoint"
+        self.chat, self.records, self.args, self.checkpoint = chat, records, args, checkpoint
         self.parameters = trainable(self.model)
         self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
         device = self.model.device.type
