@@ -135,8 +135,8 @@ def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, wit
           base_weights: bool = True, card: bool = True) -> None:
     """Writes one adapter that computes exactly the sum of several, each times `weight`. Their ranks stand side by side.
     If their scales differ, these are folded into B; ranks that differ between layers are filled up with zeros. without:
-    layers that are left out. base_weights: keep those that PEFT repeats in the files. card: also write a model card, and
-    say what was made.
+    layers that are left out. base_weights: keep those that PEFT repeats in the files. card: also write a model card and
+    print what was made.
 
     Raises ValueError if an adapter is not supported, or if they belong to different models."""
     refuse_overwriting(out, paths)

@@ -151,7 +151,7 @@ def damaged_checkpoint(folder):
     sys.argv = ["distill.py", *DISTILL.format(f=folder).split()]
     distill.main()
     (folder / "adapter" / "adapter_model.safetensors").unlink()
-    checkpoints.save({"log": torch.zeros(3)}, folder / "adapter" / "checkpoint")
+    checkpoints.save({"log": torch.zeros(3)}, folder / "adapter" / "unfinished" / "checkpoint0")
 
 
 def flagged(**ids):
@@ -435,9 +435,10 @@ CASES = [                                                               # script
     # more of training
     (D, DISTILL + " --data {f}/played.jsonl {f}/played.jsonl", nothing, "played.jsonl: given twice"),
     (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
-    *((D, DISTILL, lambda f, file=file: (damaged_checkpoint(f), text(f"adapter/checkpoint/1/{file}", "x")(f)),
-       "checkpoint/1: damaged .*; remove .*checkpoint, then the same command starts over")
-      for file in (".metadata", "__0_0.distcp", "other")),
+    *((D, DISTILL,
+       lambda f, file=f"adapter/unfinished/checkpoint0/1/{name}": (damaged_checkpoint(f), text(file, "x")(f)),
+       "checkpoint0/1: damaged .*; remove .*checkpoint0, then the same command starts over")
+      for name in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step is named twice"),
     (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),
      "val.jsonl: no finished actions"),

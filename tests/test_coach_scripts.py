@@ -128,8 +128,10 @@ def test_every_flag_is_known_and_every_file_was_made_before(script, environment,
 def test_a_small_run_plays_the_chosen_tasks_and_new_ones_in_later_rounds(tmp_path):
     data = rehearsals(tmp_path)
     test, new = tmp_path / "data/test.jsonl", tmp_path / "data-2/train.jsonl"
-    new.write_text(new.read_text().replace('"data-2 1"', '"data 1"'))                 # a test task's question
-    assert '"data 1"' in test.read_text()
+    new.write_text(new.read_text().replace('"data-2 1"', r'"what is \"data 1\"?"')    # a test task's question …
+                   .replace('"data-2 0"', r'"what is \"data 0\"?"'))                 # … and one that begins like it
+    test.write_text(test.read_text().replace('"data 1"', r'"what is \"data 1\"?"'))
+    assert r'"what is \"data 1\"?"' in test.read_text()
     commands("coach_toolqa.sh", tmp_path, **SMALL, **data)
     chosen = {"tasks/train": "012", "tasks/train2": "02", "tasks/train3": "012", "tasks/test": "0123",
               "unseen/test": "0123"}

@@ -259,13 +259,17 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
             distill.main()
         return (tmp_path / out / "adapter_model.safetensors").read_bytes()
 
+    mine = tmp_path / "whole" / "teacher" / "mine.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("kept")
     whole = run("whole")
+    assert mine.read_text() == "kept"
     # 12 updates. Killed after 3, and again after 4 more.
     for last in (3, 4):
         with pytest.raises(KeyboardInterrupt):
             run("killed", last)
     assert run("killed") == whole
-    assert not (tmp_path / "killed" / "checkpoint").exists()
+    assert not (tmp_path / "killed" / "unfinished").exists()
     logs = [(tmp_path / out / "log.jsonl").read_text() for out in ("whole", "killed")]
     assert logs[0] == logs[1] and logs[0].count("\n") == 12
 
@@ -290,9 +294,10 @@ def test_several_seeds_give_their_mean_and_the_weight_a_part_of_it(chat, tmp_pat
     run("b", "--seed", "7")
     lora.stack([tmp_path / "a", tmp_path / "b"], tmp_path / "expected", 0.25)
     with monkeypatch.context() as m:
-        m.setattr(distill, "stack", lambda *_: 1 / 0)
+        m.setattr(distill, "stack", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run("mean", "--seed", "5", "7", "--weight", "0.5")
+    assert (tmp_path / "mean" / "log.jsonl").exists()          # before the adapter, which marks the end
     run("mean", "--seed", "5", "7", "--weight", "0.5")
     expected, found = ((tmp_path / out / "adapter_model.safetensors").read_bytes() for out in ("expected", "mean"))
     assert found == expected
@@ -302,7 +307,13 @@ def test_several_seeds_give_their_mean_and_the_weight_a_part_of_it(chat, tmp_pat
     assert len(shorter) < len(longer) == len(logs[2])          # batches are filled by actions, in another order
     means = [(x["loss"] + y["loss"]) / 2 for x, y in zip(shorter, longer)]
     assert [x["loss"] for x in logs[2]] == means + [x["loss"] for x in longer[len(shorter):]]
-    assert not list((tmp_path / "mean").glob("seed*")) and not (tmp_path / "mean" / "teacher").exists()
+    assert sorted(f.name for f in (tmp_path / "mean").iterdir()) == [
+        "README.md", "adapter_config.json", "adapter_model.safetensors", "arguments.json", "log.jsonl"]
+
+
+def test_the_mean_of_logs_has_the_figures_that_only_some_of_them_have():
+    entries = [{"update": 2, "loss": 1.0}, {"update": 2, "loss": 2.0, "validation_loss": 5.0}, None]
+    assert distill.mean_of(entries) == {"update": 2, "loss": 1.5, "validation_loss": 5.0}
 
 
 def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeypatch):

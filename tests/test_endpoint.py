@@ -17,6 +17,8 @@ from agent import endpoint
 from desk import judge, suites
 from formats import records
 
+BROKEN = b"this body breaks off"
+
 
 @pytest.fixture
 def server(monkeypatch):
@@ -31,9 +33,10 @@ def server(monkeypatch):
             self.send_header("Retry-After", after[0] if after else "0")
             if status == 302:
                 self.send_header("Location", server.url + "/elsewhere")
-            self.send_header("Content-Length", str(len(data)))
+            self.send_header("Content-Length", str(len(data) + 10 * (data == BROKEN)))
             self.end_headers()
             self.wfile.write(data)
+            self.close_connection = True
 
         log_message = lambda *_: None
 
@@ -202,7 +205,7 @@ def test_a_parameter_at_its_neutral_value_is_not_sent(server, stage, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", [error(200, "provider returned error", code=502), said("", "error"),
-                                     (429, b"busy", "0"), (429, b"busy", "99999999")])
+                                     (429, b"busy", "0"), (429, b"busy", "99999999"), (503, BROKEN)])
 def test_a_server_that_recovers_is_asked_again(server, stage, tmp_path, monkeypatch, capfd, trouble):
     waits = []
     monkeypatch.setattr(endpoint.time, "sleep", waits.append)
@@ -253,6 +256,8 @@ def test_a_judge_flags_the_first_bad_step_and_is_asked_nothing_twice(server, sta
     assert server.seen[0][2]["messages"][0]["content"].count("<verdict>yes") == 1    # ours, not the agent's
     stage(*command)
     assert len(server.seen) == 18
+    stage(*command, "--max-new-tokens", 900)             # only the unreadable one is asked for again
+    assert len(server.seen) == 18 + 3
 
 
 HUMANEVAL = [{"task_id": "HumanEval/0", "entry_point": "twice",

@@ -223,6 +223,15 @@ def test_dropout_drops_with_its_probability_any_two_inputs_independently():
     assert not layer.dropped(torch.zeros(3, 64)).any()
 
 
+def test_adapters_follow_their_layer_to_its_device(tmp_path, monkeypatch):
+    model = load("grouped", tmp_path)
+    monkeypatch.setattr("engine.lora_layer.adapter_device", lambda layer: torch.device("meta"))    # in place of a GPU
+    for _ in range(2):
+        lora.load_adapter(model, ours("grouped", "first", tmp_path))
+    frozen = [p for layer in lora.layers(model).values() for p in (layer.frozen_A, layer.frozen_B)]
+    assert frozen and all(p.is_meta for p in frozen)
+
+
 def test_folded_adapters_compute_the_same_in_float32_and_lower_precisions_are_left_alone(tmp_path):
     model = load("grouped", tmp_path)
     before = model(ROW)

@@ -201,6 +201,22 @@ def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_long
     assert sampler.prefilled - before == 1 + 20
 
 
+def test_no_request_waits_for_ever_behind_those_with_a_longer_cached_beginning(tiny):
+    hints = recorded.tokens("hints", 20)
+    sampler, waiting = Sampler(tiny, batch=2, max_length=100), Request("other", recorded.tokens("other", 20), 1)
+    add = lambda n: sampler.add(Request(n, hints + [n], max_new_tokens=1))
+    add(0)
+    add(1)
+    sampler.step()
+    sampler.add(waiting)
+    for n in range(2, 20):
+        add(n)
+        add(n + 20)
+        if waiting in sampler.step():
+            break
+    assert waiting.ended and 2 < n < 6                                       # it was passed over, but not for ever
+
+
 @pytest.mark.parametrize("ahead", [False, True])
 def test_the_stop_id_is_the_last_id_and_a_full_cache_ends_a_request(ahead, tiny):
     text = recompute(tiny, recorded.PROMPTS[2], 30)

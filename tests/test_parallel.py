@@ -186,7 +186,7 @@ def test_after_a_process_is_killed_another_number_of_them_resumes_and_makes_the_
     folder, command = prepared
     for processes, die in ((4, 3), (2, 3)):
         assert distill(folder, processes, *command, folder / "killed", die=die).returncode != 0
-        assert len(list((folder / "killed" / "checkpoint").glob("*/.metadata"))) == 1
+        assert len(list((folder / "killed" / "unfinished" / "checkpoint0").glob("*/.metadata"))) == 1
         assert not (folder / "killed" / "adapter_model.safetensors").exists()
     done = distill(folder, 1, *command, folder / "killed")
     assert done.returncode == 0, done.stderr
@@ -210,6 +210,7 @@ def collect(prepared, tmp_path):
                    "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 2, "--temperature", 0,
                    "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more)
         assert done.returncode == 0, done.stderr
+        assert done.stdout.count(f"{out}: 22 trajectories, ") == 1              # one process reports
         return {r["id"]: r for r in read_trajectories(tmp_path / out)}          # which refuses an id that comes twice
     return records
 

@@ -2,8 +2,11 @@
 
 from common import ROOT
 
+import fcntl
 import http.client
 import json
+import resource
+import socket
 import sys
 import threading
 import time
@@ -18,7 +21,7 @@ from agent import endpoint
 from agent.chat import Chat
 from agent.play import Execute, play
 from agent.served_prompts import Prompts
-from agent.server import Batch, Server, read_request
+from agent.server import Batch, Handler, Server, read_request
 from formats import records
 from scaling import parallel
 from test_templates import FORMS, chat_with
@@ -210,6 +213,20 @@ def test_a_client_that_leaves_frees_its_slot(server):
         while not left.ended:
             time.sleep(0.01)
         assert left.ended == "stop" and len(left.new_ids) < 1000
+
+
+def test_an_open_connection_is_not_gone_whatever_its_number(server):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(4096, limits[1]), limits[1]))
+    try:
+        near, far = socket.socketpair()
+        with near, far, socket.socket(fileno=fcntl.fcntl(near, fcntl.F_DUPFD, 2000)) as high:
+            gone = lambda: Handler.is_gone(SimpleNamespace(connection=high))
+            assert high.fileno() >= 2000 and not gone()
+            far.close()
+            assert gone()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 TOO_LONG = {"messages": [{"role": "user", "content": "word " * 3000}]}
