@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.defaults import LARGE, fill_in
-from training.schedule import factor, unfit_settings
+from training.schedule import factor, passes, unfit_settings
 
 PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
 SMALL = {"lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
@@ -30,6 +30,18 @@ def test_the_papers_settings_are_too_slow_for_ten_updates():
     warmup, rate = unfit_settings(Namespace(**PAPER), 10)
     assert "--warmup 30 is long for 10 updates; try --warmup 1" == warmup
     assert "they reach 4e-05" in rate and "--lr" in rate
+
+
+@pytest.mark.parametrize("records, epochs, seen", [
+    ([("a", {}), ("a", {}), ("b", {})], 4, 6.0), ([("a", {}), ("b", {})], 10, 10.0),
+    ([("a", {}), ("b", {"targets": [1]})], 1, None),
+])
+def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actions(records, epochs, seen):
+    records = [{"task": {"template": template}, **more} for template, more in records]
+    assert passes(records, epochs) == seen
+    warned = unfit_settings(Namespace(**SMALL), 100, passes(records, epochs))
+    assert [line[:45] for line in warned] == (["the model will see each type of task 6.0 time"] if seen == 6 else [])
+    assert passes([*records, {"messages": []}], epochs) is None
 
 
 def test_adam_reaches_as_far_as_the_warning_says():

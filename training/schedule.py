@@ -5,12 +5,15 @@ a training reaches about as far as
 
     reach = alpha / rank · Σ_t lr_t                             over the updates t
 
-docs/coaching.md lists the reach of trainings that learned their hints.
+A long reach is not enough: the model also has to see each type of task often. docs/coaching.md lists both for trainings
+of real models.
 """
 
 from argparse import Namespace
+from collections.abc import Sequence
 
 ENOUGH = 0.005                                                  # the shortest that taught a model its hints had 0.008
+FEW = 10                                                        # passes over a type of task
 
 
 def factor(update: int, updates: int, args: Namespace) -> float:
@@ -19,8 +22,15 @@ def factor(update: int, updates: int, args: Namespace) -> float:
     return warm_up * (1 - update / updates) if args.decay else warm_up
 
 
-def unfit_settings(args: Namespace, updates: int) -> list[str]:
-    """A sentence on each setting that does not fit the number of updates."""
+def passes(records: Sequence[dict], epochs: int) -> float | None:
+    """How often the training sees each type of task, on average. None for chats, which have no type, and for corrected
+    actions, since the model knows most of their task already."""
+    templates = {r["task"]["template"] if "task" in r and "targets" not in r else None for r in records}
+    return None if None in templates else len(records) * epochs / len(templates)
+
+
+def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:
+    """A sentence on each setting that does not fit the number of updates, or of `passes`."""
     lines = []
     if args.warmup > updates / 2:
         lines.append(f"--warmup {args.warmup} is long for {updates} updates; try --warmup {max(updates // 20, 1)}")
@@ -28,4 +38,7 @@ def unfit_settings(args: Namespace, updates: int) -> list[str]:
     if reach < ENOUGH:
         lines.append(f"{updates} updates with --lr {args.lr:g} will hardly move the adapter: they reach {reach:.1g}, "
                      "where 0.02 is usual (docs/coaching.md). Raise --lr, up to 5e-4, or --epochs")
+    if seen is not None and seen < FEW:
+        lines.append(f"the model will see each type of task {seen:.1f} times, where 15 is usual (docs/coaching.md). "
+                     "Raise --epochs, or collect more tasks of each type")
     return lines

@@ -26,7 +26,7 @@ from scaling import checkpoints, parallel
 from training.examples import batches, count_actions, to_example
 from training.loss import BACKENDS, chunked_loss, kl_and_gradient
 from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
-from training.schedule import factor, unfit_settings
+from training.schedule import factor, passes, unfit_settings
 
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
 
@@ -44,7 +44,7 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
     updates = [batch for epoch in epochs for batch in epoch]
     ends = {sum(map(len, epochs[:n])) for n in range(1, args.epochs + 1)}
     say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates; {trainer.sizes()}")
-    for line in unfit_settings(args, len(updates)):
+    for line in unfit_settings(args, len(updates), passes(records, args.epochs)):
         say(line)
 
     log = trainer.restore()
