@@ -94,8 +94,8 @@ class Chat:
         return ids, {} if ask else {key: spans[index] for key, index in sampled.items()}
 
     def ask(self, text: str) -> list[int]:
-        """A single question → ids."""
-        return self.encode(self.render(("\ue0000\ue001",), generate=True), [text])[0]
+        """A single question, whose tags count, → ids."""
+        return self.encode(self.render(("\ue0000\ue001",), generate=True), [self.encode_hint(text)])[0]
 
     def heard(self, prompt: list[int], ids: list[int]) -> tuple[str, list[int] | None, tuple[int, int]]:
         """A response → its text without the control token that ended it, its token ids, and how many tokens were read

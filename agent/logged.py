@@ -49,7 +49,7 @@ def with_hints(messages: list[dict], hints: list[str]) -> list[dict]:
 def turns(chat: Chat, messages: list[dict], tools: list[dict], replies: int) -> list[tuple[str, str]]:
     """[(what the model reads before a reply, the reply with its end)] for the last `replies` of the assistant's
     messages. All of these texts together are the conversation up to its last reply."""
-    messages, found = writable(chat, messages, tools), []
+    (messages, tools), found = writable(chat, messages, tools), []
     at = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     for n in at[len(at) - replies:]:
         whole = chat.write(messages[:n + 1], tools)
@@ -60,7 +60,14 @@ def turns(chat: Chat, messages: list[dict], tools: list[dict], replies: int) -> 
                              "write a chat_template.jinja whose generation prompt begins the assistant's messages")
         start = behind(found, prompt, chat)
         found.append((prompt[start:], whole[len(prompt):end_of_turn(chat, whole, len(prompt))]))
+        if without_space(messages[n]["content"]) not in without_space("".join(found[-1])):
+            raise ValueError(f"{chat.path}: the chat template leaves out a part of what the assistant says "
+                             f"({messages[n]['content'][:40]!r}); write a chat_template.jinja that has a place for it")
     return found
+
+
+def without_space(text: str) -> str:
+    return "".join(text.split())
 
 
 def behind(found: list[tuple[str, str]], text: str, chat: Chat) -> int:
@@ -114,9 +121,9 @@ def alternatives(tokens) -> re.Pattern:
 
 # ---- messages as the template takes them
 
-def writable(chat: Chat, messages: list[dict], tools: list[dict]) -> list[dict]:
-    """The messages without control tokens in their texts, and with the arguments of tool calls in the form that this
-    template writes as JSON: an object for most, a JSON text for some.
+def writable(chat: Chat, messages: list[dict], tools: list[dict]) -> tuple[list[dict], list[dict]]:
+    """The messages and tools without control tokens in their texts, and with the arguments of tool calls in the form
+    that this template writes as JSON: an object for most, a JSON text for some.
 
     Raises ValueError if the template leaves out a part."""
     error = None
@@ -132,7 +139,7 @@ def writable(chat: Chat, messages: list[dict], tools: list[dict]) -> list[dict]:
         if missing := names.keys() - set(SLOT.findall(text)):
             raise ValueError(f"{chat.path}: the chat template leaves out {names[min(missing, key=int)]}; take it away, "
                              "or write a chat_template.jinja that has a place for it")
-        return [plain(chat, m, form) for m in messages]
+        return [plain(chat, m, form) for m in messages], inert(chat, tools, own=True)
     raise error or ValueError(f"{chat.path}: the chat template does not write the arguments of tool calls as JSON")
 
 
@@ -163,25 +170,26 @@ def with_slots(messages: list[dict], tools: list[dict], form: Callable) -> tuple
 def plain(chat: Chat, message: dict, form: Callable) -> dict:
     """The message with its control tokens as plain text, and with form(arguments) of its tool calls. The model's own
     words, and those of the agent's author, may hold the tags of thoughts and calls."""
-    own = message["role"] in ("system", "assistant")
+    message = inert(chat, message, own=message["role"] in ("system", "assistant"))
+    return changed(message, lambda call: form(call["arguments"]))
+
+
+def inert(chat: Chat, value: object, own: bool) -> object:
+    """A value, with the control tokens in its texts as plain text. own: tags of thoughts and calls stay."""
     control, normalizer = control_tokens(chat), chat.tokenizer.normalizer
 
     def escaped(text):
         return control.sub(lambda m: m[0] if own and OWN_TAG.fullmatch(m[0]) else as_text(m[0]), text)
 
-    def inert(value):
-        if isinstance(value, dict):
-            return {inert(k): inert(v) for k, v in value.items()}
-        if isinstance(value, list):
-            return [inert(v) for v in value]
-        if not isinstance(value, str):
-            return value
-        text = escaped(value)
-        normal = normalizer.normalize_str(text) if normalizer else text     # full-width letters may become a token
-        return text if escaped(normal) == normal else escaped(normal)
-
-    message = message | {"content": inert(message["content"])}
-    return changed(message, lambda call: form(inert(call["arguments"])))
+    if isinstance(value, dict):
+        return {inert(chat, k, own): inert(chat, v, own) for k, v in value.items()}
+    if isinstance(value, list):
+        return [inert(chat, v, own) for v in value]
+    if not isinstance(value, str):
+        return value
+    text = escaped(value)
+    normal = normalizer.normalize_str(text) if normalizer else text         # full-width letters may become a token
+    return text if escaped(normal) == normal else escaped(normal)
 
 
 def changed(message: dict, arguments: Callable) -> dict:

@@ -90,6 +90,8 @@ class Prompts:
             said, code = tagged("inner_monologue", monologue), code and tagged("python", code)
         elif start in ("", *STARTS) and ask.endswith(CODE):
             said = tagged("python", code_in(text))
+        elif stopped_by:                                                # the client's message ends before these ids do
+            return
         with self.lock:
             self.said[hashes(before)[-1], said] = start, ids, code
             while len(self.said) > REMEMBERED:

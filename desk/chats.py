@@ -10,6 +10,7 @@ without it but with the adapters. Each replies to every prompt of the logged con
 from common import files
 
 import json
+import unicodedata
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterator
@@ -134,9 +135,10 @@ def calls_in(text: str) -> list[str]:
 
 
 def spelled(name: str, arguments: dict) -> str:
-    """A call in one spelling: equal calls, as JSON, are equal texts. 3.0 is the same number as 3."""
+    """A call in one spelling: equal calls, as JSON, are equal texts. 3.0 is the same number as 3, and a letter with its
+    accent the same as both by themselves, since a tokenizer may join them."""
     whole = json.loads(json.dumps(arguments), parse_float=lambda x: int(float(x)) if float(x) % 1 == 0 else float(x))
-    return f"{name} {json.dumps(whole, sort_keys=True)}"
+    return unicodedata.normalize("NFC", f"{name} {json.dumps(whole, sort_keys=True, ensure_ascii=False)}")
 
 
 def logged_calls(record: dict) -> list[list[str]]:
@@ -148,9 +150,9 @@ def logged_calls(record: dict) -> list[list[str]]:
 
 def check_calls(chat: Chat, record: dict) -> None:
     """Raises ValueError if the calls cannot be found in what the model's chat template makes of the record."""
-    example = to_example(chat, record)
+    example, called = to_example(chat, record), lambda calls: Counter(call.partition(" {")[0] for call in calls)
     for (start, end), calls in zip(actions(example), logged_calls(record)):
-        if Counter(calls) - Counter(calls_in(chat.decode(example.tokens[start:end]))):
+        if called(calls) - called(calls_in(chat.decode(example.tokens[start:end]))):
             raise ValueError(f"{record['id']}: {chat.path}: the chat template does not write tool calls as JSON "
                              "objects with name and arguments, so replies cannot be compared")
 

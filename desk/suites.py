@@ -66,6 +66,7 @@ def read_suite(suite: str, file: str | Path) -> list[dict]:
                     "solution": given["answer"]}
         else:
             task = {"id": given["task_id"], "question": given["prompt"], "answer": "passed",
+                    "entry_point": given["entry_point"],
                     "solution": given["prompt"] + given["canonical_solution"],
                     "test": f"{given['test']}\n\ncheck({given['entry_point']})"}
         if task["id"] in known:
@@ -112,7 +113,8 @@ def attempt(chat: Chat, trajectory: dict) -> Generator:
 
 def program(task: dict, code: str, passed: str) -> str:
     """The prompt with its imports and helpers, the code, and the tests, after which it answers `passed`."""
-    if not re.search("^(?:async def|def|class) ", code, re.M):        # the body alone, which continues the prompt
+    name = re.escape(task["entry_point"])
+    if not re.search(rf"^(?:(?:async )?def {name}\b|{name} *=)", code, re.M):    # the body: it continues the prompt
         code = textwrap.indent(code, "    ")
     return f"{task['question']}\n\n{code}\n\n{task['test']}\ncomplete_task('', {passed!r})"
 

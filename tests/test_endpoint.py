@@ -14,6 +14,7 @@ import pytest
 import evaluate
 import review
 from agent import endpoint
+from agent.chat import Chat
 from desk import judge, suites
 from formats import records
 
@@ -276,6 +277,8 @@ GSM8K = [{"question": "Tom has 3 boxes of 400 nails. How many nails?",
 @pytest.mark.parametrize("suite, lines, right, wrong", [
     ("humaneval", HUMANEVAL, "```python\ndef twice(x):\n    return helper(x) + x\n```",
      "complete_task('', 'passed')\ndef half(x):\n    return 3"),
+    ("humaneval", HUMANEVAL, "<python>\n    def add(y):\n        return helper(x) + y\n    return add(x)\n</python>",
+     "    return 2 * x"),
     ("gsm8k", GSM8K, "Three times 400 is 1200. <answer>1200.00", "I think it is 1500.")])
 def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong):
     file = tmp_path / "official.jsonl.gz"
@@ -297,6 +300,12 @@ def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong
     file.write_bytes(gzip.compress(b'{"question": 1}\n'))
     with pytest.raises(ValueError, match="official.jsonl.gz, line 1, field"):
         suites.read_suite(suite, file)
+
+
+@pytest.mark.parametrize("suite", suites.PROMPTS)
+def test_a_benchmarks_question_has_its_tags_also_for_a_model_here(suite):
+    chat, wording = Chat(ROOT / "starter"), suites.PROMPTS[suite]
+    assert wording in chat.decode(chat.ask(wording))
 
 
 def test_a_verdict_is_read_with_or_without_its_opening_tag_and_never_guessed():

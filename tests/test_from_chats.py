@@ -45,6 +45,9 @@ def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL):
     {"messages": [*ASKED, REPLY], "tools": TOOLS},
     {"request": {"model": "m", "messages": ASKED, "tools": TOOLS}, "response": response(REPLY)},
     {"input": {"messages": ASKED, "tools": TOOLS}, "output": REPLY},
+    {"input": ASKED, "output": [REPLY], "tools": TOOLS},
+    {"input": {"messages": ASKED}, "output": {"messages": [*ASKED, REPLY]}, "tools": TOOLS},
+    {"body": {"messages": [*ASKED, REPLY], "tools": TOOLS}},
     {"request": {"body": {"messages": ASKED, "tools": TOOLS}}, "response": {"body": response(REPLY)}}])
 def test_the_manual_becomes_hints_in_every_shape_of_a_log(record, tmp_path, monkeypatch, capsys):
     (chat,), said = converted(tmp_path, monkeypatch, capsys, record)
@@ -62,14 +65,42 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
         tmp_path, monkeypatch, capsys, {"messages": [*ASKED, REPLY]}, {"messages": [*without, REPLY]},
         {"messages": [*half, REPLY]}, {"messages": [*image, REPLY]}, {"prompt": "Hi"},
         {"request": {"messages": ASKED}, "response": response(REPLY, "length")},
-        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}, REPLY]})
+        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}, REPLY]},
+        {"messages": [*ASKED, REPLY | {"weight": 0}]},
+        {"request": {"messages": ASKED}, "response": response(REPLY | {"reasoning_content": "Hm."})})
     assert [chat["id"] for chat in found] == ["logs-3", "logs-7"]
     for line in ("left out, the manual is not in the system message: 1 (line 2)",
                  "without the section 'Shop': 1 (line 3)", "left out, no messages found: 1 (line 5)",
                  "left out, the reply was cut off (length): 1 (line 6)",
+                 "left out, a reply has weight 0, but all replies of a chat are learned: 1 (line 8)",
+                 "a reply has its reasoning in a field of its own; put it where the template writes it: 1 (line 9)",
                  "left out, a later record continues it or repeats it: 1 (line 1)"):
         assert line in said
-    assert "a part of type 'image_url'" in said and "2 chats of 7 records" in said
+    assert "a part of type 'image_url'" in said and "2 chats of 9 records" in said
+
+
+def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monkeypatch, capsys):
+    asked = [ASKED[0] | {"content": SYSTEM.replace("Be kind.", "Be kind and brief.")}, ASKED[1]]
+    (chat,), said = converted(tmp_path, monkeypatch, capsys, {"messages": [*asked, REPLY]})
+    assert [hint["text"] for hint in chat["hints"]] == [
+        "# Shop\n\n## Tone\nBe kind and brief.", "## Refunds\nAsk for the order first."]
+    assert chat["messages"][0]["content"] == "You are Ada.\n\nToday is Monday."
+    assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
+
+
+def test_logs_of_the_same_name_in_two_folders_give_different_ids(tmp_path):
+    files = [tmp_path / day / "logs.jsonl" for day in ("monday", "tuesday")]
+    for file, hello in zip(files, ("Hi", "Hello")):
+        file.parent.mkdir()
+        messages = [ASKED[0], {"role": "user", "content": hello}, REPLY]
+        file.write_text(json.dumps({"messages": messages}) + "\n")
+    (tmp_path / "manual.md").write_text(MANUAL)
+    found, _, _ = from_chats.convert(list(map(str, files)), from_chats.read_manual(tmp_path / "manual.md"))
+    assert [chat["id"] for chat in found] == ["logs-1-1", "logs-2-1"]
+
+
+def test_an_accent_by_itself_or_on_its_letter_is_the_same_call():
+    assert chats.spelled("open", {"file": "Cafe\u0301"}) == chats.spelled("open", {"file": "Caf\xe9"})
 
 
 def test_the_share_of_equal_calls_and_the_tokens_saved_are_counted():

@@ -120,6 +120,17 @@ def send(server, body, path="/v1/chat/completions", method="POST"):
     return answer.status, content
 
 
+def test_a_message_that_a_clients_stop_text_ended_is_the_clients_message():
+    prompts, messages = Prompts(Chat(STARTER)), [{"role": "user", "content": "Look."}]
+    said = lambda text: prompts.chat.encode_hint(text)
+    for stop, kept in (("END", False), (None, True)):
+        ids = said("It is here") + said("END")
+        prompts.remember(Namespace(messages=messages, goes_on=False), "It is here", stop, ids)
+        again = Namespace(messages=[*messages, {"role": "assistant", "content": "It is here"},
+                                    {"role": "user", "content": "And?"}], goes_on=False)
+        assert ("END" in prompts.chat.decode(prompts.encode(again))) == kept
+
+
 def hello(text="What did coffee cost?", **more):
     return {"model": "starter", "messages": [{"role": "user", "content": text}], "max_tokens": 12, "seed": 3} | more
 

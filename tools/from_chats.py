@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import command_line, files
 
 import codecs
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -59,10 +60,15 @@ def to_chat(record: dict) -> dict:
     if not all(isinstance(m, dict) for m in request["messages"]):
         raise Unusable("a message that is not an object")
     reply = answer(record)
-    messages = [*request["messages"], *([reply] if reply else [])]
+    messages = [*request["messages"], *([reply] if reply and reply not in request["messages"][-1:] else [])]
     if any(m.get("refusal") for m in messages):
         raise Unusable("the model refused to answer")
-    tools = request.get("tools") or [{"type": "function", "function": f} for f in request.get("functions") or []]
+    if any(m.get("weight") == 0 for m in messages):
+        raise Unusable("a reply has weight 0, but all replies of a chat are learned")
+    if any(m.get("reasoning_content") or m.get("reasoning") for m in messages):
+        raise Unusable("a reply has its reasoning in a field of its own; put it where the template writes it")
+    tools = request.get("tools") or record.get("tools")
+    tools = tools or [{"type": "function", "function": f} for f in request.get("functions") or []]
     success = {"success": record["success"]} if isinstance(record.get("success"), bool) else {}
     return {"messages": list(today(messages)), "tools": tools} | success
 
@@ -86,6 +92,8 @@ def answer(record: dict) -> dict | None:
             if choices[0].get("finish_reason") in CUT:
                 raise Unusable(f"the reply was cut off ({choices[0]['finish_reason']})")
             response = choices[0].get("message")
+        elif response is not record and response.get("messages"):       # a list of messages; the last one is the reply
+            response = response["messages"][-1]
         if isinstance(response, dict) and response.get("role") == "assistant":
             return response
     return None
@@ -129,14 +137,20 @@ def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]
     the rest of the text. White space makes no difference."""
     hints, changed = [], []
     for section in manual:
-        match, head = as_written(section["text"]).search(text), section["text"].splitlines()[0]
-        if not match and HEADING.fullmatch(head):               # another version of the section: up to the next heading
-            match = re.search(rf"^{re.escape(head)}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
+        match, heads = as_written(section["text"]).search(text), headings(section["text"])
+        if not match and heads:                                 # another version of the section: up to the next heading
+            match = re.search(rf"^{as_written(heads).pattern}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
             changed += [section["name"]] if match else []
         if match:
             hints.append({"name": section["name"], "text": match[0].strip()})
             text = text[:match.start()].rstrip() + "\n\n" + text[match.end():].lstrip()
     return hints, changed, text.strip()
+
+
+def headings(text: str) -> str:
+    """The headings with which a section begins: its own, and that of the chapter whose first section it is."""
+    lines = [line for line in text.splitlines() if line.strip()]
+    return "\n".join(itertools.takewhile(HEADING.fullmatch, lines))
 
 
 def as_written(text: str) -> re.Pattern:
@@ -166,14 +180,16 @@ def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
 def convert(paths: list[str], manual: list[dict]) -> tuple[list[dict], dict[str, list[str]], int]:
     """The chats; what is to be reported, {what: where}; and how many records there were."""
     chats, report, records = [], defaultdict(list), 0
-    for file in paths:
+    stems = [Path(file).stem for file in paths]
+    names = [stem if stems.count(stem) == 1 else f"{stem}-{k}" for k, stem in enumerate(stems, 1)]
+    for file, name in zip(paths, names):
         for n, record in read_logs(file):
             records += 1
             where = str(n) if len(paths) == 1 else f"{file}:{n}"
             try:
                 if not isinstance(record, dict):
                     raise Unusable("not an object")
-                chat = {"id": f"{Path(file).stem}-{n}", "hints": []} | to_chat(record)
+                chat = {"id": f"{name}-{n}", "hints": []} | to_chat(record)
                 if wrong := check_chat(chat):
                     raise Unusable(f"{re.sub(r'[0-9]+', 'n', wrong[0])}: {wrong[1]}")
                 chat, changed = with_hints(normal(chat), manual)
@@ -182,11 +198,11 @@ def convert(paths: list[str], manual: list[dict]) -> tuple[list[dict], dict[str,
                 continue
             chats.append((chat, where))
             absent = {s["name"] for s in manual} - {h["name"] for h in chat["hints"]}
-            for name in (s["name"] for s in manual):
-                if name in absent:
-                    report[f"without the section {name!r}"].append(where)
-                elif name in changed:
-                    report[f"the section {name!r} has another text, which is kept"].append(where)
+            for section in (s["name"] for s in manual):
+                if section in absent:
+                    report[f"without the section {section!r}"].append(where)
+                elif section in changed:
+                    report[f"the section {section!r} has another text, which is kept"].append(where)
     longest = without_beginnings(chats)
     report["left out, a later record continues it or repeats it"] = [w for c, w in chats if c["id"] not in longest]
     return [chat for chat, _ in chats if chat["id"] in longest], report, records
