@@ -492,6 +492,26 @@ def test_a_flight_that_can_be_read_in_two_ways_is_no_answer():
     assert flights.off_timetable([row | {"DepTime": "5.0", "DepDelay": "10.0"}]) is None, "past midnight"
 
 
+def test_an_answer_that_depends_on_which_of_two_rows_counts_is_no_answer():
+    home = {"id": "1", "neighbourhood": "Bushwick", "price": "$90", "review rate number": "4"}
+    once, twice = [home, home | {"id": "2", "price": "$80"}], [home, home | {"price": "$80"}]
+    average = TEMPLATES["airbnb: average price"].answer
+    assert average(once, neighbourhood="Bushwick") == "$85.0" and average(twice, neighbourhood="Bushwick") is None
+    assert average([home, home], neighbourhood="Bushwick") == "$90.0"
+    shop = {"name": "Snip", "latitude": 1.0, "stars": 4.0, "categories": "Hair", "city": "Reno"}
+    twice, stars = [shop, shop | {"stars": 2.0}], TEMPLATES["yelp: average star rating"].answer
+    assert stars([shop, shop | {"latitude": 2.0, "stars": 2.0}], category="Hair", city="Reno") == "3.0"
+    assert stars(twice, category="Hair", city="Reno") is None
+
+
+def test_an_evening_leaves_the_day_free():
+    busy = lambda begin, end: {"person": "Ann", "date": "2022-05-21", "begin": begin, "end": end}
+    free = lambda *entries: agenda.free(list(entries), "Ann", "2022/05/21")
+    assert free(busy(1140, 1200)) == "9:00 AM-6:00 PM"
+    assert free(busy(1020, 1200)) == "9:00 AM-5:00 PM" and free(busy(540, 1080)) is None
+    assert free(busy(600, 720), busy(660, 780)) is None, "two events overlap"
+
+
 def test_what_cannot_be_made_is_said(tmp_path):
     template = Template("price", (2, 1, 1), (0, 0, 4), ("{x}?",), None, None)
     with pytest.raises(ValueError, match="coffee: price: 1 unambiguous tasks, but 4 are needed; take another --scale"):

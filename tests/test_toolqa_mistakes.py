@@ -158,6 +158,28 @@ def test_a_mistake_is_flagged_at_its_step_and_the_right_way_is_not(name):
     assert flag(bad, MISTAKES[name], n)["hint"]["text"] == MISTAKES[name].hint
 
 
+@pytest.mark.parametrize("name, code", [
+    ("round3/name-changed", 'print(data_filter(t, "name==Snip, city=\'Reno\'"))'),
+    ("round3/prices-compared-as-texts", "print(max(dollars(home['price']) for home in homes))"),
+    ("round3/pages-one-too-few", 'print(1 + int(p["page_end"]) - int(p["page_start"]))'),
+    ("round3/pages-one-too-few", 'n = int(p["page_end"]) - int(p["page_start"])\nprint(n + 1)'),
+    ("round2/flight-code-as-number", "print([r for r in t if r['Flight_Number_Marketing_Airline'] == number])"),
+    ("round2/agenda-parsed", "for text in retrieve_agenda('Ann').splitlines():\n    print(text)"),
+])
+def test_other_right_ways_are_not_flagged_either(name, code):
+    group = MISTAKES[name].groups[0] if MISTAKES[name].groups else MISTAKES[name].templates[0].split(":")[0]
+    template = MISTAKES[name].templates[0] if MISTAKES[name].templates else f"{group}: any"
+    assert MISTAKES[name].first_step(played(template, (code, "x"), question="Is Snip in Reno open?")) is None
+
+
+@pytest.mark.parametrize("name, code, printed", [
+    ("round3/prices-compared-as-texts", 'print(sorted(homes, key=lambda h: h["price"].strip())[0])', "x"),
+    ("round2/column-guessed", "print(t[0]['Price'])", ERROR + 'there is no column "Price"; did you mean "price"?'),
+])
+def test_other_forms_of_a_mistake_are_flagged_too(name, code, printed):
+    assert MISTAKES[name].first_step(played("airbnb: any", (code, printed))) == 0
+
+
 @pytest.mark.parametrize("code, answer, flagged", [
     ("print(shop['is_open'])", "No", False),              # is_open is 1 or 0
     ("print(shop['is_open'])", "0", False),               # the answer was printed

@@ -290,6 +290,8 @@ ERRORS = [
     ('data_filter(load_db("coffee"), "open>3")', 'there is no column of coffee "open"; did you mean "Open"'),
     ('data_filter(load_db("coffee"), "Open>3, Volum<9")',
      'there is no column of coffee "Volum"; did you mean "Volume"?'),
+    ('data_filter(load_db("coffee"), "Date>=2013")',
+     'cannot compare Date with 2013; its values are texts such as "20'),
     ('data_filter(load_db("coffee"), "Opens=1")',
      'did you mean "Open"? There are: Date, Open, High, Low, Close, Volume'),
     ('data_filter("coffee", "Open>3")', "not str; write first table = load_db(name) with one of the names coffee, "),

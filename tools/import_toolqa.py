@@ -169,7 +169,7 @@ def csv_rows(file):
 def json_rows(file):
     """The same for a file of JSON objects, one per line; the first one's keys are the columns."""
     header = None
-    with open(file, encoding="utf-8") as f:
+    with open(file, encoding="utf-8", errors="replace") as f:
         for n, line in enumerate(f, 1):
             if not line.strip():
                 continue

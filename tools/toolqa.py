@@ -21,6 +21,7 @@ import sqlite3
 from pathlib import Path
 
 _file = None  # world.sqlite, once _open has been called
+NUMBER = re.compile(r"[-+]?\d+(\.\d+)?")
 _connections = {}  # process id → connection: SQLite's must not be carried over a fork
 
 
@@ -324,7 +325,10 @@ def _conditions(table, text):
         if re.fullmatch(r"\{\w+\}", value):
             raise ValueError(f'"{start[1]}={value}" is meant as an f-string; '
                              f'write f"{start[1]}={value}", with an f before it')
-        yield start[1], start[2].replace("==", "="), _unquoted(table, start[1], value)
+        value = _unquoted(table, start[1], value)
+        if start[2][0] in "<>" and NUMBER.fullmatch(value):
+            _has_numbers(table, start[1], value)
+        yield start[1], start[2].replace("==", "="), value
 
 
 def _unquoted(table, column, value):
@@ -333,12 +337,20 @@ def _unquoted(table, column, value):
     return value[1:-1] if quoted and not len(Table(table.name, table.columns, [(column, "=", value)])) else value
 
 
+def _has_numbers(table, column, value):
+    """Fails if the column's first cells are all texts: no number is larger or smaller than a text."""
+    found = Table(table.name, table.columns)._select(_quote(column), f"AND {_quote(column)} IS NOT NULL LIMIT 100")
+    cells = [cell for cell, in found]
+    if cells and all(isinstance(cell, str) for cell in cells):
+        raise ValueError(f'cannot compare {column} with {value}; its values are texts such as "{cells[0]}"')
+
+
 def _where(conditions):
     """The SQL condition and its values."""
     where, values = ["1"], []
     for column, comparison, value in conditions:
         column, negate = _quote(column), "NOT" if comparison == "!=" else ""
-        number = float(value) if re.fullmatch(r"[-+]?\d+(\.\d+)?", value) else None
+        number = float(value) if NUMBER.fullmatch(value) else None
         if comparison in ("=", "!="):  # a code such as 04103 is a text that looks like a number
             where.append(f"{negate} ({column} IS ? OR {column} IS ?)")
             values += [value, value if number is None else number]

@@ -66,6 +66,15 @@ def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> d
     return drawn
 
 
+def settled(answer: Callable, key: Callable) -> Callable:
+    """The same answer; None where it matters which of several rows about the same thing, key(row), count."""
+    def same(rows, **wanted):
+        first, last = ({key(row): row for row in some} for some in (reversed(rows), rows))
+        answers = [answer(list(some), **wanted) for some in (rows, first.values(), last.values())]
+        return answers[0] if answers[0] == answers[1] == answers[2] else None
+    return same
+
+
 def the_only(values: Iterable) -> object:
     """The single value; None if there is none, if it is empty, or if there are two."""
     values = set(values)

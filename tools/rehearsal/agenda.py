@@ -143,7 +143,7 @@ def free(entries, person, day):
             return None
         if min(begin, 1080) > now:
             spans.append(f"{clock(now)}-{clock(min(begin, 1080))}")
-        now = max(now, end)
+        now = min(max(now, end), 1080)
     return ", ".join(spans) or None
 
 

@@ -7,7 +7,7 @@ import csv
 import random
 from pathlib import Path
 
-from tools.rehearsal import Template, all_best, draw, mean, miles, rounded, the_only
+from tools.rehearsal import Template, all_best, draw, mean, miles, rounded, settled, the_only
 
 FULL, FEWEST = 102_599, 4_000                          # rows of ToolQA's table, and what the questions need
 TYPES = ("Private room", "Entire home/apt", "Shared room", "Hotel room")
@@ -124,6 +124,11 @@ def host_of(homes, NAME, neighbourhood):
     return the_only(home["host name"] for home in such(homes, NAME=NAME, neighbourhood=neighbourhood))
 
 
+def by_id(home):
+    """Some homes have a second row."""
+    return home["id"]
+
+
 def how_many(homes, neighbourhood):
     """None if it matters whether an id's second row counts."""
     there = such(homes, neighbourhood=neighbourhood)
@@ -232,29 +237,31 @@ TEMPLATES = [
     Template("average price", BY_ID, SEEN, (
         "What do airbnbs in {neighbourhood} cost on average?",
         "Give the mean price of the airbnbs in {neighbourhood}.",
-        "In {neighbourhood}, what is the average that an airbnb costs?"), a_neighbourhood, average_price),
+        "In {neighbourhood}, what is the average that an airbnb costs?"),
+        a_neighbourhood, settled(average_price, by_id)),
     Template("proporion of airbnbs", BY_ID, UNSEEN, (
         "What proportion of the airbnbs in {neighbourhood} can be cancelled under a flexible policy?",
         "Which share of the airbnbs in {neighbourhood} has the cancellation policy flexible?",
         "In {neighbourhood}, what is the proportion of airbnbs with a flexible cancellation policy?"),
-        a_neighbourhood, flexible_share),
+        a_neighbourhood, settled(flexible_share, by_id)),
     Template("cost per night", (5, 1, 3), (8, 1, 0), (
         "What does a night at the most expensive Entire home/apt in {neighbourhood} cost?",
         "Of all Entire home/apt offers in {neighbourhood}, what is the highest cost of a night?",
-        "In {neighbourhood}, how much is a night at the dearest Entire home/apt?"), a_neighbourhood, highest_price),
+        "In {neighbourhood}, how much is a night at the dearest Entire home/apt?"),
+        a_neighbourhood, settled(highest_price, by_id)),
     Template("airbnb with high rate", BY_ID, UNSEEN, (
         "How many airbnbs in {neighbourhood} have a review rate of 4 or more?",
         "Count the airbnbs in {neighbourhood} whose review rate is at least 4.",
         "In {neighbourhood}, how many airbnbs are there with a review rate of no less than 4?"),
-        a_neighbourhood, high_rates),
+        a_neighbourhood, settled(high_rates, by_id)),
     Template("room with the lowest price", (5, 1, 3), (0, 0, 9), (
         "Which hotel room in {neighbourhood} has the lowest price?",
         "Name the cheapest hotel room in {neighbourhood}.",
         "In {neighbourhood}, which hotel room would you recommend for its lowest price?"),
-        a_neighbourhood, cheapest_hotel_room),
+        a_neighbourhood, settled(cheapest_hotel_room, by_id)),
     Template("shared room with the lowest price", BY_ID, SEEN, (
         "Which Shared room within 10 miles of longitude {long} and latitude {lat} has the lowest price?",
         "Name the cheapest Shared room in a radius of 10 miles around {long} longitude and {lat} latitude.",
         "At longitude {long} and latitude {lat}, which Shared room less than 10 miles away is the cheapest?"),
-        a_place, cheapest_around),
+        a_place, settled(cheapest_around, by_id)),
 ]

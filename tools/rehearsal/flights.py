@@ -180,8 +180,8 @@ TEMPLATES = [
         (LEG, ANY), lambda rows: {"True": "Yes", "False": "No"}.get(only(rows, "Cancelled"))),
     Template("flight number", (6, 1, 3), SEEN, (
         "Which flight number does the flight of {Airline} from {Origin} to {Dest} on {FlightDate} have?",
-        "{Airline} flew from {Origin} to {Dest} on {FlightDate}. What was the flight number?",
-        "Under what flight number did {Airline} go from {Origin} to {Dest} on {FlightDate}?"),
+        "{Airline} has a flight from {Origin} to {Dest} on {FlightDate}. What is the flight number?",
+        "Under what flight number is the flight of {Airline} from {Origin} to {Dest} on {FlightDate} listed?"),
         (("Airline", "Origin", "Dest", "FlightDate"), ANY), flight_numbers),
     Template("time difference", (6, 1, 3), SEEN, (
         "{flight} left {Origin} for {Dest} on {FlightDate}. How far was its actual from its CRS recorded departure?",
@@ -236,9 +236,9 @@ TEMPLATES = [
         "Count the diverted flights of {FlightDate}."),
         (("FlightDate",), ANY), lambda rows: count([row for row in rows if row["Diverted"] == "True"])),
     Template("flights with long distance", (6, 1, 3), UNSEEN, (
-        "What is the number of flights on {FlightDate} that covered a distance of more than 300 miles?",
-        "On {FlightDate}, how many flights were longer than 300 miles in distance?",
-        "Count the flights of {FlightDate} whose distance was greater than 300 miles."),
+        "What is the number of flights on {FlightDate} over more than 300 miles, cancelled ones included?",
+        "On {FlightDate}, how many flights, even cancelled ones, were longer than 300 miles in distance?",
+        "Count the flights of {FlightDate}, also cancelled ones, whose distance was greater than 300 miles."),
         (("FlightDate",), ANY), lambda rows: count([row for row in rows if float(row["Distance"]) > 300])),
     Template("average airtime", (6, 1, 3), UNSEEN, (
         "How long is the airtime of a flight of {Airline} from {Origin} to {Dest} on average?",
@@ -266,8 +266,8 @@ TEMPLATES = [
         "On average, at how many miles per minute does {flight} fly from {Origin} to {Dest}?"),
         ((*NUMBER, "Origin", "Dest"), having("AirTime")), average_speed),
     Template("total number", (6, 1, 3), SEEN, (
-        "How many flights did {Airline} operate on {FlightDate} in all?",
-        "Count all flights that {Airline} operated on {FlightDate}.",
-        "On {FlightDate}, what was the total of flights operated by {Airline}?"),
+        "How many flights does {Airline} have on {FlightDate} in all, cancelled ones included?",
+        "Count all flights of {Airline} on {FlightDate}, also cancelled ones.",
+        "On {FlightDate}, what was the total of flights, even cancelled ones, of {Airline}?"),
         (("Airline", "FlightDate"), ANY), count),
 ]

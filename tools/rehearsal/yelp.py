@@ -7,7 +7,7 @@ import json
 import random
 from pathlib import Path
 
-from tools.rehearsal import Template, all_best, draw, mean, miles, rounded, the_only
+from tools.rehearsal import Template, all_best, draw, mean, miles, rounded, settled, the_only
 
 FULL, FEWEST = 150_346, 5_000                          # rows of ToolQA's table, and what the questions need
 # town, state, latitude, longitude, postal codes
@@ -151,9 +151,14 @@ def coordinates(shops, **wanted):
     return f"{found[0]['latitude']}, {found[0]['longitude']}" if len(found) == 1 else None
 
 
+def name_and_place(shop):
+    """Some businesses have a second row."""
+    return shop["name"], shop["latitude"]
+
+
 def how_many(shops, these):
     """None if it matters whether the second row of a business counts."""
-    twins = len({(shop["name"], shop["latitude"]) for shop in shops}) < len(shops)
+    twins = len(set(map(name_and_place, shops))) < len(shops)
     return None if twins or not shops else str(len(these))
 
 
@@ -274,17 +279,17 @@ TEMPLATES = [
         "Of the {category} businesses in {city}, {state}, which has the most stars?",
         "Name the {category} business with the highest star rating in {city}, {state}.",
         "In {city}, {state}, which {category} business is rated highest, by stars?"),
-        cells("category", "city", "state"), best("stars")),
+        cells("category", "city", "state"), settled(best("stars"), name_and_place)),
     Template("highest review count", SIX, (9, 1, 0), (
         "Of the {category} businesses in {city}, {state}, which has the most reviews?",
         "Name the {category} business with the highest review count in {city}, {state}.",
         "In {city}, {state}, which {category} business was reviewed most often?"),
-        cells("category", "city", "state"), best("review_count")),
+        cells("category", "city", "state"), settled(best("review_count"), name_and_place)),
     Template("average review counts", (3, 1, 3), (0, 0, 7), (
         "How many reviews do businesses within 5 miles of {name} have on average?",
         "Give the mean review count of the businesses in a 5-mile radius around {name}.",
         "Within a radius of 5 miles from {name}, what is the average review count of a business?"),
-        cells("name"), average_review_count),
+        cells("name"), settled(average_review_count, name_and_place)),
     Template("nearest business", (4, 1, 3), (7, 1, 0), (
         "Which {category} business is closest to {name}?",
         "Name the {category} business at the smallest distance from {name}.",
@@ -293,7 +298,7 @@ TEMPLATES = [
         "Which {category} business within 5 miles of {address} has the highest star rating?",
         "Recommend the {category} business with the most stars in a 5-mile radius around {address}.",
         "Within a radius of 5 miles from {address}, which {category} business is rated highest?"),
-        cells("category", "address"), recommended),
+        cells("category", "address"), settled(recommended, name_and_place)),
     Template("business not open", SIX, (9, 1, 0), (
         "What is the number of businesses in {city} that are not open any more?",
         "Count the businesses in {city} that are closed at present.",
@@ -302,5 +307,5 @@ TEMPLATES = [
         "How many stars do {category} businesses in {city} have on average?",
         "Give the mean star rating of the {category} businesses in {city}.",
         "In {city}, what is the average number of stars of a {category} business?"),
-        cells("category", "city"), average_stars),
+        cells("category", "city"), settled(average_stars, name_and_place)),
 ]
