@@ -12,6 +12,7 @@ sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py).
 
 from common import command_line, files
 
+import gc
 import json
 import os
 import random
@@ -133,6 +134,7 @@ def train_one(chat, records, all_records, validation, args, seed, folder):
     `all_records` are the records of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
+        gc.collect()                                            # the model of the seed before, which refers to itself
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
         for r in all_records + validation:

@@ -62,6 +62,7 @@ def play(chat: Chat, records: list[dict], args: Namespace, done: set[str]) -> It
     states, head = teacher_states(engine.model, taught), engine.model.lm_head
     for name, adapters, dropout in agents:
         if adapters:
+            engine = request = None                             # two models may not fit
             engine, request = start(args, adapters, room)
         examples = [to_example(chat, r, dropout) for r in todo]
         for n, replies in greedy(chat, examples, engine, request, name):

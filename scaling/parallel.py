@@ -36,7 +36,6 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32
     torch.cuda.set_device(LOCAL)
-    torch.set_float32_matmul_precision("high")                  # adapters while sampling: TensorFloat-32
     return torch.device("cuda", LOCAL), torch.bfloat16
 
 
@@ -67,6 +66,8 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     process runs on a CPU."""
     device, default = device_and_dtype()
     dtype = dtype or default
+    if device.type == "cuda":                                   # adapters on bfloat16 weights: TensorFloat-32
+        torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     alone = device.type == "cpu" and not MANY
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device,
                                   linear_dtype if alone else None)

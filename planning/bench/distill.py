@@ -66,7 +66,7 @@ def records(trajectories: int, steps: int, hints: int = 1500) -> tuple[Chat, lis
                     "token_ids": {"monologue": ids(rng.randint(10, 30)) + tag("inner_monologue"),
                                   "code": ids(rng.randint(30, 70)) + tag("python")}}
     hints = [{"name": "all", "kind": "tools", "text": text(hints)}]
-    return chat, [{"id": str(i), "task": {"question": text(20)}, "hints": hints, "success": True,
+    return chat, [{"id": str(i), "task": {"question": text(20), "template": "any"}, "hints": hints, "success": True,
                    "steps": [step() for _ in range(steps)]} for i in range(trajectories)]
 
 

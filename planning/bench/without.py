@@ -37,9 +37,9 @@ def mask_as_tensor(T, S, device):
     return None if T == S else torch.ones(T, S, dtype=torch.bool, device=device).tril(S - T)
 
 
-def attention_with_cudnn(*arguments, **options):
+def attention_with_cudnn(*arguments):
     torch.backends.cuda.enable_cudnn_sdp(True)
-    return fused_attention(*arguments, **options)
+    return kernels.causal_attention(*arguments)
 
 
 def divergence_by_autograd(student, teacher, weights):
@@ -60,7 +60,7 @@ def nothing(*_):
     pass
 
 
-fused_attention, new_sampler, compiled = F.scaled_dot_product_attention, sampler.Sampler.__init__, decoder.compiled
+new_sampler, compiled = sampler.Sampler.__init__, decoder.compiled
 CASES = {
     # engine/kernels.py: attention
     "windowed-attention": Case(
@@ -71,7 +71,7 @@ CASES = {
         {"engine.kernels.causal_mask": mask_as_tensor}),
     "no-cudnn": Case(
         "distill", "GPU", "attention without cuDNN, which makes a plan for each length",
-        {"torch.nn.functional.scaled_dot_product_attention": attention_with_cudnn}),
+        backends(causal=attention_with_cudnn)),
     "shared-prefix": Case(
         "real", "all", "decoding: keys and values that all agents begin with are read once",
         {"engine.sampler.Sampler._shared": lambda self, slots: 0}),
