@@ -24,9 +24,10 @@ $python distill.py $learn --data $run/hinted1.jsonl --lr 1e-3 --epochs 5 --batch
 adapters="--adapter $run/round1" earlier=$run/hinted1.jsonl
 evaluate 3-round1 $adapters
 
-# Later rounds, on new tasks: play without hints, find the mistakes, repeat those steps with a hint against the mistake.
-# Distil these corrections, all trajectories of the same tasks with round 1's hints (the paper takes only as many as
-# balance the corrections), and some of earlier rounds. Two trainings miscopy different values: take their mean.
+# Later rounds: play without hints, find the mistakes, repeat those steps with a hint against the mistake. Distil these
+# corrections, all trajectories of the same tasks with round 1's hints, and some of earlier rounds. (The paper plays the
+# same tasks again, three times, and takes only as many trajectories as balance the corrections. The starter knows its
+# tasks by heart, so it plays new ones. Two trainings miscopy different values, so we take their mean, half in round 3.)
 for round in 2 3; do
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round" mistakes="--hint-dir hints/starter/round$round"
     again="--resample $run/flagged$round.jsonl --samples 2 --rollout --temperature 0.3"

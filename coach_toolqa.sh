@@ -31,7 +31,7 @@ case $size in
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         first="--epochs 1" later=([2]="--epochs 3" [3]="--epochs 2 --loss ce");;    # as measured: docs/results.md
-    *)                                         # the paper's settings
+    *)                                         # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
         many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768
@@ -132,7 +132,10 @@ for suite in humaneval gsm8k; do
     [ -n "$file" ] || continue
     benchmark="$many evaluate.py $local --suite $suite --file $file --trials $trials --temperature 0.2"
     $benchmark --out $run/$suite-before.jsonl
-    $benchmark $coached --out $run/$suite-after.jsonl
+    set -- $coached
+    for ((round = 1; 2 * round <= $#; round++)); do             # an adapter is two words: --adapter FOLDER
+        $benchmark ${@:1:2 * round} --out $run/$suite-round$round.jsonl
+    done
 done
 
 python evaluate.py --table $run/test/*.jsonl --html $run/run.html

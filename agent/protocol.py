@@ -1,7 +1,8 @@
 """The agent's prompt: its fixed wording, its tags, and the messages that a trajectory consists of (ReAct, paper §2).
 
 Every step has two turns: the model is asked for an inner monologue, then for Python code. What the code prints opens
-the next step. A conversation only grows at its end, except that a corrective hint disappears after its step.
+the next step, in the same message as the request for a monologue, since many chat templates want turns to alternate. A
+conversation only grows at its end, except that a corrective hint disappears after its step.
 """
 
 import re

@@ -106,6 +106,7 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
     1. Templates with few corrected actions are filled up to the mean, from the same template.
     2. Groups with few examples are filled up to the largest, templates with more mistakes first.
     3. As many again as 1 and 2 added, but at least a quarter of the corrected, are drawn from the tasks not yet chosen.
+    The steps are the paper's, the amounts ours. `corrected` may hold full trajectories, too; each counts as one.
     """
     if chats := [r["id"] for r in corrected + candidates if is_chat(r)]:
         raise ValueError(f"{chats[0]}: a chat belongs to no type of task, so it cannot be balanced; "
@@ -132,7 +133,8 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
 
 
 def batches(records: list[dict], size: int, rng: random.Random) -> Iterator[list[dict]]:
-    """Shuffled records in batches of at least `size` actions. The last batch may have fewer."""
+    """Shuffled records in batches of at least `size` actions; the last one may have fewer. The paper draws single
+    actions; here those of a trajectory share a batch, and what hint dropout leaves out, as they are computed together."""
     batch = []
     for record in rng.sample(records, len(records)):
         batch.append(record)
