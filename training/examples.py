@@ -134,7 +134,7 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
 
 def batches(records: list[dict], size: int, rng: random.Random) -> Iterator[list[dict]]:
     """Shuffled records in batches of at least `size` actions; the last one may have fewer. The paper draws single
-    actions; here those of a trajectory share a batch, and what hint dropout leaves out, as they are computed together."""
+    actions; here those of a trajectory share a batch and one draw of hint dropout, as they are computed together."""
     batch = []
     for record in rng.sample(records, len(records)):
         batch.append(record)
