@@ -43,12 +43,13 @@ esac
 
 [ -d $hints ] || echo "$hints: no such folder, so there is only round 1; HINTS names one with round2, round3, …" >&2
 
-tasks=$run/tasks
+data=${data%/} tasks=$run/tasks
 mkdir -p $tasks
 rehearse() {                                   # rehearse FOLDER SEED: generated corpora and tasks
-    [ $size != small ] || [ -d $1 ] || {
+    [ $size != small ] || [ -n "$(ls -A $1 2> /dev/null)" ] || {
         rm -rf $1.part
         python tools/rehearse_toolqa.py --out $1.part --seed $2
+        [ ! -d $1 ] || rmdir $1
         mv $1.part $1
     }
 }

@@ -35,7 +35,7 @@ class Request:
     seed: object = 0                                            # of this request's own random stream: number or string
     new_ids: list[int] = field(default_factory=list)
     ended: str = ""                                             # "stop", or "length": max_new_tokens, or a full cache
-    passed_over: int = 0                                        # how often later requests were admitted first
+    passed_over: int = 0                                        # how often it was considered and not admitted
 
     def __post_init__(self):
         self.random = random.Random(self.seed)
@@ -203,8 +203,8 @@ class Sampler:
         return np.minimum(np.where(differ.any(1), differ.argmax(1), len(prompt)), self.length)
 
     def _admit(self):
-        """Gives free slots to queued requests: first to those that were passed over `batch` times, then to those with
-        the longest cached beginning. Returns the requests that cannot run."""
+        """Gives free slots to queued requests: first to those that were passed over most often (in units of `batch`),
+        then to those with the longest cached beginning. Returns the requests that cannot run."""
         free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
         considered = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
         for request in [r for r in considered if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
@@ -213,7 +213,7 @@ class Sampler:
         considered = [r for r in considered if not r.ended]
         if len(considered) > 1:
             cached = {id(r): np.minimum(self._common(r.prompt), self.cached).max() for r in considered}
-            considered.sort(key=lambda r: (r.passed_over < self.batch, -cached[id(r)]))
+            considered.sort(key=lambda r: (-(r.passed_over // self.batch), -cached[id(r)]))
         for request in considered:
             common = self._common(request.prompt)
             ready = np.minimum(common, self.cached)             # with keys and values

@@ -61,10 +61,15 @@ def check_messages(messages: list[dict]) -> tuple[str, str] | None:
 
 
 def learned_messages(messages: list[dict]) -> list[int]:
-    """Which messages are learned: the assistant's, except a greeting that opens the conversation, which no model was
-    asked for."""
-    opening = next((n for n, message in enumerate(messages) if message["role"] != "system"), 0)
-    return [n for n, message in enumerate(messages) if n > opening and message["role"] == "assistant"]
+    """Which messages are learned: the assistant's, except a greeting."""
+    return [n for n, message in enumerate(messages) if message["role"] == "assistant" and not is_greeting(messages, n)]
+
+
+def is_greeting(messages: list[dict], n: int) -> bool:
+    """Does the assistant's message n open the conversation, so that no model was asked for it? Behind a system message
+    it does so if it calls no tool and the user answers."""
+    answered = [m["role"] for m in messages[n + 1:n + 2]] == ["user"] and not messages[n].get("tool_calls")
+    return n == 0 or answered and all(m["role"] == "system" for m in messages[:n])
 
 
 def check_content(message, field):

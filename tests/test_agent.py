@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 import types
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from agent import rollouts
 from agent.chat import Chat
 from agent.hints import documentation, hints_for, load_hints
-from agent.play import Generate, is_right, new_step, play
+from agent.play import Execute, Generate, is_right, new_step, play
 from formats import records
 from tools.sandbox import Observation, World
 
@@ -231,6 +232,26 @@ def test_hints_are_chosen_for_the_type_of_task(tmp_path):
     assert names("combined") == ["coffee/c", "coffee/p", "coffee/e", "common/all", "flights/f"]
     assert names("none") == []
     assert hints_for(TASK, sections, "task")[1] == {"name": "coffee/p", "kind": "practice", "text": "## practice: p\nC"}
+
+
+def test_every_trial_and_every_sample_has_a_seed_of_its_own_that_follows_from_the_one_given():
+    def seeds(seed):
+        args = types.SimpleNamespace(hints="none", hints_for=None, kinds=None, trials=3, model="m", adapter=[],
+                                     seed=seed)
+        state = {"id": "t-1#0!m", "steps": [], "hint": {"name": "m", "text": "x"}}
+        return [t["seed"] for t in (*rollouts.trials([TASK], args), *rollouts.corrections([state], args, samples=4))]
+    assert seeds(0) == seeds(0) and len({*seeds(0), *seeds(1)}) == 14
+
+
+def test_agents_that_play_at_the_same_time_share_the_seconds():
+    def player(trajectory):
+        yield Execute("1")
+    planned = [{"id": n, "usage": {"seconds": 0.0}} for n in range(6)]
+    sampler = types.SimpleNamespace(idle=True, step=lambda: [])
+    with World(None) as world:
+        began = time.perf_counter()
+        ended = list(rollouts.serve(planned, player, None, sampler, None, world, batch=6))
+        assert len(ended) == 6 and 0 < sum(t["usage"]["seconds"] for t in ended) <= time.perf_counter() - began
 
 
 def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):

@@ -90,9 +90,11 @@ def test_two_agents_side_by_side_play_what_each_plays_alone(world, tmp_path, col
     (["--beside", "--seed 1", "--tasks", "t.jsonl", "--out", "o.jsonl"], "--group, --template and --beside need --ask"),
     (["--ask", "Who?", "--beside", "--no-such-option 1"], "unrecognized arguments: --no-such-option"),
     (["--ask", "Who?", "--beside", "--adapter '"], "--beside: No closing quotation")])
-def test_what_does_not_go_together_is_refused(world, arguments, says):
-    done = collect(world, *arguments)
-    assert done.returncode == 2 and says in done.stderr
+def test_what_does_not_go_together_is_refused(arguments, says, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["collect.py", "--model", str(ROOT / "starter"), *arguments])
+    with pytest.raises(SystemExit) as refused:
+        collect_py.main()
+    assert refused.value.code == 2 and says in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("text, shown", [

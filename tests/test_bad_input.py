@@ -491,6 +491,15 @@ def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, s
     assert not (folder / "adapter" / "adapter_model.safetensors").exists()
 
 
+@pytest.mark.parametrize("more, alone", [([], True), (["--rollout"], False)])
+def test_only_a_rollout_plays_on_after_the_corrected_action(more, alone, good, monkeypatch):
+    seen = []
+    monkeypatch.setattr(collect.backend, "play_planned", lambda *a: seen.append(a[3].keywords["only_next"]))
+    monkeypatch.setattr(sys, "argv", ["collect.py", *RESAMPLE.format(f=good).split(), *more])
+    collect.main()
+    assert seen == [alone]
+
+
 @pytest.mark.parametrize("script, command", [(collect, COLLECT), (collect, RESAMPLE), (evaluate, COLLECT)])
 def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "f"

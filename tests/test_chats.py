@@ -83,9 +83,11 @@ def test_a_greeting_that_no_model_was_asked_for_is_read_but_not_learned(tmp_path
     example = to_example(chat, record)
     assert chat.decode(example.tokens) == "<|assistant|>Hello!<|end|>\n<|user|>Hi.<|end|>\n<|assistant|>Yes?<|end|>"
     assert chat.decode(example.labels) == "Yes?<|end|>"
-    messages = [{"role": "system", "content": "You work for a shop."}, *messages]
-    record, = read_chats(written(tmp_path, {"id": "a", "messages": messages, "hints": []}))
+    system = {"role": "system", "content": "You work for a shop."}
+    record, = read_chats(written(tmp_path, {"id": "a", "messages": [system, *messages], "hints": []}))
     assert chat.decode(to_example(chat, record).labels) == "Yes?<|end|>"
+    record, = read_chats(written(tmp_path, {"id": "a", "messages": [system, messages[0]], "hints": []}))
+    assert chat.decode(to_example(chat, record).labels) == "Hello!<|end|>"            # the model was asked for it
 
 
 def test_control_tokens_have_no_effect_except_the_tags_in_the_models_own_words(tmp_path):

@@ -3,6 +3,7 @@ from common import files
 
 import copy
 import json
+import os
 import random
 import subprocess
 import sys
@@ -212,7 +213,43 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
     templates, groups = Counter(c["task"]["template"] for c in chosen), Counter(c["task"]["group"] for c in chosen)
     assert templates["a2"] >= 3 and templates["b1"] >= 2               # 1. up to the mean of 12 / 3
     assert groups["b"] + 2 >= 13 and groups["c"] >= 13                 # 2. up to the largest group
-    assert templates["a3"] > 0                                         # 3. what no mistake was made in
+    first = Counter(c["task"]["template"] for c in chosen[:27])
+    assert first == {"a2": 3, "b1": 2 + 9, "c1": 13}                   # … those with more mistakes first
+    assert templates["a3"] > 0 and len(chosen) == 2 * 27               # 3. what no mistake was made in
+
+
+def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    for name, numbers in (("d", range(4)), ("c", range(4, 8))):
+        (tmp_path / name).write_text("".join(json.dumps(record(chat, n) | fields | {"success": name == "d"}) + "\n"
+                                             for n in numbers))
+    args = SimpleNamespace(data=[tmp_path / "d"], balance=[tmp_path / "c"], verified=True, loss="kl", seed=[0])
+    assert [[r["id"] for r in chosen] for chosen in distill.select_records(args)] == [["t0#0", "t1#0", "t2#0", "t3#0"]]
+
+
+@pytest.mark.parametrize("hint_dropout", [0.0, 1.0])
+def test_a_trainings_settings_take_effect(hint_dropout, chat, model, tmp_path, monkeypatch):
+    """At a learning rate next to nothing the student stays its teacher, so each loss follows from the definition."""
+    steps = []
+
+    class AdamW(torch.optim.AdamW):
+        def step(self):
+            steps.append([self.param_groups[0][name] for name in ("lr", "weight_decay")])
+            super().step()
+    monkeypatch.setattr(torch.optim, "AdamW", AdamW)
+    monkeypatch.setattr(trainer, "fast_bfloat16", lambda: False)
+    records, before = [record(chat, n) for n in range(4)], copy.deepcopy(model)
+    args = SimpleNamespace(model=None, rank=2, alpha=4, lora_dropout=0.25, targets=lora.TARGETS, lr=1e-9, decay=True,
+                           warmup=2, epochs=2, batch=6, row=None, loss="kl", kl_temperature=T, seed=0,
+                           hint_dropout=hint_dropout)
+    log = trainer.train(model, chat, records, args, tmp_path / "checkpoint", tmp_path / "teacher", records[:1])
+    assert steps == [pytest.approx([1e-9 * f, 0.02]) for f in (0.5, 0.75, 0.5, 0.25)]
+    assert {layer.dropout for layer in lora.layers(model).values()} == {0.25}
+    with torch.no_grad():
+        bare = lambda some: plain_loss(before, before, chat, some, True).item()
+        found = (log[0]["loss"] + log[1]["loss"]) / 2
+        assert found == pytest.approx(hint_dropout * bare(records), rel=1e-3, abs=1e-4)
+        assert log[-1]["validation_loss"] == pytest.approx(bare(records[:1]), rel=1e-3) and bare(records) > 1e-2
 
 
 def test_distilling_ends_in_an_adapter_that_has_learned(chat, tmp_path):
@@ -246,6 +283,7 @@ def test_a_killed_training_goes_on_to_the_same_adapter_bit_for_bit(loss, chat, t
         clipped = []
 
         def clip(parameters, norm, real=torch.nn.utils.clip_grad_norm_):
+            assert norm == 1.0
             clipped.append(1)
             if last and len(clipped) > last:
                 raise KeyboardInterrupt                                # in the middle of an update
@@ -364,25 +402,24 @@ def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
         assert not usable(whole | {"steps": [whole["steps"][0], cut, whole["steps"][2]]})
 
 
-def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path):
-    import os
+def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path, monkeypatch, capsys):
     out = tmp_path / "out"
     out.mkdir()
     (tmp_path / "d.jsonl").write_text("{}\n")
-    command = [sys.executable, ROOT / "distill.py", "--model", "starter", "--data", tmp_path / "d.jsonl", "--out", out]
-    run = lambda: subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    command = ["distill.py", "--model", ROOT / "starter", "--data", tmp_path / "d.jsonl", "--out", out]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
     held = os.open(out, os.O_RDONLY)
     files.lock(held, out)
-    refused = run()
-    assert refused.returncode == 2
-    assert refused.stderr.strip().endswith(f"{out}: another run is writing to it; wait for it or give another --out")
+    with pytest.raises(ValueError, match="out: another run is writing to it; wait for it or give another --out"):
+        distill.main()
     assert not list(out.iterdir())
     os.close(held)
     # The lock is gone. This run fails because its data are no trajectories.
-    assert run().returncode == 2 and (out / "arguments.json").exists()
+    with pytest.raises(ValueError, match="d.jsonl, line 1"):
+        distill.main()
+    assert (out / "arguments.json").exists()
     (out / "adapter_model.safetensors").write_bytes(b"")
-    for name in ("checkpoint", "teacher"):
-        (out / name).mkdir()
-    done = run()
-    assert done.returncode == 0 and "already there" in done.stdout
+    (out / "unfinished" / "teacher").mkdir(parents=True)
+    distill.main()
+    assert "already there" in capsys.readouterr().out
     assert sorted(f.name for f in out.iterdir()) == ["adapter_model.safetensors", "arguments.json"]

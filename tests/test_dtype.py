@@ -88,6 +88,24 @@ def test_float32_adapters_add_no_error_to_bfloat16_and_greedy_tokens_differ_in_n
     assert max(errors[0]) < 0.02 and sum(errors[2]) < 1.25 * sum(errors[0])
 
 
+def test_every_adapter_is_loaded_in_order(stored):
+    folders, adapters = stored
+    expected, ids = model.Llama.from_pretrained(folders[torch.float32]), torch.tensor([recorded.tokens("prompt", 30)])
+    with torch.no_grad():
+        for n, adapter in enumerate(adapters, 1):
+            before = expected(ids)
+            lora.load_adapter(expected, adapter)
+            assert not torch.allclose(expected(ids), before, atol=1e-2)
+            loaded = parallel.load(folders[torch.float32], adapters[:n])
+            torch.testing.assert_close(loaded(ids), expected(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_samplers_requests_follow_the_command_line():
+    _, request = parallel.sampler(parsed("--model", ROOT / "starter", "--temperature", 0.3, "--top-p", 0.6))
+    made = request("a", [5])
+    assert (made.temperature, made.top_p) == (0.3, 0.6)
+
+
 @pytest.mark.skipif(not kernels.fast_bfloat16(), reason="this CPU does not multiply bfloat16 natively")
 @pytest.mark.parametrize("stacked", [False, True])
 @pytest.mark.parametrize("tokens", [1, 2, 70])

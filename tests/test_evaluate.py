@@ -1,10 +1,12 @@
 """Success rates, their standard errors, the table."""
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
 
+import evaluate
 from agent.hints import load_hints
 from desk.tables import percent, table
 from formats.records import read_tasks
@@ -48,3 +50,14 @@ def test_files_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "g.md").write_text("## tools: a\nlook(x)\n", encoding="utf-8-sig")
     assert read_tasks(tmp_path / "tasks.jsonl") == [task]
     assert [section["name"] for section in load_hints(tmp_path)] == ["g/a"]
+
+
+def test_a_table_goes_to_the_page_and_the_card(tmp_path, monkeypatch, capsys):
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(t) + "\n" for t in results([8, 9])))
+    (tmp_path / "README.md").write_text("# round1\n")
+    monkeypatch.setattr(sys, "argv", ["evaluate.py", "--table", str(tmp_path / "a.jsonl"), "--html",
+                                      str(tmp_path / "run.html"), "--card", str(tmp_path)])
+    evaluate.main()
+    shown = table([tmp_path / "a.jsonl"])
+    assert shown in capsys.readouterr().out and shown in (tmp_path / "README.md").read_text()
+    assert "Coaching, round by round" in (tmp_path / "run.html").read_text()

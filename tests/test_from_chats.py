@@ -1,6 +1,8 @@
 """Logs → chats with the manual as hints, and how much of the manual an agent has internalized."""
 
+import copy
 import json
+import re
 import sys
 
 import pytest
@@ -9,6 +11,7 @@ from safetensors.torch import save_file
 
 import chat_templates
 import evaluate
+import lora
 from agent.chat import Chat
 from chat_templates import SINGLE
 from desk import chats
@@ -55,6 +58,17 @@ def test_the_manual_becomes_hints_in_every_shape_of_a_log(record, tmp_path, monk
     assert chat["hints"] == [{"name": "Shop", "text": "# Shop\n\n## Tone\nBe kind."},
                              {"name": "Refunds", "text": "## Refunds\nAsk for the order first."}]
     assert chat["tools"] == TOOLS and "1 chats of 1 records, with a manual of 2 sections" in said
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_calls_and_results_in_a_response_are_kept(whole, tmp_path, monkeypatch, capsys):
+    calls = {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "refund", "arguments": "{}"}}]}
+    new = [calls, {"role": "tool", "tool_call_id": "1", "content": "done"}, REPLY]
+    output = {"messages": [*ASKED, *new]} if whole else new
+    log = {"input": {"messages": ASKED, "tools": TOOLS}, "output": output}
+    (chat,), _ = converted(tmp_path, monkeypatch, capsys, log)
+    assert [m["role"] for m in chat["messages"]] == ["system", "user", "assistant", "tool", "assistant"]
 
 
 def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, capsys):
@@ -128,23 +142,29 @@ def test_the_divergence_is_the_definitions_and_the_replies_are_greedy(tmp_path, 
     for p in model.parameters():
         torch.nn.init.normal_(p, std=0.5)
     save_file(model.hf_state_dict(), tmp_path / "model.safetensors")
+    adapted = copy.deepcopy(model)
+    for p in lora.add_adapter(adapted, 4, 8):
+        torch.nn.init.normal_(p, std=0.2)
+    lora.save_adapter(adapted, tmp_path / "adapter")
     chat, file = chat_with(tmp_path, chat_templates.QWEN_25), written(tmp_path, SINGLE)
     monkeypatch.setattr(sys, "argv", [
         "evaluate.py", "--chats", str(file), "--model", str(tmp_path), "--dtype", "float32", "--max-new-tokens", "5",
+        "--adapter", str(tmp_path / "adapter"),
         "--out", str(tmp_path / "out.jsonl")])
     for _ in range(2):                                                  # the second time, from the file
         evaluate.main()
         said = capsys.readouterr().out
-        assert "| with the manual | 0.0000 " in said and "| without " in said
+        assert re.search(r"\| with the manual +\| 0\.0000 ", said) and "| without " in said
     results = {r["agent"]: r for r in map(json.loads, open(tmp_path / "out.jsonl"))}
-    assert len(results) == 2
+    assert len(results) == 3
     record, = read_chats(file)
     teacher, bare = to_example(chat, record), to_example(chat, record, 1.0)
     with torch.no_grad():
-        q, p = (model(torch.tensor([x.tokens]))[0][x.at].split([end - start for start, end in chats.actions(x)])
-                for x in (bare, teacher))
-    expected = [kl_divergence([a], [b], 1.0).item() for a, b in zip(q, p, strict=True)]
-    assert results["without"]["kl"] == pytest.approx(expected, rel=1e-3)
+        q, a, p = (m(torch.tensor([x.tokens]))[0][x.at].split([end - start for start, end in chats.actions(x)])
+                   for m, x in ((model, bare), (adapted, bare), (model, teacher)))
+    for name, student in (("without", q), ("without, adapters", a)):
+        expected = [kl_divergence([x], [y], 1.0).item() for x, y in zip(student, p, strict=True)]
+        assert results[name]["kl"] == pytest.approx(expected, rel=1e-3)
     prompts = [bare.tokens[:start] for start, _ in chats.actions(bare)]
     greedy = Sampler(model, batch=4, max_length=2048).generate(prompts, max_new_tokens=5)
     ends = {chat.tokenizer.token_to_id("<|end|>")}

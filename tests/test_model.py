@@ -204,17 +204,17 @@ def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_long
 def test_no_request_waits_for_ever_behind_those_with_a_longer_cached_beginning(tiny):
     hints = recorded.tokens("hints", 20)
     sampler, waiting = Sampler(tiny, batch=2, max_length=100), Request("other", recorded.tokens("other", 20), 1)
-    add = lambda n: sampler.add(Request(n, hints + [n], max_new_tokens=1))
-    add(0)
-    add(1)
+    for n in range(8):                                                       # eight clients, who ask again and again
+        sampler.add(Request(n, hints + [n], max_new_tokens=1 + n % 3))
     sampler.step()
     sampler.add(waiting)
-    for n in range(2, 20):
-        add(n)
-        add(n + 20)
-        if waiting in sampler.step():
+    for steps in range(60):
+        ended = sampler.step()
+        if waiting.ended:
             break
-    assert waiting.ended and 2 < n < 6                                       # it was passed over, but not for ever
+        for done in ended:
+            sampler.add(Request(done.key, hints + [done.key], max_new_tokens=1 + done.key % 3))
+    assert 3 < steps < 50                                                    # it was passed over, but not for ever
 
 
 @pytest.mark.parametrize("ahead", [False, True])

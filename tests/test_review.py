@@ -157,6 +157,14 @@ def test_a_hint_is_tried_on_the_states_that_it_flags(tmp_path, monkeypatch, caps
     assert "row = look_up(on)" in page.read_text()
 
 
+def test_show_prints_so_many_failures_that_nothing_flags(tmp_path, monkeypatch, capsys):
+    seen = write_jsonl(tmp_path / "seen.jsonl", [record(n, "x = 1", success=n == 0) for n in range(3)])
+    monkeypatch.setattr(sys, "argv", ["review.py", str(seen), "--show", "1"])
+    review.main()
+    said = capsys.readouterr().out
+    assert said.count("=== t") == 1 and "=== t1#0" in said and "x = 1" in said and "answer: ''" in said
+
+
 def test_printed_controls_have_no_power_over_the_terminal():
     assert harmless("\x1b]0;x\x07é\t日本\n\u202e\u2028") == "\\x1b]0;x\\x07é\t日本\n\\u202e\\u2028"
 

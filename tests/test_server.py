@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from argparse import Namespace
-from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
@@ -97,16 +96,18 @@ def test_control_tokens_in_any_other_conversation_have_no_effect(tmp_path):
 
 # ---- a server
 
+OPTIONS = Namespace(model=STARTER, adapter=[], dtype="float32", batch=4, max_length=2048, tp=1, max_new_tokens=1,
+                    temperature=1.0, top_p=1.0)
+
+
 @pytest.fixture(scope="module")
 def server():
     """The starter behind a server with four slots."""
-    options = Namespace(model=STARTER, adapter=[], dtype="float32", batch=4, max_length=2048, tp=1, max_new_tokens=1,
-                        temperature=1.0, top_p=1.0)
     chat = Chat(STARTER)
-    server = Server(("127.0.0.1", 0), "starter", Prompts(chat), Batch(chat, *parallel.sampler(options)))
+    server = Server(("127.0.0.1", 0), "starter", Prompts(chat), Batch(chat, *parallel.sampler(OPTIONS)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
-    server.run = threading.Thread(target=server.batch.run, daemon=True)
+    threading.Thread(target=server.batch.run, daemon=True).start()
     yield server
     server.shutdown()
 
@@ -135,16 +136,13 @@ def hello(text="What did coffee cost?", **more):
     return {"model": "starter", "messages": [{"role": "user", "content": text}], "max_tokens": 12, "seed": 3} | more
 
 
-def test_requests_that_arrive_together_are_sampled_together(server):
-    """The first test that samples: only now does the main loop begin."""
-    before = server.batch.engine.clock
-    with ThreadPoolExecutor(4) as pool:
-        answers = [pool.submit(send, server, hello(f"Question {n}?", stop="no such text")) for n in range(4)]
-        while server.batch.inbox.qsize() < 4:
-            time.sleep(0.01)
-        server.run.start()
-        lengths = [json.loads(answer.result()[1])["usage"]["completion_tokens"] for answer in answers]
-    assert server.batch.engine.clock - before <= max(lengths) + 1 < sum(lengths)
+def test_requests_that_arrive_together_are_sampled_together():
+    batch = Batch(Chat(STARTER), *parallel.sampler(OPTIONS))
+    asked = [read_request(json.dumps(hello(f"Question {n}?", stop="no such text")), "starter") for n in range(4)]
+    requests = [batch.add(Prompts(batch.chat).encode(a), a, lambda: False) for a in asked]
+    threading.Thread(target=batch.run, daemon=True).start()             # only now, when all are there
+    lengths = [sum(1 for _ in iter(request.key.get, None)) for request in requests]
+    assert batch.engine.clock <= max(lengths) + 1 < sum(lengths)
 
 
 HINTS = """## tools: library
@@ -212,12 +210,14 @@ def test_a_stream_is_the_answer_in_pieces(server, more):
     assert pieces[0]["delta"]["role"] == "assistant" and chunks[-1]["usage"] == whole["usage"]
 
 
-def test_a_client_that_leaves_frees_its_slot(server):
+def test_a_client_that_leaves_frees_its_slot(server, monkeypatch):
+    monkeypatch.setattr(server.batch, "over", lambda stop: lambda new_ids: False)      # nothing else ends the response
     connection = http.client.HTTPConnection(*server.server_address)
     connection.request("POST", "/v1/chat/completions", json.dumps(hello(stream=True, max_tokens=2000, stop="no such")))
     answer = connection.getresponse()
     answer.read(50)
-    busy = [request for request in server.batch.engine.requests if request]
+    while not (busy := [request for request in server.batch.engine.requests if request]):
+        time.sleep(0.01)
     answer.close()
     connection.close()
     for left in busy:

@@ -161,6 +161,8 @@ def test_a_mistake_is_flagged_at_its_step_and_the_right_way_is_not(name):
 @pytest.mark.parametrize("name, code", [
     ("round3/name-changed", 'print(data_filter(t, "name==Snip, city=\'Reno\'"))'),
     ("round3/prices-compared-as-texts", "print(max(dollars(home['price']) for home in homes))"),
+    ("round3/prices-compared-as-texts", "print(min(float(price.strip(' $')) for price in homes['price'] if price))"),
+    ("round3/prices-compared-as-texts", "print(sum(float(h['price'].strip(' $')) for h in homes if h['price']))"),
     ("round3/pages-one-too-few", 'print(1 + int(p["page_end"]) - int(p["page_start"]))'),
     ("round3/pages-one-too-few", 'n = int(p["page_end"]) - int(p["page_start"])\nprint(n + 1)'),
     ("round2/flight-code-as-number", "print([r for r in t if r['Flight_Number_Marketing_Airline'] == number])"),

@@ -59,8 +59,7 @@ def to_chat(record: dict) -> dict:
         raise Unusable("no messages found")
     if not all(isinstance(m, dict) for m in request["messages"]):
         raise Unusable("a message that is not an object")
-    reply = answer(record)
-    messages = [*request["messages"], *([reply] if reply and reply not in request["messages"][-1:] else [])]
+    messages = request["messages"] + answer(record, request["messages"])
     if any(m.get("refusal") for m in messages):
         raise Unusable("the model refused to answer")
     if any(m.get("weight") == 0 for m in messages):
@@ -84,19 +83,23 @@ def nested(record: dict, names: tuple) -> Iterator[dict]:
             yield from nested(inner, names)
 
 
-def answer(record: dict) -> dict | None:
-    """The assistant's message in a response, or None if there is no response. Raises Unusable if it was cut off."""
+def answer(record: dict, asked: list[dict]) -> list[dict]:
+    """What a response adds to the messages `asked`: the assistant's message, or also the calls and results before it.
+    Raises Unusable if it was cut off."""
     for response in nested(record, RESPONSES):
         choices = response.get("choices")
         if isinstance(choices, list) and choices and isinstance(choices[0], dict):
             if choices[0].get("finish_reason") in CUT:
                 raise Unusable(f"the reply was cut off ({choices[0]['finish_reason']})")
             response = choices[0].get("message")
-        elif response is not record and response.get("messages"):       # a list of messages; the last one is the reply
-            response = response["messages"][-1]
+        elif response is not record and isinstance(listed := response.get("messages"), list) and listed != asked:
+            new = listed[len(asked):] if listed[:len(asked)] == asked else listed
+            if not all(isinstance(m, dict) for m in new) or new[-1:] and new[-1].get("role") != "assistant":
+                raise Unusable("a response whose last message is not the assistant's")
+            return new
         if isinstance(response, dict) and response.get("role") == "assistant":
-            return response
-    return None
+            return [response]
+    return []
 
 
 def today(messages: list[dict]) -> Iterator[dict]:
