@@ -4,7 +4,7 @@
 #   SIZE=70B ./coach_toolqa.sh                                on one node with eight GPUs of 80 GiB
 #   SIZE=8B ./coach_toolqa.sh                                 on one GPU
 #   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           a small model on the rehearsal, on a CPU or a GPU
-# 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Variables, all optional:
+# 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Other variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
 #   EACH            how many training tasks of each template a round plays [all]

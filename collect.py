@@ -39,7 +39,7 @@ def main():
     parser.add_argument("--rollout", action="store_true",
                         help="after the corrected action, play on to the task's end without further hints")
     parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
-                        help="play one question live in the terminal; without QUESTION those that are typed there")
+                        help="play QUESTION live in the terminal, or without it every question that you type")
     parser.add_argument("--beside", metavar="OPTIONS", default=argparse.SUPPRESS,
                         help="with --ask: a second agent beside it, with these options in addition")
     parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")

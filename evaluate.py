@@ -1,7 +1,7 @@
 """How good an agent is: a model → success rates; several results → the paper's table.
 
     python evaluate.py --model starter --adapter runs/demo/round1 --tasks data/starter/test.jsonl --out 3-round1.jsonl
-    python evaluate.py --model M --suite humaneval|gsm8k --file F --out humaneval.jsonl        a standard benchmark
+    python evaluate.py --model M --suite humaneval --file F --out humaneval.jsonl        a standard benchmark
     python evaluate.py --chats held-out.jsonl --model M --adapter A         another agent's chats, without its manual
     python evaluate.py --table runs/demo/test/*.jsonl [--html run.html]     a row per file; the whole run as a page
 
@@ -55,7 +55,7 @@ def arguments() -> Namespace:
         return args
     one_source = bool(args.tasks) != bool(args.suite) and bool(args.suite) == bool(args.file)
     if not (args.model and args.out and one_source):
-        parser.error("give --model, --out, and --tasks or --suite with --file; or --chats; or --table")
+        parser.error("give --model, --out, and --tasks or --suite with --file; or --model and --chats; or --table")
     return args
 
 

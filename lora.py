@@ -279,7 +279,7 @@ def merge(model_path, paths, out):
 
 
 def main():
-    parser = Parser("Exports adapters.")
+    parser = Parser(__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("stack", help="several adapters as one exact PEFT adapter")
     command.add_argument("adapters", nargs="+", metavar="ADAPTER")

@@ -25,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the module whose functions are the tools")
     add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
     add("--temperature", type=number(float, 0), default=0.7, help="0 is greedy")
-    add("--top-p", type=number(float, 0, 1), default=1.0)
-    add("--seed", type=int, default=0)
-    add("--max-steps", type=number(int, 1), default=8)
+    add("--top-p", type=number(float, 0, 1), default=1.0, help="sample from the likeliest tokens with this probability")
+    add("--seed", type=int, default=0, help="another seed, other samples")
+    add("--max-steps", type=number(int, 1), default=8, help="a task that is not completed in so many steps ends")
     add("--max-new-tokens", type=number(int, 1), default=512, help="in one monologue, or in one step's code")
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
@@ -39,17 +39,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="under torchrun: split the model over N processes; the others hold further replicas")
     add("--require-sandbox", action="store_true",
         help="refuse to run where the system lacks one of the sandbox's protections")
-    add("--out", metavar="FILE")
+    add("--out", metavar="FILE", help="JSONL that is written; the same command resumes it")
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
     """The further options of collect.py and evaluate.py: what is played, with which hints."""
     add = parser.add_argument
     add("--tasks", metavar="FILE", help="JSONL of tasks")
-    add("--hints", choices=("none", "task", "combined"), default="none", help="which hints are in the prompt")
+    add("--hints", choices=("none", "task", "combined"), default="none",
+        help="task: the sections for the task's group and template; combined: those of all tasks")
     add("--kinds", nargs="+", choices=KINDS, help="keep only these kinds of hint sections")
     add("--hints-for", metavar="FILE",
         help="JSONL of tasks: leave out hint sections for groups or templates that none of these has, "
              "as if nobody had written them")
-    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR")
+    add("--hint-dir", type=Path, default=ROOT / "hints" / "starter" / "round1", metavar="DIR",
+        help="the folder with the hints")
     add("--trials", type=command_line.number(int, 1), default=3, help="how many times each task is played")

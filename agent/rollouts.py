@@ -101,8 +101,8 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
                     progress.update()
                     progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
             except KeyboardInterrupt:
-                raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played "
-                                        f"and are in {args.out}" if args.out else "nothing was written") from None
+                kept = f"are in {args.out}; the same command resumes from there" if args.out else "are not kept"
+                raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played and {kept}") from None
 
 
 def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request: Callable, world: World,

@@ -67,9 +67,10 @@ def run_stage(main: Callable[[], None]) -> None:
         if os.environ.get("DEBUG") or not memory:
             raise
         print(f"{name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length "
-              "needs less; --plan tells how much; what is finished is kept", file=sys.stderr)
+              "needs less, where this script has them, and --plan tells how much; what was written is kept",
+              file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped; {str(stopped) or 'what is finished is kept'}; the same command resumes from there",
-              file=sys.stderr, flush=True)
+        what = str(stopped) or "what was written is kept; the same command resumes from there"
+        print(f"\nstopped; {what}", file=sys.stderr, flush=True)
         os._exit(130)                                             # do not wait for threads that wait for an endpoint

@@ -57,7 +57,7 @@ def whole_lines(file: Path) -> list[dict]:
 def refuse_overwriting(out: str | Path | None, inputs: Iterable[str | Path | None]) -> None:
     """Raises ValueError if the output is one of the files that are read."""
     if out and Path(out).resolve() in [Path(file).resolve() for file in inputs if file]:
-        raise ValueError(f"{out}: is read, so it cannot be written to; give another name")
+        raise ValueError(f"{out}: is also an input, so it cannot be written to; give another name")
 
 
 def lock(opened: IO | int, name: str | Path) -> None:
@@ -132,7 +132,8 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
         raise ValueError(f"{note}: not a JSON file of arguments; give another --out, "
                          "or remove it and what it belongs to") from None
     if before != arguments:
-        changed = [k for k in arguments if before.get(k, "") != arguments[k]] if before else ["unknown ones"]
+        changed = [k for k in arguments | before if before.get(k, "") != arguments.get(k, "")]
+        changed = changed if before else [f"unknown ones: {note.name} is missing"]
         output = note.parent if note.name == "arguments.json" else note.with_suffix("")
         raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
     if not made:

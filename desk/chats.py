@@ -27,7 +27,8 @@ from training.examples import Example, to_example
 from training.loss import kl_divergence
 from training.packing import hidden_states, pack_by_prefix, row_limits
 
-TEACHER, BARE, COACHED = "with the manual", "without", "without, adapters"
+TEACHER, BARE, COACHED = "with the manual", "without", "without, adapters"             # in --out
+LABELS = {TEACHER: TEACHER, BARE: "without the manual", COACHED: "without it, with the adapters"}
 PIECE = 128                                                     # tokens whose logits are in memory at a time
 
 
@@ -202,7 +203,7 @@ def table(results: list[dict], records: list[dict]) -> str:
         same = sum(c == d for c, d in pairs)
         losses = [kl for r in mine for kl in r["kl"]]
         tokens[agent] = sum(sum(r["prompts"]) for r in mine) / len(mine)
-        rows.append([agent, f"{sum(losses) / len(losses):.4f}", share(made, calls),
+        rows.append([LABELS[agent], f"{sum(losses) / len(losses):.4f}", share(made, calls),
                      share(same, len(pairs)), f"{tokens[agent]:,.0f}"])
     widths = [max(map(len, column)) for column in zip(*rows)]
     rows.insert(1, ["-" * width for width in widths])

@@ -83,7 +83,7 @@ def check_content(message, field):
 def check_calls(message, field):
     calls = message.get("tool_calls") or []
     if calls and message["role"] != "assistant":
-        return field, f"a message of the {message['role']} calls no tools"
+        return field, f"a message of the {message['role']} calls no tools; take this field away"
     for n, call in enumerate(calls):
         try:
             if not isinstance(arguments(call), dict):

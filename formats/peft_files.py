@@ -170,8 +170,8 @@ def check_repeated(path: str | Path, weight_of: Callable[[str], torch.Tensor]) -
     """Raises ValueError if a base weight in the adapter's file is not the model's, weight_of(name)."""
     for name, weight in repeated_weights(path).items():
         if not equal(weight, weight_of(name)):
-            raise ValueError(f"{Path(path) / 'adapter_model.safetensors'}: {name} is not the model's; it was trained, "
-                             "too, which is not supported, or the adapter is another model's")
+            raise ValueError(f"{Path(path) / 'adapter_model.safetensors'}: {name} differs from the model's: it was "
+                             "trained, too, which is not supported, or the adapter is another model's")
 
 
 def equal(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -73,7 +73,7 @@ def read_records(file: str | Path, schema: dict, check: Callable | None = None) 
             raise ValueError(f"{where}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
         targets = record.get("targets", [])
         if outside := [t for t in targets if not 0 <= t < len(record["steps"])]:
-            raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, "
+            raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, counted from 0, "
                              f"there are {len(record['steps'])}")
         if len(set(targets)) < len(targets):
             raise ValueError(f"{where}, field 'targets': a step is named twice")
@@ -93,7 +93,7 @@ def read_line(line: bytes, where: str) -> dict:
     except UnicodeDecodeError:
         raise ValueError(f"{where}: not UTF-8 text") from None
     except UnicodeEncodeError as e:
-        raise ValueError(f"{where}: {ascii(e.object[e.start])} is half a character") from None
+        raise ValueError(f"{where}: {ascii(e.object[e.start])} is half a character; take it out") from None
     except ValueError as e:
         if line.strip() in (b"[", b"{"):        # a list or an object over several lines
             raise ValueError(f"{where}: write one object a line (JSONL)") from None

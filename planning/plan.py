@@ -149,7 +149,7 @@ def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None =
           f"at {rate / 1e12:g} TFLOP/s{between}; with {updates:,} updates in {args.epochs} epochs "
           f"{(rows * first + updates * update) / 3600:.2g} h")
     if gpus > len(lengths):
-        print(f"{gpus - len(lengths)} of the GPUs have no trajectory of an update: --batch {gpus * STEPS} would take "
+        print(f"{gpus - len(lengths)} of the GPUs are idle in an update: one with --batch {gpus * STEPS} would take "
               "about as long")
     if fits:
         print(left(parts, memory))
@@ -240,9 +240,9 @@ def print_collection(args: argparse.Namespace) -> bool:
 
     heads = config.num_key_value_heads
     batch = next((n for n in range(args.batch - 1, 0, -1) if would_fit(batch=n)), None)
-    tp = next((n for n in range(args.tp + 1, heads + 1) if heads % n == 0 and would_fit(tp=n)), None)
+    tp = next((n for n in range(args.tp + 1, heads + 1) if heads % n == 0 == gpus % n and would_fit(tp=n)), None)
     ways = [f"with --batch {batch}"] * bool(batch) + [f"with --tp {tp}"] * bool(tp)
-    print(advice(ways, "with a shorter --max-length"))
+    print(advice(ways, "perhaps with a shorter --max-length"))
     return False
 
 
@@ -252,8 +252,8 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     """Adds --plan to a stage's options."""
     parser.add_argument("--plan", nargs="+", type=float, metavar="N",
                         help="GPUS GIB [TFLOPS GBS]: only print what each of GPUS GPUs with GIB of memory would hold, "
-                             "and how long the run would take if each computes at TFLOPS [400] and moves GBS gigabytes "
-                             "a second [300 between GPUs, 2500 out of its memory]")
+                             "and how long (distill.py) or how fast the run would be if each computes at TFLOPS [400] "
+                             "and moves GBS gigabytes a second [300 between GPUs, 2500 out of its memory]")
 
 
 def given(args, bandwidth):

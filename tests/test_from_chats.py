@@ -130,7 +130,7 @@ def test_the_share_of_equal_calls_and_the_tokens_saved_are_counted():
                                                  ("without", 0.5, other, [50, 60]))]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in chats.table(results, [record]).splitlines()]
     assert rows[2] == ["with the manual", "0.0000", "100.0 %", "100.0 %", "220"]
-    assert rows[3] == ["without", "1.0000", "50.0 %", "50.0 %", "110"]
+    assert rows[3] == ["without the manual", "1.0000", "50.0 %", "50.0 %", "110"]
     assert "saves 110 input tokens (50%)" in chats.table(results, [record])
 
 

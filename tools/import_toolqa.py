@@ -340,9 +340,9 @@ def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> N
 
 def main():
     parser = command_line.Parser(__doc__)
-    parser.add_argument("what", choices=("corpora", "questions"))
-    parser.add_argument("folder", type=Path, help="where the release's files are")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("what", choices=("corpora", "questions"), help="ToolQA's corpora, or the paper's questions")
+    parser.add_argument("folder", type=Path, help="the release's external_corpus, or the corrected questions")
+    parser.add_argument("--out", type=Path, required=True, help="the folder that is written")
     args = parser.parse_args()
     (import_corpora if args.what == "corpora" else import_questions)(args.folder, args.out)
 

@@ -74,8 +74,8 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
                 progress.update()
                 progress.set_postfix(loss=f"{recent(log):.4f}")
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept "
-                                    "(a checkpoint is written once a minute)") from None
+            raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept (a checkpoint is written once a "
+                                    "minute); the same command resumes from there") from None
     return log
 
 
