@@ -247,11 +247,15 @@ ATTACKS = {
     "large pipes": ("import fcntl, os; fcntl.fcntl(os.pipe()[1], fcntl.F_SETPIPE_SZ, 1 << 20)", "PermissionError"),
     "all of the user's timers": (LIBC + "timer, n = ctypes.c_void_p(), 0\n"
                                  "while libc.timer_create(1, None, ctypes.byref(timer)) == 0: n += 1\nprint(n)",
-                                 r"^\d\d?$"),
+                                 "^0$"),
     "a file map beyond the disk": ("import mmap\nf = open('x', 'w+b'); f.truncate(1 << 24); g = open('y', 'wb', 0)\n"
                                    "try:\n    while True: g.write(bytes(10**6))\nexcept OSError: pass\n"
                                    "m = mmap.mmap(f.fileno(), 0)\nfor i in range(0, len(m), 4096): m[i] = 1",
                                    "killed by signal 7 |PermissionError"),
+    "a thread with open files of its own": (
+        LIBC + "stack = ctypes.create_string_buffer(1 << 16)\ntop = ctypes.addressof(stack) + 65536 & ~15\n"
+        "libc.clone(libc.pause, ctypes.c_void_p(top), 0x50b00, None)\nprint(errno.errorcode[ctypes.get_errno()])",
+        "EPERM"),
     "a descriptor bomb": ("import os\nx = []\nwhile True: x.append(os.dup(0))", "OSError"),
     # processes
     "fork": ("import os; os.fork()", REFUSED),
@@ -336,6 +340,8 @@ ATTACKS = {
                   "none"),
     "the home directory": ("import os, pwd; print(os.listdir(pwd.getpwuid(os.getuid()).pw_dir))",
                            REFUSED + "|KeyError"),
+    "a file opened neither to read nor to write": ("import os; os.open('/etc/passwd', 3)", REFUSED),
+    "a terminal's controls": (LIBC + "tried(libc.ioctl(0, 0x540A, 0))", "EPERM"),
     "the password file": ("print(open('/etc/passwd').read())", REFUSED),
     "the project": ("print(open('PROJECT/README.md').read(), open('PROJECT/tools/sandbox.py').read())", REFUSED),
     "the parent's environment": ("import os; print(open(f'/proc/{os.getppid()}/environ').read())", REFUSED),

@@ -222,21 +222,27 @@ REFUSED = {
     "syslog": (103, 116), "sethostname": (170, 161), "setdomainname": (171, 162), "settimeofday": (164, 170),
     "clock_settime": (227, 112), "adjtimex": (159, 171), "clock_adjtime": (305, 266), "io_setup": (206, 0),
     "capset": (126, 91), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "vhangup": (153, 58),
-    "lookup_dcookie": (212, 18),
+    "lookup_dcookie": (212, 18), "timer_create": (222, 107),       # a timer's SIGCONT would end the pause between steps
 }
-CLONE_THREAD, O_TRUNC, SELF = 0x10000, 0o1000, "the process's own id"
+CLONE_THREAD, CLONE_FILES, O_TRUNC, SELF = 0x10000, 0x400, 0o1000, "the process's own id"
 # fcntl: duplicates, flags and locks. No lease, for which others wait 45 s, no watching of directories, no large pipes.
 FCNTL = *range(8), 36, 37, 38, 1030
+# ioctl: what isatty asks (in two versions), a terminal's size, bytes to read, (not) blocking, closed on exec or not.
+IOCTL = 0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451
+# Opened to read and truncate, which the first two versions of Landlock let pass; or with access mode 3, neither to read
+# nor to write, which all of them let pass.
+OPEN = O_TRUNC, os.O_ACCMODE, O_TRUNC | os.O_ACCMODE
 CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether it is allowed (else refused) with these
-    ((56, 220), 0, CLONE_THREAD, [CLONE_THREAD], True),     # clone: threads, but no processes
+    ((56, 220), 0, CLONE_THREAD | CLONE_FILES, [CLONE_THREAD | CLONE_FILES], True),     # clone: threads, which share
+                                                            # their open files, but no processes
     ((62, 129), 0, 0xFFFFFFFF, [SELF], True),               # kill, tgkill: itself
     ((234, 131), 0, 0xFFFFFFFF, [SELF], True),
     ((302, 261), 0, 0xFFFFFFFF, [0], True),                 # prlimit64: its own limits
-    ((2, None), 1, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # open, openat: reading that truncates, which the
-    ((257, 56), 2, O_TRUNC | os.O_ACCMODE, [O_TRUNC], False),   # first two versions of Landlock let pass
+    ((2, None), 1, O_TRUNC | os.O_ACCMODE, OPEN, False),    # open, openat
+    ((257, 56), 2, O_TRUNC | os.O_ACCMODE, OPEN, False),
     ((72, 25), 1, 0xFFFFFFFF, FCNTL, True),
-    ((16, 29), 1, 0xFF00, [0x5400], True),                  # ioctl: what isatty asks. Not a file's attributes, which
-]                                                           # its owner may change, however it was opened
+    ((16, 29), 1, 0xFFFFFFFF, IOCTL, True),
+]
 NEW_CALLS = 424     # from here on, the same numbers on all machines: answered as by a kernel that is too old for them
 
 

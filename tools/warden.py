@@ -85,8 +85,8 @@ class Interpreter:
                 os._exit(1)                              # the code broke its interpreter
         for fd in requests, replies, output:
             os.close(fd)
-        os.set_blocking(self.requests, False)
-        os.set_blocking(self.output, False)
+        for fd in self.requests, self.replies, self.output:     # the code can reopen its ends and read or fill a pipe
+            os.set_blocking(fd, False)
 
     def run(self, code):
         """The observation of one step; None when the stage has gone away meanwhile."""
@@ -106,12 +106,17 @@ class Interpreter:
             try:
                 if free:
                     request = request[os.write(self.requests, request):]
+            except BlockingIOError:
+                pass
             except BrokenPipeError:
                 return self.died(printed)
             if not self.read(printed):
                 return self.died(printed)
             if self.replies in ready:
-                chunk = os.read(self.replies, 1 << 16)
+                try:
+                    chunk = os.read(self.replies, 1 << 16)
+                except BlockingIOError:
+                    continue
                 if not chunk:
                     return self.died(printed)
                 *lines, self.unread = (self.unread + chunk).split(b"\n")
