@@ -134,8 +134,8 @@ for suite in humaneval gsm8k; do
     benchmark="$many evaluate.py $local --suite $suite --file $file --trials $trials --temperature 0.2"
     $benchmark --out $run/$suite-before.jsonl
     set -- $coached
-    for ((round = 1; 2 * round <= $#; round++)); do             # an adapter is two words: --adapter FOLDER
-        $benchmark ${@:1:2 * round} --out $run/$suite-round$round.jsonl
+    for ((n = 2; n <= $#; n += 2)); do                          # an adapter is two words: --adapter FOLDER
+        $benchmark ${@:1:n} --out $run/$suite-${!n##*/}.jsonl
     done
 done
 

@@ -51,6 +51,9 @@ def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL):
     {"input": ASKED, "output": [REPLY], "tools": TOOLS},
     {"input": {"messages": ASKED}, "output": {"messages": [*ASKED, REPLY]}, "tools": TOOLS},
     {"body": {"messages": [*ASKED, REPLY], "tools": TOOLS}},
+    {"messages": [*ASKED, REPLY], "response": response(REPLY), "tools": TOOLS},
+    {"input": ASKED, "output": {"messages": [ASKED[1], REPLY]}, "tools": TOOLS},
+    {"input": ASKED, "output": {"messages": [m | {"id": "x"} for m in (*ASKED, REPLY)]}, "tools": TOOLS},
     {"request": {"body": {"messages": ASKED, "tools": TOOLS}}, "response": {"body": response(REPLY)}}])
 def test_the_manual_becomes_hints_in_every_shape_of_a_log(record, tmp_path, monkeypatch, capsys):
     (chat,), said = converted(tmp_path, monkeypatch, capsys, record)
@@ -81,16 +84,18 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
         {"request": {"messages": ASKED}, "response": response(REPLY, "length")},
         {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}, REPLY]},
         {"messages": [*ASKED, REPLY | {"weight": 0}]},
-        {"request": {"messages": ASKED}, "response": response(REPLY | {"reasoning_content": "Hm."})})
+        {"request": {"messages": ASKED}, "response": response(REPLY | {"reasoning_content": "Hm."})},
+        {"messages": [{"role": "system", "content": MANUAL}, REPLY]})
     assert [chat["id"] for chat in found] == ["logs-3", "logs-7"]
     for line in ("left out, the manual is not in the system message: 1 (line 2)",
                  "without the section 'Shop': 1 (line 3)", "left out, no messages found: 1 (line 5)",
                  "left out, the reply was cut off (length): 1 (line 6)",
                  "left out, a reply has weight 0, but all replies of a chat are learned: 1 (line 8)",
                  "a reply has its reasoning in a field of its own; put it where the template writes it: 1 (line 9)",
+                 "left out, messages: no reply of the assistant, so there is nothing to learn: 1 (line 10)",
                  "left out, a later record continues it or repeats it: 1 (line 1)"):
         assert line in said
-    assert "a part of type 'image_url'" in said and "2 chats of 9 records" in said
+    assert "a part of type 'image_url'" in said and "2 chats of 10 records" in said
 
 
 def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monkeypatch, capsys):

@@ -203,18 +203,18 @@ def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_long
 
 def test_no_request_waits_for_ever_behind_those_with_a_longer_cached_beginning(tiny):
     hints = recorded.tokens("hints", 20)
-    sampler, waiting = Sampler(tiny, batch=2, max_length=100), Request("other", recorded.tokens("other", 20), 1)
-    for n in range(8):                                                       # eight clients, who ask again and again
-        sampler.add(Request(n, hints + [n], max_new_tokens=1 + n % 3))
+    sampler, waiting = Sampler(tiny, batch=4, max_length=100), Request("other", recorded.tokens("other", 20), 1)
+    for n in range(16):                                                      # sixteen clients, who ask again and again
+        sampler.add(Request(n, hints + [n], max_new_tokens=1 + n))
     sampler.step()
     sampler.add(waiting)
-    for steps in range(60):
+    for steps in range(200):
         ended = sampler.step()
         if waiting.ended:
             break
         for done in ended:
-            sampler.add(Request(done.key, hints + [done.key], max_new_tokens=1 + done.key % 3))
-    assert 3 < steps < 50                                                    # it was passed over, but not for ever
+            sampler.add(Request(done.key, hints + [done.key], max_new_tokens=1 + done.key))
+    assert 3 < steps < 150                                                   # it was passed over, but not for ever
 
 
 @pytest.mark.parametrize("ahead", [False, True])

@@ -340,7 +340,7 @@ ATTACKS = {
                   "none"),
     "the home directory": ("import os, pwd; print(os.listdir(pwd.getpwuid(os.getuid()).pw_dir))",
                            REFUSED + "|KeyError"),
-    "a file opened neither to read nor to write": ("import os; os.open('/etc/passwd', 3)", REFUSED),
+    "a file opened neither to read nor to write": ("import os; os.open('PLACE/tasks.jsonl', 3)", REFUSED),
     "a terminal's controls": (LIBC + "tried(libc.ioctl(0, 0x540A, 0))", "EPERM"),
     "the password file": ("print(open('/etc/passwd').read())", REFUSED),
     "the project": ("print(open('PROJECT/README.md').read(), open('PROJECT/tools/sandbox.py').read())", REFUSED),

@@ -176,6 +176,7 @@ def test_other_right_ways_are_not_flagged_either(name, code):
 
 @pytest.mark.parametrize("name, code, printed", [
     ("round3/prices-compared-as-texts", 'print(sorted(homes, key=lambda h: h["price"].strip())[0])', "x"),
+    ("round3/prices-compared-as-texts", "print(max(h['price'] for h in t if int(h['review rate number']) > 3))", "x"),
     ("round2/column-guessed", "print(t[0]['Price'])", ERROR + 'there is no column "Price"; did you mean "price"?'),
 ])
 def test_other_forms_of_a_mistake_are_flagged_too(name, code, printed):

@@ -23,7 +23,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from formats.chats import check_chat, normal
+from formats.chats import check_chat, learned_messages, normal
 from formats.records import read_line
 
 REQUESTS = ("request", "input", "inputs", "kwargs", "body")     # where a log keeps what was asked …
@@ -92,14 +92,22 @@ def answer(record: dict, asked: list[dict]) -> list[dict]:
             if choices[0].get("finish_reason") in CUT:
                 raise Unusable(f"the reply was cut off ({choices[0]['finish_reason']})")
             response = choices[0].get("message")
-        elif response is not record and isinstance(listed := response.get("messages"), list) and listed != asked:
-            new = listed[len(asked):] if listed[:len(asked)] == asked else listed
-            if not all(isinstance(m, dict) for m in new) or new[-1:] and new[-1].get("role") != "assistant":
+        elif response is not record and isinstance(response.get("messages"), list):
+            new = added(asked, [m for m in response["messages"] if isinstance(m, dict)])
+            if new and new[-1].get("role") != "assistant":
                 raise Unusable("a response whose last message is not the assistant's")
             return new
         if isinstance(response, dict) and response.get("role") == "assistant":
-            return [response]
+            return added(asked, [response])
     return []
+
+
+def added(asked: list[dict], messages: list[dict]) -> list[dict]:
+    """The messages without those at their beginning with which `asked` ends already."""
+    said = lambda some: [(m.get("role"), m.get("content") or "", m.get("tool_calls") or []) for m in some]
+    n = next(n for n in range(min(len(asked), len(messages)), -1, -1)
+             if said(asked[len(asked) - n:]) == said(messages[:n]))
+    return messages[n:]
 
 
 def today(messages: list[dict]) -> Iterator[dict]:
@@ -175,6 +183,8 @@ def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
         messages.append(message)
     if not hints:
         raise Unusable("the manual is not in the system message")
+    if not learned_messages(messages):                          # a greeting, now that no system message precedes it
+        raise Unusable("messages: no reply of the assistant, so there is nothing to learn")
     return chat | {"messages": messages, "hints": hints}, changed
 
 
