@@ -2,6 +2,7 @@
 
 from common import ROOT
 
+import io
 import json
 import subprocess
 import sys
@@ -19,24 +20,30 @@ def world(tmp_path_factory):
     return folder
 
 
-def collect(world, *arguments, **options):
-    command = [sys.executable, ROOT / "collect.py", "--model", ROOT / "starter", "--data", world / "world",
-               "--temperature", "0.1", "--max-steps", "4", *arguments]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=ROOT, **options)
+@pytest.fixture
+def collect(world, monkeypatch, capsys):
+    """collect(…, typed=…) → what collect.py prints."""
+    def run(*arguments, typed=""):
+        command = ["collect.py", "--model", ROOT / "starter", "--data", world / "world", "--temperature", "0.1",
+                   "--max-steps", "4", *arguments]
+        monkeypatch.setattr(sys, "argv", list(map(str, command)))
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        collect_py.main()
+        return capsys.readouterr().out
+    return run
 
 
-def test_what_is_watched_is_what_collect_plays(world, tmp_path):
+def test_what_is_watched_is_what_collect_plays(world, collect, tmp_path):
     task = next(t for t in map(json.loads, open(world / "train.jsonl")) if t["template"] == "opening price")
     (tmp_path / "tasks.jsonl").write_text(json.dumps(task | {"id": "ask-0"}))
     hints = ["--hints", "task"]
-    collect(world, *hints, "--tasks", tmp_path / "tasks.jsonl", "--trials", 1, "--out", tmp_path / "played.jsonl")
+    collect(*hints, "--tasks", tmp_path / "tasks.jsonl", "--trials", 1, "--out", tmp_path / "played.jsonl")
     played = json.loads((tmp_path / "played.jsonl").read_text())
-    done = collect(world, *hints, "--ask", task["question"], "--group", task["group"], "--template", task["template"],
-                   "--out", tmp_path / "asked.jsonl")
+    shown = collect(*hints, "--ask", task["question"], "--group", task["group"], "--template", task["template"],
+                    "--out", tmp_path / "asked.jsonl")
     asked = json.loads((tmp_path / "asked.jsonl").read_text())
     assert played["success"] and asked["steps"] == played["steps"] and asked["answer"] == played["answer"]
 
-    shown = done.stdout
     at = 0
     for n, step in enumerate(asked["steps"], 1):
         printed = [f"→ {step['observation'].rstrip()}"] if step["observation"] else []
@@ -46,12 +53,12 @@ def test_what_is_watched_is_what_collect_plays(world, tmp_path):
     assert "</" not in shown
 
 
-def test_questions_are_read_until_the_input_ends(world, tmp_path):
-    done = collect(world, "--max-new-tokens", 5, "--ask", "--out", tmp_path / "asked.jsonl", input="Who?\n\nWhere?\n")
+def test_questions_are_read_until_the_input_ends(collect, tmp_path):
+    shown = collect("--max-new-tokens", 5, "--ask", "--out", tmp_path / "asked.jsonl", typed="Who?\n\nWhere?\n")
     asked = [json.loads(line) for line in open(tmp_path / "asked.jsonl")]
     assert [(t["id"], t["task"]["question"]) for t in asked] == [("ask-0#0", "Who?"), ("ask-1#0", "Where?")]
-    assert done.stdout.count("no answer, it ended by length") == 2
-    collect(world, "--max-new-tokens", 5, "--ask", "When?", "--out", tmp_path / "asked.jsonl")
+    assert shown.count("no answer, it ended by length") == 2
+    collect("--max-new-tokens", 5, "--ask", "When?", "--out", tmp_path / "asked.jsonl")
     assert json.loads(open(tmp_path / "asked.jsonl").readlines()[2])["id"] == "ask-2#0"
 
 

@@ -364,10 +364,11 @@ def test_an_adapter_made_with_other_arguments_is_refused(chat, tmp_path, monkeyp
     with pytest.raises(ValueError, match=r"/a: made with other arguments \(.*lr.*\); remove it"):
         distill.main()
     (tmp_path / "a" / "adapter_model.safetensors").unlink()
-    (tmp_path / "a" / "teacher").mkdir()                               # all that a run with other arguments has come to
+    unfinished = tmp_path / "a" / "unfinished"
+    (unfinished / "teacher").mkdir(parents=True)                       # all that a run with other arguments has come to
     with pytest.raises(ValueError, match="d: no such file"):
         distill.main()
-    assert not (tmp_path / "a" / "teacher").exists()
+    assert not unfinished.exists()
 
 
 def test_a_loss_that_is_no_number_ends_the_training(chat, tmp_path, monkeypatch):

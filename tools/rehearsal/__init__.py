@@ -69,9 +69,11 @@ def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> d
 def settled(answer: Callable, key: Callable) -> Callable:
     """The same answer; None where it matters which of several rows about the same thing, key(row), count."""
     def same(rows, **wanted):
+        found = answer(rows, **wanted)
+        if found is None:
+            return None
         first, last = ({key(row): row for row in some} for some in (reversed(rows), rows))
-        answers = [answer(list(some), **wanted) for some in (rows, first.values(), last.values())]
-        return answers[0] if answers[0] == answers[1] == answers[2] else None
+        return found if all(answer(list(some.values()), **wanted) == found for some in (first, last)) else None
     return same
 
 
