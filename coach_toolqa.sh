@@ -30,7 +30,8 @@ case $size in
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
-        first="--epochs 3" later=([2]="--epochs 3" [3]="--epochs 2 --loss ce");;    # as measured: docs/results.md
+        first="--epochs 3"                     # measured: docs/results.md; rounds 2 and 3 after a round 1 of one epoch
+        later=([2]="--epochs 3" [3]="--epochs 2 --loss ce");;
     *)                                         # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
