@@ -1,7 +1,7 @@
 # make coach: the whole loop on the built-in starter, on two CPU cores · make test: the tests · make lint: ruff
 PYTHON ?= python3
 unexport PYTHONDONTWRITEBYTECODE                         # or each stage compiles what it imports anew
-LONGEST = loop readme parallel plan crash                # begin first, so that both cores end at about the same time
+LONGEST = loop readme parallel plan crash sandbox bad_input report rehearsal toolqa_hints made_up_world   # begin first
 
 coach: .venv/installed
 	PYTHON=.venv/bin/python ./coach.sh

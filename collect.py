@@ -41,7 +41,7 @@ def main():
     parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
                         help="play QUESTION live in the terminal, or without it every question that you type")
     parser.add_argument("--beside", metavar="OPTIONS", default=argparse.SUPPRESS,
-                        help="with --ask: a second agent beside it, with these options in addition")
+                        help="with --ask: a second agent answers, too; it gets these options on top of the others")
     parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")
     parser.add_argument("--template", default=argparse.SUPPRESS,
                         help="with --ask and --hints task: the question's template")

@@ -19,6 +19,7 @@ import random
 from argparse import BooleanOptionalAction, Namespace
 from itertools import zip_longest
 from pathlib import Path
+from statistics import mean
 
 import torch
 
@@ -32,7 +33,7 @@ from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
 from training.packing import longest_row
-from training.trainer import recent, say, train
+from training.trainer import as_lines, recent, say, train
 
 
 def main():
@@ -61,16 +62,17 @@ def main():
     p.add_argument("--batch", type=command_line.number(int, 1),
                    help=f"at least this many actions per update {shown('batch')}; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),
-                   help="tokens that a process computes at a time; a larger batch takes several rows, whose gradients "
-                        "add up [16384; on a single GPU 8192 for the teacher and 4096 for the student; on a CPU fewer "
-                        "the wider the model is, and far fewer for the student in a single process]")
+                   help="tokens that a process computes at a time; the gradients of a batch's rows add up [16384 on "
+                        "several GPUs; on one GPU 8192 for the teacher and 4096 for the student; on a CPU fewer for a "
+                        "wider model, and fewer still for the student in a single process]")
     p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), help=shown("kl_temperature"))
     p.add_argument("--hint-dropout", type=command_line.number(float, 0, 1), default=0.9,
                    help="probability that the student does not see a hint section")
     p.add_argument("--seed", type=int, nargs="+", default=[0],
-                   help="with several, one training each; the new adapter is their mean, of as many times the rank")
+                   help="with several seeds, one training each; the new adapter is their mean, and its rank is the sum "
+                        "of theirs")
     p.add_argument("--weight", type=command_line.number(float, 0), default=1.0,
-                   help="factor on the finished adapter: 0.5 goes half of the way that was learned")
+                   help="scales the finished adapter: 0.5 applies half of what was learned")
     p.add_argument("--out", type=Path, help="directory of the new adapter")
     planning.add_argument(p)
     args = p.parse_args()
@@ -134,7 +136,7 @@ def train_one(chat, records, all_records, validation, args, seed, folder):
     `all_records` are the records of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
-        gc.collect()                                            # the model of the seed before, which refers to itself
+        gc.collect()                                            # the previous seed's model, which refers to itself
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
         for r in all_records + validation:
@@ -152,7 +154,7 @@ def train_one(chat, records, all_records, validation, args, seed, folder):
 
 def write_notes(folder, args, log):
     """Writes the training's log and the model card."""
-    files.write_whole({folder / "log.jsonl": "".join(json.dumps(entry) + "\n" for entry in log)})
+    files.write_whole({folder / "log.jsonl": as_lines(log)})
     write_card(folder, args.model, card_text(args), settings(args) | {"loss at the end": f"{recent(log):.4f}"})
 
 
@@ -160,7 +162,7 @@ def mean_of(entries):
     """The mean of each figure over the trainings that had this update; how many a training has depends on its order."""
     entries = [entry for entry in entries if entry]
     figures = {name: [entry[name] for entry in entries if name in entry] for entry in entries for name in entry}
-    return {name: sum(values) / len(values) for name, values in figures.items()}
+    return {name: mean(values) for name, values in figures.items()}
 
 
 def card_text(args):

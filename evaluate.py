@@ -61,9 +61,9 @@ def arguments() -> Namespace:
 
 def print_table(paths: list[str], html: str | None, card: str | None) -> None:
     files.refuse_overwriting(html, paths)
-    print(table(paths))
+    print(text := table(paths))
     if card:
-        add_results(card, table(paths))
+        add_results(card, text)
     if html:
         files.write_whole({html: run_page(paths)})
         print(f"\n{html}: written")

@@ -11,7 +11,7 @@ from common.command_line import Parser, number, run_stage
 
 import math
 from collections.abc import Callable
-from functools import partial, wraps
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -110,17 +110,6 @@ class MLP(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-def recomputable(forward):
-    """Wraps a module's forward. While the module's `recompute` is true, the backward pass runs the forward again
-    instead of keeping its intermediate results in memory (Chen et al., 2016)."""
-    @wraps(forward)
-    def run(module, *args):
-        if module.recompute and torch.is_grad_enabled():
-            return checkpoint(forward, module, *args, use_reentrant=False)
-        return forward(module, *args)
-    return run
-
-
 class Block(nn.Module):
     def __init__(self, c, window):
         super().__init__()
@@ -129,10 +118,16 @@ class Block(nn.Module):
         self.self_attn = Attention(c)
         self.post_attention_layernorm = RMSNorm(c.hidden_size, c.rms_norm_eps)
         self.mlp = MLP(c)
-        self.recompute = False                                  # see `recomputable`
+        self.recompute = False                                  # see `forward`
 
-    @recomputable
-    def forward(self, x, cos, sin, attend, at=None):
+    def forward(self, *args):
+        """`compute`. While `recompute` is true, the backward pass computes the block again, so that its intermediate
+        results need no memory (Chen et al., 2016)."""
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self.compute, *args, use_reentrant=False)
+        return self.compute(*args)
+
+    def compute(self, x, cos, sin, attend, at=None):
         """x (B, T, C) → (B, T, C). If `at` (N,) is given, the result is for these positions only, (B, N, C)."""
         y = attend(*self.before(x, cos, sin), self.window)      # softmax(q kᵀ / √D) v, (B, H, T, D); q, k, v are freed
         if at is not None:

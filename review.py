@@ -83,7 +83,8 @@ def arguments() -> Namespace:
     p.add_argument("--try", dest="attempt", metavar="FILE",
                    help="a mistake's file: print what it flags and, with --model, what the agent does with the hint")
     p.add_argument("--judge", metavar="MODEL",
-                   help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME")
+                   help="who judges mistakes described in words: a model's directory or hub id, or openai:NAME; its "
+                        "verdicts are kept beside --out")
     p.add_argument("--states", type=command_line.number(int, 1), default=8,
                    help="with --try: try at most this many states, failures first")
     p.add_argument("--rollout", action="store_true", help="with --try: play each task to its end")

@@ -73,7 +73,7 @@ DOCUMENTATION = """
 def _print(names):                                      # its variables hide no tool
     import inspect
     for name, tool in names:
-        if inspect.isfunction(tool) and not name.startswith("_"):
+        if inspect.isroutine(tool) and not name.startswith("_"):
             print(f"{name}{inspect.signature(tool)}: {' '.join((inspect.getdoc(tool) or '').split())}")
 _print(list(globals().items()))
 """

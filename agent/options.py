@@ -23,23 +23,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",
         help="the module whose functions are the tools")
-    add("--data", type=Path, default=Path("data/starter/world"), metavar="DIR", help="the tools' data")
+    add("--data", type=lambda name: None if name == "none" else Path(name), default=Path("data/starter/world"),
+        metavar="DIR", help="the tools' data, or none")
     add("--temperature", type=number(float, 0), default=0.7, help="0 is greedy")
     add("--top-p", type=number(float, 0, 1), default=1.0, help="sample from the likeliest tokens with this probability")
     add("--seed", type=int, default=0, help="another seed, other samples")
-    add("--max-steps", type=number(int, 1), default=8, help="a task that is not completed in so many steps ends")
+    add("--max-steps", type=number(int, 1), default=8, help="end a task after this many steps")
     add("--max-new-tokens", type=number(int, 1), default=512, help="in one monologue, or in one step's code")
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
-    add("--batch", type=number(int, 1), default=32, help="agents at a time")
+    add("--batch", type=number(int, 1), default=32, help="agents at a time, in each replica")
     add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,      # not None, so old outputs resume
         help="precision of the weights and the computation; adapters are float32 "
              "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
     add("--tp", type=number(int, 1), default=1, metavar="N",
-        help="under torchrun: split the model over N processes; the others hold further replicas")
+        help="under torchrun: split the model over N processes; the remaining processes hold further replicas")
     add("--require-sandbox", action="store_true",
         help="refuse to run where the system lacks one of the sandbox's protections")
-    add("--out", metavar="FILE", help="JSONL that is written; the same command resumes it")
+    add("--out", metavar="FILE", help="JSONL to write; the same command resumes it")
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:

@@ -93,7 +93,8 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
         check_protections(world, args.require_sandbox, first)
         sampler, request = start_engine(args)
         check_room(trajectories, player, getattr(sampler, "max_length", None))
-        with tqdm(total=len(todo), unit="trajectory", disable=not first) as progress:
+        share = f"replica 1 of {output.replicas}" if output.replicas > 1 else None
+        with tqdm(total=len(todo), unit="trajectory", desc=share, disable=not first) as progress:
             try:
                 for trajectory in serve(todo, player, chat, sampler, request, world, args.batch):
                     output.write(trajectory | rejected(sampler))

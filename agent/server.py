@@ -106,7 +106,7 @@ class Batch:
         self.chat, self.engine, self.request, self.inbox = chat, engine, request, queue.SimpleQueue()
 
     def run(self) -> None:
-        """Samples for ever. Raises what the sampler raises."""
+        """Samples forever. Raises what the sampler raises."""
         while True:
             while not self.inbox.empty() or self.engine.idle:
                 self.engine.add(self.inbox.get())

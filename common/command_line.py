@@ -46,7 +46,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}; see --help\n")
 
 
-OUT_OF_MEMORY = re.compile("out of memory|not enough memory|allocate memory|overflow")
+OUT_OF_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflow")
 
 
 def run_stage(main: Callable[[], None]) -> None:

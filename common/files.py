@@ -42,13 +42,13 @@ def whole_lines(file: Path) -> list[dict]:
     """The records of a file that may still be growing. Raises ValueError, naming file and line, if one is broken."""
     content, found = file.read_bytes(), []
     for n, line in enumerate(content[:content.rfind(b"\n") + 1].splitlines(), 1):
-        try:
-            if line.strip() and isinstance(json.loads(line)["id"], str):
+        if line.strip():
+            try:
                 found.append(json.loads(line))
-            elif line.strip():
-                raise ValueError
-        except (ValueError, LookupError, TypeError, RecursionError):
-            raise ValueError(f"{file}, line {n}: not a record; repair it, or give another --out") from None
+                if not isinstance(found[-1]["id"], str):
+                    raise ValueError
+            except (ValueError, LookupError, TypeError, RecursionError):
+                raise ValueError(f"{file}, line {n}: not a record; repair it, or give another --out") from None
     return found
 
 
@@ -122,15 +122,7 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
              for k, v in arguments.items() if k not in ("model", "out")}
     arguments = arguments | {f"content of {k}": sums for k, v in named.items() if any(sums := [checksum(x) for x in v])}
     arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
-    try:
-        if not made:
-            before = arguments
-        else:
-            before = json.loads(note.read_text()) if note.exists() else {}
-        before.get("")
-    except (ValueError, AttributeError, RecursionError):
-        raise ValueError(f"{note}: not a JSON file of arguments; give another --out, "
-                         "or remove it and what it belongs to") from None
+    before = arguments if not made else read_json(note) if note.exists() else {}
     if before != arguments:
         changed = [k for k in arguments | before if before.get(k, "") != arguments.get(k, "")]
         changed = changed if before else [f"unknown ones: {note.name} is missing"]

@@ -66,7 +66,7 @@ def asked(question: str, n: int, trial: int, args: Namespace) -> dict:
     """The empty trajectory of a question, with the hints that --hints chooses. The trial numbers the agents, and all
     have the same seed."""
     task = {"id": f"ask-{n}", "group": getattr(args, "group", ""), "template": getattr(args, "template", ""),
-            "question": question, "answer": ""}
+            "question": question, "answer": []}
     [trajectory] = rollouts.trials([task], Namespace(**vars(args) | {"trials": 1}))
     return trajectory | {"id": f"ask-{n}#{trial}"}
 

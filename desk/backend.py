@@ -1,6 +1,6 @@
 """Where --model runs: here, or behind an OpenAI-compatible endpoint.
 
-PyTorch takes seconds to import. So it is imported only where a model runs here, and reviewing starts at once.
+PyTorch takes seconds to import. It is imported late here, so that review.py starts at once.
 """
 
 from common import files
@@ -35,13 +35,17 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     from scaling import parallel
     parallel.start()
     replica, replicas, leads = parallel.replica(args.tp)
+    planned, missing = list(planned), 0
     if leads:
         output = files.Output(args.out, vars(args), replica, replicas)
-        rollouts.play_all(planned, args, output, chat, start_engine, player)
-        output.sync()
-        parallel.dismiss()
-    else:
-        parallel.follow(args)
+        missing = sum(t["id"] not in output.done for t in planned)
+    if parallel.all_reduce_max(missing):                        # a finished run loads no model
+        if leads:
+            rollouts.play_all(planned, args, output, chat, start_engine, player)
+            output.sync()
+            parallel.dismiss()
+        else:
+            parallel.follow(args)
     parallel.wait()
     if parallel.RANK == 0:
         output.gather()

@@ -48,7 +48,7 @@ def question(trajectory: dict, mistake: Mistake, n: int) -> str:
 
 def verdict(text: str) -> bool | None:
     """The verdict at the end of a response, or None if there is none."""
-    found = re.findall(r"(?:^|<verdict>)\s*(yes|no)\s*(?:</verdict>|\Z)", text, re.I)
+    found = re.findall(r"(?:^|<verdict>)\W*(yes|no)\W*(?:</verdict>|\Z)", text, re.I)
     return found[-1].lower() == "yes" if found else None
 
 

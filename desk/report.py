@@ -75,7 +75,7 @@ def what_failed(trajectory: dict) -> str:
     steps = trajectory["steps"]
     code = [line for line in steps[-1]["code"].splitlines() if line.strip()] if steps else []
     printed = [line for step in steps for line in step["observation"].splitlines()]
-    errors = [line for line in printed if re.match(r"\w+(Error|Exception)\b", line)]
+    errors = [line for line in printed if re.match(r"[\w.]*(Error|Exception|Iteration)\b", line)]
     what = errors[-1] if errors else f"{trajectory['stop']}: {code[-1].strip() if code else 'no code'}"
     what = re.sub(r"^(\w+: )([\"'])(.*['\"].*)\2$", r"\1\3", what)    # KeyError puts quotes around its whole message
     return re.sub(r"\d+", "0", re.sub(r'"[^"\n]*"|\'[^\'\n]*\'', '"…"', what))[:200]

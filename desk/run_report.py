@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from desk import report
-from desk.tables import by_group, mean_usage, percent
+from desk.tables import by_group, mean_usage, names, percent
 from formats import records
 from formats.chats import read_training
 
@@ -17,7 +17,7 @@ from formats.chats import read_training
 def run_page(paths: Sequence[str | Path]) -> str:
     """Results files, in the order of the run → HTML. The adapters are those that the records name."""
     agents, folders = [], {}                                          # folders: adapter as records name it → folder
-    for file in paths:
+    for agent, file in zip(names(paths), paths):
         trajectories = records.read_trajectories(file)
         for path in dict.fromkeys(path for t in trajectories for path in t.get("adapters", [])):
             folders.setdefault(path, near(path, file))
@@ -25,7 +25,7 @@ def run_page(paths: Sequence[str | Path]) -> str:
         for name, ts in [*by_group(trajectories).items(), ("all", trajectories)]:
             mean, error = percent(ts)
             rates[name] = [mean, error if math.isfinite(error) else 0]
-        agents.append({"name": Path(file).stem, "hinted": any(t["hints"] for t in trajectories), "rates": rates,
+        agents.append({"name": agent, "hinted": any(t["hints"] for t in trajectories), "rates": rates,
                        "tokens": mean_usage(trajectories, "input_tokens")})
     adapters, known = [], set()
     for path, folder in folders.items():

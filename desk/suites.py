@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from common import command_line
 
 import gzip
-import json
 import re
 import secrets
 import textwrap
@@ -26,6 +25,7 @@ from collections.abc import Generator
 from agent.chat import Chat
 from agent.play import Execute, Generate
 from agent.responses import code_in
+from formats.records import read_lines
 from tools.sandbox import World
 
 PROMPTS = {
@@ -45,20 +45,13 @@ def read_suite(suite: str, file: str | Path) -> list[dict]:
     file = Path(file)
     try:
         content = file.read_bytes()
-        lines = (gzip.decompress(content) if file.suffix == ".gz" else content).decode().split("\n")
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error) as e:
+        content = gzip.decompress(content) if file.suffix == ".gz" else content
+    except (OSError, EOFError, zlib.error) as e:
         raise ValueError(f"{file}: cannot be read ({e}); --file names the official file of {suite}") from None
     tasks, known = [], set()
-    for n, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            given = json.loads(line)
-            json.dumps(given, ensure_ascii=False).encode()            # fails if half a character stands there
-        except (ValueError, RecursionError) as e:
-            raise ValueError(f"{file}, line {n}: not JSON ({e})") from None
+    for n, given in read_lines(content, file):
         for name in FIELDS[suite]:
-            if not isinstance(given, dict) or not isinstance(given.get(name), str):
+            if not isinstance(given.get(name), str):
                 raise ValueError(f"{file}, line {n}, field {name!r}: missing, or not text; "
                                  f"is this {suite}'s official file?")
         if suite == "gsm8k":

@@ -40,7 +40,7 @@ def mean_usage(trajectories: list[dict], field: str) -> float:
 
 def table(paths: Sequence[str | Path]) -> str:
     """Several results files as Markdown: a row per file; a column per group, one for all, and the usage per task."""
-    rows = [{"agent": Path(file).stem, **describe(records.read_trajectories(file))} for file in paths]
+    rows = [{"agent": name, **describe(records.read_trajectories(file))} for name, file in zip(names(paths), paths)]
     last = ["all", *USAGE]
     columns = [*dict.fromkeys(column for row in rows for column in row if column not in last), *last]
     cells = [columns, *([row.get(column, "") for column in columns] for row in rows)]
@@ -48,6 +48,12 @@ def table(paths: Sequence[str | Path]) -> str:
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
     rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
     return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def names(paths: Sequence[str | Path]) -> list[str]:
+    """What to call each results file: its name without ".jsonl", or its whole path if another has the same name."""
+    stems = [Path(file).stem for file in paths]
+    return [stem if stems.count(stem) == 1 else str(file) for stem, file in zip(stems, paths)]
 
 
 def describe(trajectories: list[dict]) -> dict[str, str]:

@@ -65,7 +65,7 @@ def causal_mask(T: int, S: int, device: torch.device) -> torch.Tensor | None:
 def windowed_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int,
                        queries: int = 512) -> torch.Tensor:
     """`attention` with a sliding window, some queries at a time, each part only on the keys that it sees. A batch of
-    eight prompts of 1,500 tokens took 2.6 times less time with a window of 512 (two AVX-512 cores, 79f91cd)."""
+    eight prompts of 1,500 tokens was 2.6 times as fast with a window of 512 (two AVX-512 cores, 79f91cd)."""
     H, T, S, out = q.shape[1], q.shape[2], k.shape[2], []
     for start in range(S - T, S, queries):
         stop, first = min(start + queries, S), max(0, start - window + 1)
@@ -180,7 +180,7 @@ def is_badly_distributed(rows, weight):
 
 
 def by_vectors(size):
-    """Is a weight of that many elements multiplied faster as matrices by vectors than as rows by matrices?"""
+    """Is a weight with this many elements multiplied faster as matrices by vectors than as rows by matrices?"""
     return WITHOUT_AVX512 or size < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 

@@ -20,7 +20,7 @@ from engine.decoder import Decoder
 from engine.kernels import causal_attention, decode_attention, unseen
 from engine.sampling import draw, to_device
 
-ADMITTED = 4096                                                 # a step with so many new tokens admits no more prompts
+ADMITTED = 4096                                                 # a step with more prompt tokens admits no other prompt
 
 
 @dataclass(eq=False)
@@ -91,7 +91,7 @@ class Sampler:
         self.model, self.batch, self.max_length = model, batch, max_length
         self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
                                  dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # up to here it holds numbers: masked ones are read, too
+        self.cleared = 0                                        # up to here it holds no NaN; masked positions are read
         self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
         if ahead:
             self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length

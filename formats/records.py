@@ -8,7 +8,7 @@ import codecs
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 TASK = {"id": str, "group": str, "template": str, "question": str, "answer": (str, [str])}
@@ -53,16 +53,13 @@ def mismatch(value: object, schema: object, field: str = "") -> tuple[str, str] 
 def read_records(file: str | Path, schema: dict, check: Callable | None = None) -> list[dict]:
     """The lines of a JSONL file, whose ids are unique. Raises ValueError, naming file, line and field.
 
-    check(record) → as `mismatch`, in its place, where a schema does not say everything."""
+    check(record), if given, replaces mismatch(record, schema) and returns the same."""
     file = Path(file)
     if not file.is_file():
         raise ValueError(f"{file}: {'a directory, not a file of records' if file.is_dir() else 'no such file'}")
     found, lines = [], {}
-    for n, line in enumerate(file.read_bytes().removeprefix(codecs.BOM_UTF8).splitlines(), 1):
-        if not line.strip():
-            continue
+    for n, record in read_lines(file.read_bytes(), file):
         where = f"{file}, line {n}"
-        record = read_line(line, where)
         if wrong := check(record) if check else mismatch(record, schema):
             number = type(record.get(wrong[0])) in (int, float) and "a text" in wrong[1]
             advice = f'; write "{record[wrong[0]]}"' if number else ""
@@ -82,6 +79,13 @@ def read_records(file: str | Path, schema: dict, check: Callable | None = None) 
     if not found:
         raise ValueError(f"{file}: empty; it should hold one JSON object a line")
     return found
+
+
+def read_lines(content: bytes, file: str | Path) -> Iterator[tuple[int, dict]]:
+    """(number, object) of each line of JSONL that is not blank. Raises ValueError, naming file and line."""
+    for n, line in enumerate(content.removeprefix(codecs.BOM_UTF8).splitlines(), 1):
+        if line.strip():
+            yield n, read_line(line, f"{file}, line {n}")
 
 
 def read_line(line: bytes, where: str) -> dict:

@@ -8,6 +8,7 @@ the division by FSDP2 and tensor parallelism is calculated. A plan takes seconds
 """
 
 import argparse
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Lengths(NamedTuple):
 
 
 def example(tokens: int, learned: int, actions: int = 1) -> Example:
-    """An example of so many tokens, of which the last `learned` are learned."""
+    """An example of `tokens` tokens, of which the last `learned` are learned."""
     return Example([0] * tokens, list(range(tokens - learned, tokens)), [0] * learned, [actions / learned] * learned)
 
 
@@ -162,7 +163,8 @@ def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None =
         return static * gpus / n < memory and table(plan(n, **other)[0], memory)[1]
 
     limit, longest_record = row_limits(config, "cuda", gpus, args.row)[0], max(n.teacher for n in lengths)
-    more = next((n for n in range(gpus + 1, 513) if (n % 8 == 0 or n < 8) and may_fit(n)), None)
+    numbers = [n for n in range(gpus + 1, 513) if n % 8 == 0 or n < 8]
+    more = next((n for n in numbers if may_fit(n)), None) if may_fit(512) else None
     row = next((n for n in halves(limit) if n >= longest_record and may_fit(gpus, row=n)), None)
     rank = next((n for n in halves(args.rank) if n >= 4 and may_fit(gpus, rank=n)), None)
     ways = [f"on {more} such GPUs"] * bool(more) + [f"with --row {row}"] * bool(row)
@@ -211,21 +213,21 @@ def collection(config: Config, args: argparse.Namespace, dtype: torch.dtype = to
 
 
 def print_collection(args: argparse.Namespace) -> bool:
-    """What collect.py --plan and evaluate.py --plan print. Returns whether it fits."""
+    """What collect.py --plan and evaluate.py --plan print, in bfloat16 or --dtype. Returns whether it fits."""
     gpus, memory, rate, bandwidth = given(args, 2500)
     if gpus % args.tp:
         raise ValueError(f"--tp {args.tp}: the number of GPUs has to be a multiple of it, but is {gpus}")
-    config = config_of(args.model)
+    config, dtype = config_of(args.model), getattr(args, "dtype", "bfloat16")
 
     def plan(**other):
-        parts, *costs = collection(config, argparse.Namespace(**vars(args) | other))
+        parts, *costs = collection(config, argparse.Namespace(**vars(args) | other), getattr(torch, dtype))
         return parts | ({"adapters": earlier(args)} if args.adapter else {}), *costs
 
     parts, flops, read = plan()
     text, fits = table(parts, memory)
     replicas = gpus // args.tp
     seconds = max(read / bandwidth, args.batch * flops / args.tp / rate)
-    print(f"{count(config) / 1e9:.3g}B parameters in bfloat16; {replicas} replica{'s' * (replicas > 1)} on {args.tp} "
+    print(f"{count(config) / 1e9:.3g}B parameters in {dtype}; {replicas} replica{'s' * (replicas > 1)} on {args.tp} "
           f"GPU{'s' * (args.tp > 1)} each, {args.batch} agents at a time of "
           f"{min(args.max_length, config.max_position_embeddings):,} tokens at most\n\n{text}\n")
     print(f"a token: {flops / 1e9:.3g} GFLOP; at most {replicas * args.batch / seconds:,.0f} new tokens/s and "
@@ -239,7 +241,7 @@ def print_collection(args: argparse.Namespace) -> bool:
         return table(plan(**other)[0], memory)[1]
 
     heads = config.num_key_value_heads
-    batch = next((n for n in range(args.batch - 1, 0, -1) if would_fit(batch=n)), None)
+    batch = bisect_left(range(1, args.batch), True, key=lambda n: not would_fit(batch=n))     # the largest that fits
     tp = next((n for n in range(args.tp + 1, heads + 1) if heads % n == 0 == gpus % n and would_fit(tp=n)), None)
     ways = [f"with --batch {batch}"] * bool(batch) + [f"with --tp {tp}"] * bool(tp)
     print(advice(ways, "perhaps with a shorter --max-length"))
@@ -266,7 +268,7 @@ def given(args, bandwidth):
 
 
 def config_of(path: str | Path) -> Config:
-    """The config of a directory, a config.json, or a hub id, of which nothing else is fetched."""
+    """The config from a directory, a config.json or a hub id; nothing else is downloaded."""
     if Path(path).is_dir():
         path = Path(path) / "config.json"
     elif not Path(path).is_file():

@@ -52,7 +52,7 @@ def _complete(folder):
 
 
 def _checkpoint(act, state, folder):
-    """Saves or loads without PyTorch's warnings. Of the processes' failures the first is raised."""
+    """Saves or loads without PyTorch's warnings. Raises the first failure of any process."""
     import torch.distributed.checkpoint as engine  # here, since it takes a second
     logging.disable()
     try:

@@ -96,7 +96,11 @@ def replica(tp: int) -> tuple[int, int, bool]:
 
 
 def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:
-    """A sampler of the model that the options of agent/options.py name, and what makes a request for it."""
+    """A sampler of the model that the options of agent/options.py name, and what makes a request for it.
+
+    Raises ValueError if --tp is given but this process belongs to no replica."""
+    if args.tp > 1 and REPLICA is None:
+        raise ValueError("--tp: only the model that plays the tasks of collect.py and evaluate.py is split")
     device = device_and_dtype()[0].type
     dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device)
     model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)

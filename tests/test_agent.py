@@ -1,6 +1,6 @@
 """The prompt, the agent's loop, the records and the hints."""
 
-from common import ROOT, files
+from common import ROOT, command_line, files
 
 import json
 import os
@@ -11,7 +11,7 @@ import types
 
 import pytest
 
-from agent import rollouts
+from agent import options, rollouts
 from agent.chat import Chat
 from agent.hints import documentation, hints_for, load_hints
 from agent.play import Execute, Generate, is_right, new_step, play
@@ -262,6 +262,12 @@ def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):
     assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p", "common/all"]
 
 
+def test_tools_may_need_no_data():
+    parser = command_line.Parser()
+    options.add_arguments(parser)
+    assert parser.parse_args(["--data", "none"]).data is None and parser.parse_args([]).data.name == "world"
+
+
 def test_what_we_run_in_the_sandbox_redefines_no_tool(tmp_path):
     """Neither the documentation nor the search for missing protections."""
     (tmp_path / "odd.py").write_text("def tool(x):\n    pass\n\ndef flags(x):\n    pass\n\ndef what(x):\n    pass\n")
@@ -271,7 +277,7 @@ def test_what_we_run_in_the_sandbox_redefines_no_tool(tmp_path):
 
 
 def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
-    (tmp_path / "shop.py").write_text('def price(item, currency="EUR"):\n'
+    (tmp_path / "shop.py").write_text('import functools\n\n@functools.cache\ndef price(item, currency="EUR"):\n'
                                       '    """What an item costs,\n    as a text."""\n\n'
                                       'def _secret():\n    """Not a tool."""\n')
     text = documentation(tmp_path / "shop.py")

@@ -284,6 +284,8 @@ CASES = [                                                               # script
      "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
     (C, COLLECT + " --adapter {f}/adapter0", lambda f: (adapter(2)(f), text("adapter0/adapter_config.json", "[]")(f)),
      "adapter_config.json: not an object"),
+    (R, "{f}/played.jsonl --try {f}/round2/no-x.md --model {f}/model --tools {f}/tools.py --data {f}/data --tp 2",
+     nothing, "--tp: only the model that plays the tasks"),
     # tools
     (C, COLLECT, remove("tools.py"), "tools.py: no such file or directory; give --tools one that exists"),
     (C, COLLECT, remove("data"), "data: no such file or directory; give --data one that exists"),
@@ -413,7 +415,6 @@ CASES = [                                                               # script
     *((L, command, damage, says) for command, damage, says in (
         (STACK, nothing, "adapter0/adapter_config.json: cannot be read"),
         (STACK, peft(lora_alpha="x"), "field 'lora_alpha'"),
-        (STACK.replace("{f}/adapter ", "{f}/tools.py "), peft(), "tools.py"),
         ("stack", nothing, "the following arguments are required"),
         (MERGE.replace("merged", "model"), peft(), "model: is also an input, so it cannot be written to"),
         ("stack {f}/adapter0 --out {f}/adapter0", peft(), "adapter0: is also an input, so it cannot be written to"),
@@ -426,7 +427,7 @@ CASES = [                                                               # script
         (MERGE, lambda f: (peft()(f), remove("model/config.json")(f)), "config.json: cannot be read"),
         (MERGE, lambda f: (peft()(f), text("model/config.json", "[]")(f)), "config.json: not an object"),
         (MERGE, lambda f: (peft()(f), cut("model/model.safetensors", 3000)(f)), "model.safetensors: cannot be read"),
-        (MERGE, adapter(7), "it is another model's adapter")) if "tools.py" not in says),
+        (MERGE, adapter(7), "it is another model's adapter"))),
     *((M, MODEL + more, damage, says) for more, damage, says in (
         ("", text("model/tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
         (" --temperature nan", nothing, "argument --temperature"), (" --device tpu", nothing, "argument --device"),
@@ -464,7 +465,7 @@ CASES = [                                                               # script
         (nothing, r"train: 0 files flights-\*.jsonl"),
         (questions('{"question": 3, "answer": 1}\n'), "line 1: no question or no answer"),
         (questions(b"\xff\n"), "not UTF-8 text"),
-        (questions('{"question": "\\ud800", "answer": 1}\n'), "line 1: not JSON"))),
+        (questions('{"question": "\\ud800", "answer": 1}\n'), "line 1: .* is half a character"))),
 ]
 
 
@@ -515,10 +516,21 @@ def test_what_was_written_with_other_arguments_stays(script, command, good, tmp_
     assert (folder / "out.jsonl").read_bytes() == written
 
 
+def test_a_finished_run_loads_no_model(good, tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "f"
+    shutil.copytree(good, folder)
+    monkeypatch.setattr(sys, "argv", ["collect.py", *COLLECT.format(f=folder).split()])
+    collect.main()
+    said = capsys.readouterr().out
+    monkeypatch.setattr(collect.backend, "start_engine", None)
+    collect.main()
+    assert capsys.readouterr().out == said
+
+
 @pytest.mark.parametrize("file, content, says",
                          [("out.jsonl", "{}\n", "out.jsonl, line 1: not a record"),
                           ("out.jsonl", "x\n", "out.jsonl, line 1: not a record"),
-                                                 ("out.jsonl.args", "x", "out.jsonl.args: not a JSON file")])
+                                                 ("out.jsonl.args", "x", "out.jsonl.args, line 1: not JSON")])
 def test_a_damaged_output_is_named_and_stays(file, content, says, good, tmp_path, monkeypatch, capsys):
     folder = tmp_path / "f"
     shutil.copytree(good, folder)

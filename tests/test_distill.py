@@ -342,6 +342,7 @@ def test_several_seeds_give_their_mean_and_the_weight_a_part_of_it(chat, tmp_pat
     assert read_adapter(tmp_path / "mean")[0]["lora_alpha"] == read_adapter(tmp_path / "expected")[0]["lora_alpha"]
     logs = [[json.loads(line) for line in open(tmp_path / out / "log.jsonl")] for out in ("a", "b", "mean")]
     shorter, longer = sorted(logs[:2], key=len)
+    assert [json.dumps(entry["update"]) for entry in logs[2]] == [str(n + 1) for n in range(len(longer))]
     assert len(shorter) < len(longer) == len(logs[2])          # batches are filled by actions, in another order
     means = [(x["loss"] + y["loss"]) / 2 for x, y in zip(shorter, longer)]
     assert [x["loss"] for x in logs[2]] == means + [x["loss"] for x in longer[len(shorter):]]

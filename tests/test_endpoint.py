@@ -312,6 +312,7 @@ def test_a_verdict_is_read_with_or_without_its_opening_tag_and_never_guessed():
     assert judge.verdict("It prints nothing. <verdict>yes</verdict>") is True
     assert judge.verdict("no</verdict>") is False            # an endpoint's response, without the tag it was begun with
     assert judge.verdict("It does. <verdict>yes\n") is True  # … and without the one it was stopped at
+    assert judge.verdict("<verdict>**Yes**.</verdict>") is True
     assert judge.verdict("I would say yes") is None and judge.verdict("is it yes</verdict>") is None
 
 

@@ -85,7 +85,8 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
         {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}, REPLY]},
         {"messages": [*ASKED, REPLY | {"weight": 0}]},
         {"request": {"messages": ASKED}, "response": response(REPLY | {"reasoning_content": "Hm."})},
-        {"messages": [{"role": "system", "content": MANUAL}, REPLY]})
+        {"messages": [{"role": "system", "content": MANUAL}, REPLY]},
+        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And then?"}], "response": "Then I refund it."})
     assert [chat["id"] for chat in found] == ["logs-3", "logs-7"]
     for line in ("left out, the manual is not in the system message: 1 (line 2)",
                  "without the section 'Shop': 1 (line 3)", "left out, no messages found: 1 (line 5)",
@@ -93,9 +94,10 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
                  "left out, a reply has weight 0, but all replies of a chat are learned: 1 (line 8)",
                  "a reply has its reasoning in a field of its own; put it where the template writes it: 1 (line 9)",
                  "left out, messages: no reply of the assistant, so there is nothing to learn: 1 (line 10)",
-                 "left out, a later record continues it or repeats it: 1 (line 1)"):
+                 "left out, a later record continues it or repeats it: 1 (line 1)",
+                 "left out, no reply found in the response; write it as"):
         assert line in said
-    assert "a part of type 'image_url'" in said and "2 chats of 10 records" in said
+    assert "a part of type 'image_url'" in said and "2 chats of 11 records" in said
 
 
 def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monkeypatch, capsys):

@@ -9,6 +9,23 @@ import json
 import subprocess
 import sys
 
+import pytest
+
+import collect
+import distill
+import evaluate
+
+
+@pytest.fixture
+def stage(monkeypatch, capsys):
+    """Runs a stage in this process and returns what it prints. tests/test_readme.py runs them as commands."""
+    def run(module, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, arguments)])
+        capsys.readouterr()
+        module.main()
+        return capsys.readouterr().out
+    return run
+
 
 def script(name, *arguments, status=0):
     run = subprocess.run([sys.executable, ROOT / name, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
@@ -20,32 +37,25 @@ def read(file):
     return [json.loads(line) for line in open(file)]
 
 
-def test_one_small_coaching_round(tmp_path):
+def test_one_small_coaching_round(tmp_path, stage):
     script("tools/starter_world.py", "--out", tmp_path)
     templates = ("opening price", "listing host", "coauthor count")
     tasks = [t for t in read(tmp_path / "train.jsonl") if t["template"] in templates]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
     agent = ["--model", ROOT / "starter", "--data", tmp_path / "world", "--temperature", 0.1, "--max-steps", 4,
              "--max-new-tokens", 160]
-    hinted_by = ["--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2,
-                 "--out", tmp_path / "hinted.jsonl"]
     learn = ["--model", ROOT / "starter", "--rank", 16, "--alpha", 256, "--lr", 1e-3, "--batch", 8,
              "--kl-temperature", 1, "--warmup", 5, "--hint-dropout", 0.5]
 
-    script("collect.py", *agent, *hinted_by)
+    stage(collect, *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2,
+          "--out", tmp_path / "hinted.jsonl")
     hinted = read(tmp_path / "hinted.jsonl")
     assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 60
     assert sum(t["success"] for t in hinted) >= 54
-    first = (tmp_path / "hinted.jsonl").read_bytes()
-    with open(tmp_path / "hinted.jsonl", "r+b") as f:     # as if killed: the end is missing, and half a line is left
-        f.truncate(len(first) * 2 // 3)
-    script("collect.py", *agent, *hinted_by)
-    again = {t["id"]: t["answer"] for t in read(tmp_path / "hinted.jsonl")}
-    assert again.keys() == {t["id"] for t in hinted}
 
-    script("distill.py", *learn, "--data", tmp_path / "hinted.jsonl", "--epochs", 4, "--out", tmp_path / "round1")
+    stage(distill, *learn, "--data", tmp_path / "hinted.jsonl", "--epochs", 4, "--out", tmp_path / "round1")
     adapted = [*agent, "--adapter", tmp_path / "round1"]
-    script("collect.py", *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
+    stage(collect, *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
     seen = read(tmp_path / "seen.jsonl")
     assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 22
 
@@ -59,8 +69,8 @@ def test_one_small_coaching_round(tmp_path):
     assert flagged and all(t["mistake"]["step"] == len(t["steps"]) for t in flagged)
     # By the starter alone: with this short round's adapter it followed only 9 of 20 hints.
     again = [*agent, "--resample", tmp_path / "flagged.jsonl", "--samples", 2, "--rollout"]
-    script("collect.py", *again, "--out", tmp_path / "corrected.jsonl")
-    script("collect.py", *again, "--control", "--out", tmp_path / "control.jsonl")
+    stage(collect, *again, "--out", tmp_path / "corrected.jsonl")
+    stage(collect, *again, "--control", "--out", tmp_path / "control.jsonl")
     corrected, control = read(tmp_path / "corrected.jsonl"), read(tmp_path / "control.jsonl")
     assert len(control) == len(corrected) and all(t["stop"] for t in control + corrected)
     assert all(step["hint"] is None for t in control for step in t["steps"])
@@ -81,12 +91,12 @@ def test_one_small_coaching_round(tmp_path):
         t["success"] = False
     (tmp_path / "corrected.jsonl").write_text("".join(json.dumps(t) + "\n" for t in corrected))
     right = sum(t["success"] for t in corrected)
-    said = script("distill.py", *learn, "--verified", "--adapter", tmp_path / "round1", "--data",
+    said = stage(distill, *learn, "--verified", "--adapter", tmp_path / "round1", "--data",
                   tmp_path / "corrected.jsonl", "--balance", tmp_path / "hinted.jsonl", "--epochs", 2,
-                  "--out", tmp_path / "round2-adapter").stdout
+                  "--out", tmp_path / "round2-adapter")
     assert 0 < right < len(corrected) and said.startswith(f"{right} records and ")
-    table = script("evaluate.py", *adapted, "--adapter", tmp_path / "round2-adapter",
-                   "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl").stdout
+    table = stage(evaluate, *adapted, "--adapter", tmp_path / "round2-adapter",
+                   "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl")
     assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 30
 
 

@@ -59,10 +59,11 @@ def tools_of(files):
 def test_every_recipe_gives_the_answer_of_every_task(world):
     recipes = read_recipes(world / "hints")
     with Sandboxes(tools=world / "tools.py", data=world / "world") as sandboxes:
-        for task in read_tasks(world / "train.jsonl") + read_tasks(world / "test.jsonl"):
+        tasks = read_tasks(world / "train.jsonl") + read_tasks(world / "test.jsonl")
+        for template, recipe in recipes.items():
             with sandboxes.start() as box:
-                _, answer = follow(recipes[task["template"]], task["question"], box.run)
-            assert answer == task["answer"], task
+                for task in (t for t in tasks if t["template"] == template):
+                    assert follow(recipe, task["question"], box.run)[1] == task["answer"], task
 
 
 def test_the_stages_read_its_hints_and_tasks(world):
@@ -173,10 +174,11 @@ def test_every_kind_of_template_fits_every_form_of_tools(extra, kinds, tmp_path)
         (out / "world" / "data.json").write_text(json.dumps({group.name: group.data()}))
         recipes = read_recipes(out / "hints")
         with Sandboxes(tools=out / "tools.py", data=out / "world") as sandboxes:
-            for task in (task for tasks in drawn for task in tasks[:3]):
+            for tasks in drawn:
                 with sandboxes.start() as box:
-                    _, answer = follow(recipes[task["template"]], task["question"], box.run)
-                assert answer == task["answer"], task
+                    for task in tasks[:3]:
+                        _, answer = follow(recipes[task["template"]], task["question"], box.run)
+                        assert answer == task["answer"], task
 
 
 def test_tools_are_documented_and_say_what_was_wrong(world):

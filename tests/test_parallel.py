@@ -1,12 +1,16 @@
 """Two, three and four gloo processes under torchrun give what one process gives."""
 
+import importlib
 import inspect
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,50 +25,77 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "recordings"))
 import make as recorded  # noqa: E402
 
-SCRIPT = """
-import sys, time
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from scaling import parallel
-import distill, torch
-from training import trainer
-distill.fast_bfloat16 = trainer.fast_bfloat16 = lambda: False            # float32, to compare
-real, calls = torch.nn.utils.clip_grad_norm_, []
-def clip(parameters, norm):
-    calls.append(1)
-    if len(calls) == 1:
-        gradients = [parallel.full_tensor(p.grad) for p in parameters]
-        file = Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
-        if parallel.RANK == 0 and not file.exists():
-            torch.save(gradients, file)
-    if len(calls) > {die} and parallel.RANK == parallel.WORLD - 1:
-        import os, signal
-        os.kill(os.getpid(), signal.SIGKILL)
-    return real(parameters, norm)
-torch.nn.utils.clip_grad_norm_ = clip
-add_adapter = trainer.add_adapter
-def add(*arguments):                             # B is not zero, so that A has gradients in the first update
-    for p in add_adapter(*arguments)[1::2]:
-        torch.nn.init.normal_(p, std=0.01)
-trainer.add_adapter = add
-clock = iter(range(0, 10**6, 100))
-trainer.time.time = clock.__next__               # a checkpoint after every update
+
+def instrument(change, die=10**9):
+    """Prepares distill.py: it leaves its first gradients in first.pt, starts with a B that is not zero, so that A has
+    gradients, too, writes a checkpoint after every update, and kills its last process after `die` updates. change: as
+    setattr."""
+    import os
+    import signal
+    import sys
+    from pathlib import Path
+
+    import torch
+
+    import distill
+    from scaling import parallel
+    from training import trainer
+    real, add_adapter, calls = torch.nn.utils.clip_grad_norm_, trainer.add_adapter, []
+
+    def clip(parameters, norm):
+        calls.append(1)
+        if len(calls) == 1:
+            gradients = [parallel.full_tensor(p.grad) for p in parameters]
+            file = Path(sys.argv[sys.argv.index("--out") + 1]) / "first.pt"
+            if parallel.RANK == 0 and not file.exists():
+                torch.save(gradients, file)
+        if len(calls) > die and parallel.RANK == parallel.WORLD - 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(parameters, norm)
+
+    def add(*arguments):
+        for p in add_adapter(*arguments)[1::2]:
+            torch.nn.init.normal_(p, std=0.01)
+
+    change(torch.nn.utils, "clip_grad_norm_", clip)
+    change(trainer, "add_adapter", add)
+    change(trainer.time, "time", iter(range(0, 10**6, 100)).__next__)
+    for module in distill, trainer:
+        change(module, "fast_bfloat16", lambda: False)          # float32, to compare
+
+
+SCRIPT = f"""
+import sys
+sys.path.insert(0, {str(ROOT)!r})
+{inspect.getsource(instrument)}
+import distill
+instrument(setattr, int(sys.argv.pop()))
 distill.command_line.run_stage(distill.main)
 """
 
 
 def run(processes, script, *arguments):
-    """A script in that many processes: under torchrun, unless it is one."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    command = [sys.executable, *(torchrun if processes > 1 else []), script, *arguments]
-    return subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, timeout=300,
-                          env=os.environ | {"OMP_NUM_THREADS": "1"})
+    """A script in that many processes under torchrun."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", processes]
+    return subprocess.run(list(map(str, [sys.executable, *torchrun, script, *arguments])), cwd=ROOT,
+                          capture_output=True, text=True, timeout=300, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def alone(stage, *arguments, prepare=lambda change: None):
+    """A stage in this process → what `run` returns."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [stage, *map(str, arguments)])
+        prepare(patch.setattr)
+        importlib.import_module(stage.removesuffix(".py")).main()
+    return SimpleNamespace(returncode=0, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def distill(folder, processes, *arguments, die=10**9):
-    script = folder / f"script{die}.py"
-    script.write_text(SCRIPT.format(root=str(ROOT), die=die))
-    return run(processes, script, *arguments)
+    if processes == 1:
+        return alone("distill.py", *arguments, prepare=instrument)
+    (folder / "script.py").write_text(SCRIPT)
+    return run(processes, folder / "script.py", *arguments, die)
 
 
 @pytest.fixture(scope="module")
@@ -206,29 +237,41 @@ def collect(prepared, tmp_path):
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
 
     def records(processes, out, *more, stage="collect.py"):
-        done = run(processes, stage, "--model", folder / "model", "--tools", tmp_path / "tools.py",
-                   "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 2, "--temperature", 0,
-                   "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more)
+        arguments = ("--model", folder / "model", "--tools", tmp_path / "tools.py",
+                     "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 2,
+                     "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more)
+        done = run(processes, stage, *arguments) if processes > 1 else alone(stage, *arguments)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"{out}: 22 trajectories, ") == 1              # one process reports
         return {r["id"]: r for r in read_trajectories(tmp_path / out)}          # which refuses an id that comes twice
     return records
 
 
-LOGITS = """
+def logits_of(model, adapters, tp):
+    """The logits of a model that `tp` processes share, and how many of its blocks' parameters this one holds."""
+    from argparse import Namespace
+
+    import torch
+
+    from scaling import parallel
+    parallel.start()
+    parallel.replica(tp)
+    sampler, _ = parallel.sampler(Namespace(model=model, adapter=adapters, batch=4, max_length=64, max_new_tokens=9,
+                                            temperature=0.0, top_p=1.0, tp=tp))
+    with torch.inference_mode():
+        logits = sampler.model(torch.arange(3, 40)[None])
+    return logits, sum(p.numel() for p in sampler.model.layers.parameters())
+
+
+LOGITS = f"""
+import json
 import sys
-sys.path.insert(0, {root!r})
-from scaling import parallel
+sys.path.insert(0, {str(ROOT)!r})
 import torch
-from argparse import Namespace
-args = Namespace(model={model!r}, adapter={adapters}, batch=4, max_length=64, max_new_tokens=9, temperature=0.0,
-                 top_p=1.0, tp=int(sys.argv[1]))
-parallel.start()
-_, _, leads = parallel.replica(args.tp)
-sampler, _ = parallel.sampler(args)
-with torch.inference_mode():
-    logits = sampler.model(torch.arange(3, 40)[None])
-torch.save((logits, sum(p.numel() for p in sampler.model.layers.parameters())), sys.argv[2] + str(parallel.RANK))
+from scaling import parallel
+{inspect.getsource(logits_of)}
+for out, model, adapters in json.loads(sys.argv[1]):
+    torch.save(logits_of(model, adapters, 2), f"{{out}}.{{parallel.RANK}}")
 parallel.stop()
 """
 
@@ -248,14 +291,14 @@ def test_a_model_split_over_processes_computes_the_same(prepared, collect, tmp_p
     biased.mkdir()
     save_file(Llama(Config(**shape)).hf_state_dict(), biased / "model.safetensors")
     (biased / "config.json").write_text(json.dumps(shape | {"model_type": "llama"}))
-    for n, (model, adapters) in enumerate(((folder / "model", [str(folder / "one")]), (biased, []))):
-        script.write_text(LOGITS.format(root=str(ROOT), model=str(model), adapters=adapters))
-        for processes in (1, 2):
-            done = run(processes, script, processes, tmp_path / f"{n} in {processes}.")
-            assert done.returncode == 0, done.stderr
-        logits, parameters = torch.load(tmp_path / f"{n} in 1.0")
+    script.write_text(LOGITS)
+    jobs = [(tmp_path / "tied", folder / "model", [folder / "one"]), (tmp_path / "biases", biased, [])]
+    done = run(2, script, json.dumps(jobs, default=str))
+    assert done.returncode == 0, done.stderr
+    for out, model, adapters in jobs:
+        logits, parameters = logits_of(model, adapters, 1)
         for rank in range(2):
-            other, held = torch.load(tmp_path / f"{n} in 2.{rank}")
+            other, held = torch.load(f"{out}.{rank}")
             assert (other - logits).abs().max() <= 1e-5 * logits.abs().max() and held < 0.6 * parameters
 
 

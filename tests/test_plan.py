@@ -214,6 +214,8 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     batch = int(said.split("with --batch ")[1].split()[0])
     assert plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch}))
     assert not plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch + 1}))
+    assert not plan.print_collection(argparse.Namespace(**vars(args) | {"batch": batch, "dtype": "float32"}))
+    assert "in float32" in capsys.readouterr().out
     with pytest.raises(ValueError, match="--plan: give GPUS GIB"):
         plan.print_collection(argparse.Namespace(**vars(args) | {"plan": [8]}))
 

@@ -516,7 +516,7 @@ def test_what_cannot_be_made_is_said(tmp_path):
     template = Template("price", (2, 1, 1), (0, 0, 4), ("{x}?",), None, None)
     with pytest.raises(ValueError, match="coffee: price: 1 unambiguous tasks, but 4 are needed; take another --scale"):
         rehearse_toolqa.split_tasks("coffee", [template], {"price": [({"x": 1}, "1")]}, None)
-    with pytest.raises(ValueError, match="--scale 2 is not between 0 and 1"):
+    with pytest.raises(ValueError, match="--scale 2: give more than 0 and at most 1"):
         rehearse_toolqa.rehearse(tmp_path / "new", scale=2)
     (tmp_path / "train.jsonl").write_text(json.dumps({}))
     with pytest.raises(ValueError, match="not empty; remove it or take another --out"):

@@ -319,6 +319,7 @@ def test_failures_that_look_alike_are_told_by_their_end():
     assert report.what_failed(trajectory(3)) == report.what_failed(trajectory(5)) == "complete: done(0)  # think"
     assert report.what_failed(trajectory(3, observation="Traceback\n  x\nKeyError: 'price 3'")) == "KeyError: \"…\""
     wrong_column = trajectory(3, observation="KeyError: \"no column 'Opening'; Open, Close\"")
+    assert report.what_failed(trajectory(4, observation="world.NoBook: 3\njson.JSONDecodeError: 4")).startswith("json.")
     assert report.what_failed(wrong_column) == 'KeyError: no column "…"; Open, Close'
 
 

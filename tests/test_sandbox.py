@@ -701,6 +701,10 @@ def test_a_module_that_is_not_python_and_a_missing_world_are_named(tmp_path, pla
         World(tmp_path / "tools.txt")
     with pytest.raises(SandboxError, match="nowhere: no such file or directory; give --data"):
         World(place / "mytools.py", tmp_path / "nowhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "tools.txt")
+    with pytest.raises(SandboxError, match="data/link: a link out of --data"):
+        World(place / "mytools.py", tmp_path / "data")
 
 
 def test_protections_are_tried_not_assumed(world, tmp_path):

@@ -24,7 +24,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 
 from formats.chats import check_chat, learned_messages, normal
-from formats.records import read_line
+from formats.records import read_line, read_lines
 
 REQUESTS = ("request", "input", "inputs", "kwargs", "body")     # where a log keeps what was asked …
 RESPONSES = ("response", "output", "outputs", "completion", "body")     # … and what was answered
@@ -47,9 +47,7 @@ def read_logs(file: str | Path) -> Iterator[tuple[int, dict]]:
     if content.lstrip().startswith(b"["):
         yield from enumerate(read_line(b'{"list": %s}' % content, str(file))["list"], 1)
         return
-    for n, line in enumerate(content.splitlines(), 1):
-        if line.strip():
-            yield n, read_line(line, f"{file}, line {n}")
+    yield from read_lines(content, file)
 
 
 def to_chat(record: dict) -> dict:
@@ -60,6 +58,9 @@ def to_chat(record: dict) -> dict:
     if not all(isinstance(m, dict) for m in request["messages"]):
         raise Unusable("a message that is not an object")
     messages = request["messages"] + answer(record, request["messages"])
+    unanswered = messages[-1:] and messages[-1].get("role") != "assistant"
+    if unanswered and any(record.get(name) for name in RESPONSES if name not in REQUESTS):
+        raise Unusable('no reply found in the response; write it as {"role": "assistant", "content": …}')
     if any(m.get("refusal") for m in messages):
         raise Unusable("the model refused to answer")
     if any(m.get("weight") == 0 for m in messages):
@@ -111,7 +112,7 @@ def added(asked: list[dict], messages: list[dict]) -> list[dict]:
 
 
 def today(messages: list[dict]) -> Iterator[dict]:
-    """The messages in OpenAI's format of today: function_call became tool_calls, the role developer is the system."""
+    """The messages in OpenAI's current format: function_call becomes tool_calls, the role developer becomes system."""
     key = None
     for n, message in enumerate(messages):
         kept = {k: message[k] for k in ("role", "content", "tool_calls", "tool_call_id") if message.get(k) is not None}
@@ -128,7 +129,7 @@ def today(messages: list[dict]) -> Iterator[dict]:
 # ---- the manual
 
 def read_manual(file: str | Path) -> list[dict]:
-    """The manual's sections, [{"name", "text"}]: what each heading stands above, and what precedes the first one."""
+    """The manual's sections, [{"name", "text"}]: any text before the first heading, then each heading with its text."""
     text = files.read_text(file)
     heads = [match.start() for match in HEADING.finditer(text)]
     parts = [text[a:b].strip() for a, b in zip([0, *heads], [*heads, None])]
@@ -144,8 +145,8 @@ def read_manual(file: str | Path) -> list[dict]:
 
 
 def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]:
-    """Looks for the manual's sections in a text → the hints, the names of those whose text is another one there, and
-    the rest of the text. White space makes no difference."""
+    """Looks for the manual's sections in a text → the hints, the names of those whose text differs there, and the
+    rest of the text. White space makes no difference."""
     hints, changed = [], []
     for section in manual:
         match, heads = as_written(section["text"]).search(text), headings(section["text"])

@@ -31,6 +31,7 @@ from functools import lru_cache
 
 from tqdm import tqdm
 
+from formats.records import read_lines
 from tools import toolqa
 from tools.plain_pickle import read_pickle
 
@@ -76,16 +77,9 @@ def read_questions(folder, split):
         paths = sorted((Path(folder) / SPLITS[split]).glob(f"{group}-*.jsonl"))
         if len(paths) != 1:
             raise ValueError(f"{Path(folder) / SPLITS[split]}: {len(paths)} files {group}-*.jsonl; one is needed")
-        for n, line in enumerate(files.read_text(paths[0]).split("\n"), 1):
+        for n, given in read_lines(paths[0].read_bytes(), paths[0]):
             where = f"{paths[0]}, line {n}"
-            if not line.strip():
-                continue
-            try:
-                given = json.loads(line)
-                json.dumps(given, ensure_ascii=False).encode()         # half a character cannot be written
-            except (ValueError, RecursionError) as e:
-                raise ValueError(f"{where}: not JSON ({e})") from None
-            if not isinstance(given, dict) or not isinstance(given.get("question"), str) or "answer" not in given:
+            if not isinstance(given.get("question"), str) or "answer" not in given:
                 raise ValueError(f"{where}: no question or no answer")
             question = given["question"].strip()
             template = given.get("type")
@@ -148,7 +142,7 @@ def value_of(text):
 
 
 def csv_rows(file):
-    """(header, rows of text, bytes read so far) of a CSV file, row by row. ValueError names a broken row's line."""
+    """Yields a CSV file's header, then its rows of text. Raises ValueError, naming the line of a broken row."""
     with open(file, newline="", encoding="utf-8-sig", errors="replace") as f:
         reader = csv.reader(f)
         try:
@@ -286,7 +280,7 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
 
 
 def import_agenda(db, file, log):
-    """agenda: the texts, a full-text index; a text that comes twice only once."""
+    """The agenda as a full-text index; a repeated text is stored once."""
     rows = json_rows(file)
     header = next(rows)
     if "event" not in header:

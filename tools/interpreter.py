@@ -18,7 +18,7 @@ class Completed(BaseException):
 
 
 def interpret(requests: int, replies: int, output: int, functions: dict[str, Callable], limit: int) -> None:
-    """Runs code for ever. It may break this process in any way: its warden then starts another."""
+    """Runs code forever. It may break this process in any way: its warden then starts another."""
     def reply(*parts):
         os.write(replies, b"\n" + json.dumps([nonce, *parts]).encode() + b"\n")     # whatever was written before
 

@@ -56,7 +56,7 @@ def split_tasks(group, templates, drawn, rng):
 def rehearse(out: Path, seed: int = 0, groups: Sequence[str] = GROUPS, scale: float = 0.025) -> dict[str, list[dict]]:
     """Writes it all, the tasks last. Returns {split: its tasks}. Raises ValueError if `out` is not empty."""
     if not 0 < scale <= 1:
-        raise ValueError(f"--scale {scale:g} is not between 0 and 1, ToolQA's own size")
+        raise ValueError(f"--scale {scale:g}: give more than 0 and at most 1, which is ToolQA's own size")
     if out.exists() and any(out.iterdir()):
         raise ValueError(f"{out}: not empty; remove it or take another --out")
     tasks = {split: [] for split in import_toolqa.SPLITS}

@@ -50,7 +50,11 @@ class World:
     def __init__(self, tools: Path | None, data: Path | None = None, limits: Limits | None = None):
         for flag, path in ("--tools", tools), ("--data", data):
             if path is not None and not os.path.exists(path):
-                raise SandboxError(f"{path}: no such file or directory; give {flag} one that exists")
+                none = ", or --data none" if flag == "--data" else ""
+                raise SandboxError(f"{path}: no such file or directory; give {flag} one that exists{none}")
+        for file in Path(data).rglob("*") if data else ():
+            if file.is_symlink() and not file.resolve().is_relative_to(Path(data).resolve()):
+                raise SandboxError(f"{file}: a link out of --data, so the tools cannot read it; copy the file there")
         self.tools, self.limits, self.boxes = tools, limits or Limits(), set()
         self.scratch = tempfile.mkdtemp(prefix="sandbox-")
         self.control, control = socket.socketpair()

@@ -13,16 +13,17 @@ answer from the Python data, not through the tools. It returns None where the dr
 Values in a question can be told from its other words: they have digits or capitals or stand in quotes.
 """
 
-import argparse
-import datetime
-import json
-import random
-import sqlite3
 import sys
-from itertools import combinations
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line
+
+import datetime
+import json
+import random
+from itertools import combinations
+
 from tools.toolqa import _write_world
 
 # tasks per template; every third template has 1 in val
@@ -621,21 +622,17 @@ def make_tasks(world, seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for world/world.sqlite and the tasks")
     parser.add_argument("--seed", type=int, default=0, help="another seed, another world")
     args = parser.parse_args()
-    try:
-        world = World(args.seed)
-        tasks = make_tasks(world, args.seed)
-        world.write(args.out / "world" / "world.sqlite")
-        for split, records in tasks.items():
-            (args.out / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    except (OSError, ValueError, sqlite3.Error) as error:
-        print(f"starter_world.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    world = World(args.seed)
+    tasks = make_tasks(world, args.seed)
+    world.write(args.out / "world" / "world.sqlite")
+    for split, records in tasks.items():
+        (args.out / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
     print(f"{args.out}: world/world.sqlite, " + ", ".join(f"{k}.jsonl ({len(v)} tasks)" for k, v in tasks.items()))
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run_stage(main)

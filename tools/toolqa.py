@@ -211,6 +211,8 @@ def retrieve_agenda(query):
 def _open(directory):
     """Names the directory with world.sqlite; called once, before the functions above. Safe to fork afterwards."""
     global _file
+    if directory is None:
+        raise ValueError("these tools read a world; name its directory with --data")
     _file = Path(directory).resolve() / "world.sqlite"
     _connections.clear()
     if not _file.is_file():

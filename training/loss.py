@@ -55,7 +55,7 @@ def kl_and_gradient(student: torch.Tensor, teacher: torch.Tensor, weights: torch
 
 @dataclass(frozen=True)
 class Backend:
-    """What suits a device."""
+    """The loss's settings for one kind of device."""
     chunk_bytes: int                                            # of logits in memory at a time, in lm_head's precision
     causal: Callable = causal_attention
     kl: Callable = kl_and_gradient

@@ -55,8 +55,8 @@ def pack(examples: Sequence[Example], limit: int) -> list[Row]:
 
 
 def pack_by_prefix(examples: Sequence[Example], limit: int) -> list[Row]:
-    """Rows of at most `limit` tokens, or of a single example. Examples that begin alike are in one row, unless it
-    would have more tokens than rows of their own."""
+    """Rows of at most `limit` tokens, or of a single example. Examples that begin alike share a row, unless separate
+    rows would hold fewer tokens."""
     rows = []
     for x in sorted(examples, key=lambda x: x.tokens):
         if rows:
@@ -72,7 +72,7 @@ def pack_by_prefix(examples: Sequence[Example], limit: int) -> list[Row]:
 
 
 def common_prefix(row: Row, x: Example) -> int:
-    """How many tokens a row's examples and x begin with in common. At least one token of each is left over."""
+    """How many tokens a row's examples and x begin with in common. Each keeps at least one token of its own."""
     prefix = row.examples[-1].tokens[:-1][:row.shared]
     return len(os.path.commonprefix([x.tokens[:-1], prefix]))
 

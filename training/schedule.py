@@ -12,7 +12,7 @@ of real models.
 from argparse import Namespace
 from collections.abc import Sequence
 
-ENOUGH = 0.005                                                  # the shortest that taught a model its hints had 0.008
+ENOUGH = 0.005                                                  # the shortest reach that has worked was 0.008
 FEW = 10                                                        # passes over a type of task
 
 

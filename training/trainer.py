@@ -5,12 +5,13 @@ are packed into rows without padding (training/packing.py); logits are computed 
 the teacher's hidden states, and hints that several trajectories share, are computed only once.
 """
 
+from common import files
+
 import json
 import math
 import random
 import time
 from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from zlib import crc32
@@ -28,7 +29,7 @@ from training.loss import BACKENDS, chunked_loss, kl_and_gradient
 from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
 from training.schedule import factor, passes, unfit_settings
 
-COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about that long
+COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about as long
 
 
 def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, checkpoint: Path, teacher: Path,
@@ -46,6 +47,9 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
     say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates; {trainer.sizes()}")
     for line in unfit_settings(args, len(updates), passes(records, args.epochs)):
         say(line)
+    if (share := len(records) * args.epochs / len(updates)) < parallel.WORLD:
+        say(f"{parallel.WORLD} processes divide about {share:.1f} trajectories in an update, so some are idle; raise "
+            "--batch")
 
     log = trainer.restore()
     if args.loss == "kl":
@@ -55,6 +59,7 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
         try:
             for update in range(start, len(updates)):
                 if model.device.type == "cuda" and update - start == COMPILE_AFTER:
+                    say("compiling kernels, which takes about as long as these updates did")
                     trainer.compile()
                 optimizer.param_groups[0]["lr"] = args.lr * factor(update, len(updates), args)
                 loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
@@ -67,7 +72,7 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
                 log.append({"update": update + 1, "loss": loss, "gradient_norm": norm})
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = trainer.validate(validation)
-                    say(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}", tqdm.write)
+                    say(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
                 if parallel.broadcast(time.time() - clock > 60):
                     trainer.save(log)
                     saved, clock = len(log), time.time()
@@ -170,7 +175,10 @@ class Trainer:
                 "log": json.dumps(log)}
 
     def save(self, log):
+        """Writes a checkpoint, and beside it the log so far for the user to read."""
         checkpoints.save(self.state(log), self.checkpoint)
+        if parallel.RANK == 0:
+            files.write_whole({self.checkpoint.with_suffix(".jsonl"): as_lines(log)})
 
     def restore(self):
         """Fills the adapter and the optimizer from a checkpoint. Returns its log, empty if there is no checkpoint."""
@@ -186,13 +194,18 @@ def same_number(rows, idle):
     return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
 
 
+def as_lines(log: list[dict]) -> str:
+    """The log as JSONL."""
+    return "".join(json.dumps(entry) + "\n" for entry in log)
+
+
 def recent(log: list[dict]) -> float:
     """Mean loss of the last updates."""
     last = log[-50:]
     return sum(entry["loss"] for entry in last) / len(last)
 
 
-def say(text: str, write: Callable[[str], None] = print) -> None:
-    """Prints a text, in the first process only."""
+def say(text: str) -> None:
+    """Prints a text above the progress bar, in the first process only."""
     if parallel.RANK == 0:
-        write(text)
+        tqdm.write(text)

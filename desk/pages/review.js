@@ -24,7 +24,7 @@ const TOKEN = new RegExp([
   /("""[\s\S]*?"""|'''[\s\S]*?'''|[rbf]?"(?:\\.|[^"\\\n])*"|[rbf]?'(?:\\.|[^'\\\n])*')/,
   RegExp(`\\b(${KEYWORDS.join("|")})\\b`),
   /\b(\d[\d_.]*)\b/].map(pattern => pattern.source).join("|"), "g");
-const ERROR = /^(\w*(?:Error|Exception)\b.*)$/gm;
+const ERROR = /^([\w.]*(?:Error|Exception|Iteration)\b.*)$/gm;
 
 function coloured(text, pattern, names, className) {                // a <pre>; names: a class for each group
   const pre = make("pre", "", className);

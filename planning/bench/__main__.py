@@ -91,7 +91,7 @@ def main() -> None:
           f"{bfloat16 / 1e9:,.0f} in bfloat16; memory {memory / 1e9:,.1f} GB/s", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        for job in collect.JOBS.keys() & set(args.jobs):
+        for job in (job for job in collect.JOBS if job in args.jobs):
             collect.compare(args, job, folder)
         if args.play:
             play.compare_real(args)

@@ -123,7 +123,7 @@ def ours(model: Path, dtype: str, adapter: str, texts: list[list[int]], steps: i
 
 
 def bytes_read(llama):
-    """Of the weights that a step reads. Of the embedding it reads some rows only, of norms next to nothing."""
+    """Bytes of the weights that a step reads: of the linear layers. It reads only some rows of the embedding."""
     linears = [m for m in llama.modules() if isinstance(m, torch.nn.Linear)]
     return sum(p.numel() * p.element_size() for m in linears for p in m.parameters())
 

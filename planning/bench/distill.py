@@ -48,7 +48,7 @@ def measure(args, title, limit, model, source, row=None):
 
 
 def read(model: Path, source: str | tuple[int, int]) -> tuple[Chat, list[dict]]:
-    """What is learned: a file's successful trajectories, or random ones, so many of so many steps."""
+    """What is learned: a file's successful trajectories, or (number, steps) of random ones."""
     if isinstance(source, tuple):
         return records(*source)
     return Chat(model), examples.select(examples.read([source]), successes_only=True)

@@ -85,15 +85,10 @@ def resident(what):
 
 # ---- processes -----------------------------------------------------------------------------------------------------
 
-def disable(*names):
-    """Disables special cases until this process ends."""
-    without(*names)
-
-
 def process(*disabled: str) -> concurrent.futures.Executor:
     """A new process in which some special cases are disabled; it computes what is submitted to it."""
     return concurrent.futures.ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"),
-                                                  initializer=disable, initargs=disabled)
+                                                  initializer=without, initargs=disabled)
 
 
 def alone(function: Callable, *arguments: object, disabled: tuple = ()) -> object:

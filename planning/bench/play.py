@@ -28,7 +28,7 @@ from planning.bench.harness import DEVICE, against
 from scaling import parallel
 from tools.sandbox import World
 
-EVERY = 8                                                       # the loop plays one of so many tasks
+EVERY = 8                                                       # the loop plays one of this many tasks
 
 
 def compare_real(args: Namespace) -> None:

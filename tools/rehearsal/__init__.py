@@ -24,7 +24,7 @@ class Template:
 
 
 def rounded(value: float | None, digits: int) -> str | None:
-    """The value with so many decimals; None where the last one depends on how one computes (12.25), or for "-0.0"."""
+    """The value with this many decimals; None where rounding is ambiguous (12.25), or for "-0.0"."""
     if value is None or abs(value * 10 ** digits % 1 - 0.5) < 1e-6:
         return None
     text = f"{value:.{digits}f}"
@@ -48,7 +48,7 @@ def with_unit(number: str | None, unit: str) -> str | None:
 
 
 def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> dict[str, list[tuple[dict, object]]]:
-    """{template's name: [(arguments, answer), …]}, as many as it needs if 300 attempts at each suffice, none twice.
+    """{template's name: [(arguments, answer), …]}, as many as it needs or as 300 attempts at each yield, none twice.
 
     template.arguments(rng, corpus) draws a dict for the wordings; template.answer(corpus, **dict) answers it.
     """
@@ -67,7 +67,7 @@ def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> d
 
 
 def settled(answer: Callable, key: Callable) -> Callable:
-    """The same answer; None where it matters which of several rows about the same thing, key(row), count."""
+    """answer(rows), or None if it depends on which of several rows with the same key(row) counts."""
     def same(rows, **wanted):
         found = answer(rows, **wanted)
         if found is None:

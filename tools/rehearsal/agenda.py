@@ -126,7 +126,7 @@ def of_one(answer):
 
 
 def what(entries, person, day, begin, end):
-    """None if the person has something else at that time."""
+    """The event; None if the person has anything else on that day."""
     same_day = such(entries, day, person=person)
     return the_only(entry["event"] for entry in such(entries, day, begin, end, person=person)
                     ) if len(same_day) == 1 else None

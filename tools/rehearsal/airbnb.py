@@ -125,7 +125,7 @@ def host_of(homes, NAME, neighbourhood):
 
 
 def by_id(home):
-    """Some homes have a second row."""
+    """The key for `settled`: some homes have a second row."""
     return home["id"]
 
 

@@ -151,7 +151,7 @@ def fastest(rows):
 
 
 def average_speed(rows):
-    """The mean of the flights' speeds; None if it is not also all miles divided by all minutes."""
+    """The mean of the flights' speeds; None unless all miles by all minutes gives the same."""
     rows = [row for row in rows if row["AirTime"]]
     if not rows:
         return None

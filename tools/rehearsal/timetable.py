@@ -8,10 +8,11 @@ draws, day by day, what became of each leg. Columns, order and form are those of
 import csv
 import datetime
 import itertools
-import math
 import random
 from functools import cache
 from pathlib import Path
+
+from tools import rehearsal
 
 FIRST, LAST = datetime.date(2022, 1, 1), datetime.date(2022, 7, 31)
 DAYS = (LAST - FIRST).days + 1
@@ -103,10 +104,8 @@ STATES = {code: (name.replace("_", " "), int(fips), int(area)) for code, name, f
 
 @cache
 def miles(a, b):
-    """The distance along the great circle."""
-    (_, _, north_a, east_a, _, _), (_, _, north_b, east_b, _, _) = AIRPORTS[a], AIRPORTS[b]
-    x, y, apart = map(math.radians, (north_a, north_b, east_b - east_a))
-    return round(3959 * math.acos(min(1, math.sin(x) * math.sin(y) + math.cos(x) * math.cos(y) * math.cos(apart))))
+    """The distance between two airports in whole miles."""
+    return round(rehearsal.miles(AIRPORTS[a][2:4], AIRPORTS[b][2:4]))
 
 
 def zones(origin, dest):
@@ -122,7 +121,7 @@ def reachable(hub, limit):
 
 
 def make_timetable(rng, daily):
-    """Legs for about so many flights a day, in the order of code and number."""
+    """Legs for about `daily` flights a day, sorted by airline code and number."""
     weights, legs, per_day = [int(airline[3]) for airline in AIRLINES], [], 0.0
     while per_day < daily:
         name, own, codes, _, limit = rng.choices(AIRLINES, weights)[0]

@@ -152,7 +152,7 @@ def coordinates(shops, **wanted):
 
 
 def name_and_place(shop):
-    """Some businesses have a second row."""
+    """The key for `settled`: some businesses have a second row."""
     return shop["name"], shop["latitude"]
 
 
