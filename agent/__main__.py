@@ -9,12 +9,13 @@ import sys
 from pathlib import Path
 
 from agent.hints import documentation
+from agent.options import folder
 
 
 def main():
     parser = command_line.Parser(__doc__)
     parser.add_argument("--tools", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--data", type=Path, metavar="DIR")
+    parser.add_argument("--data", type=folder, metavar="DIR")
     args = parser.parse_args()
     print(documentation(args.tools, args.data))
 

@@ -23,8 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",
         help="the module whose functions are the tools")
-    add("--data", type=lambda name: None if name == "none" else Path(name), default=Path("data/starter/world"),
-        metavar="DIR", help="the tools' data, or none")
+    add("--data", type=folder, default=Path("data/starter/world"), metavar="DIR", help="the tools' data, or none")
     add("--temperature", type=number(float, 0), default=0.7, help="0 is greedy")
     add("--top-p", type=number(float, 0, 1), default=1.0, help="sample from the likeliest tokens with this probability")
     add("--seed", type=int, default=0, help="another seed, other samples")
@@ -41,6 +40,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--require-sandbox", action="store_true",
         help="refuse to run where the system lacks one of the sandbox's protections")
     add("--out", metavar="FILE", help="JSONL to write; the same command resumes it")
+
+
+def folder(name: str) -> Path | None:
+    """The type of --data: a directory, or none."""
+    return None if name == "none" else Path(name)
 
 
 def add_task_arguments(parser: argparse.ArgumentParser) -> None:
