@@ -30,8 +30,8 @@ case $size in
         local="--model $model --batch 32"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
-        first="--epochs 3"                     # measured: docs/results.md; rounds 2 and 3 after a round 1 of one epoch
-        later=([2]="--epochs 3" [3]="--epochs 2 --loss ce");;
+        corrections="--samples 3 --temperature 0.3"
+        first="--epochs 3" later=([2]="--epochs 2" [3]="--epochs 2 --loss ce");;      # measured: docs/results.md
     *)                                         # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
@@ -39,6 +39,7 @@ case $size in
         local="--model $model --batch $batch --tp $processes"
         play="--max-steps 12"
         learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2 --batch 8"
+        corrections="--samples 2"
         first="--epochs 2" later=([2]="--epochs 6" [3]="--epochs 6");;
 esac
 
@@ -111,7 +112,7 @@ rounds() {                                     # rounds kl | ce
         python review.py $to/seen$round.jsonl --hint-dir $mistakes --judge $judge --max-length $length --batch 12 \
             --out $to/flagged$round.jsonl
         [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
-        $again --resample $to/flagged$round.jsonl --samples 2 --rollout --out $to/corrected$round.jsonl
+        $again --resample $to/flagged$round.jsonl $corrections --rollout --out $to/corrected$round.jsonl
         if [ $size = small ]; then             # full trajectories with the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones
