@@ -10,6 +10,7 @@ import time
 import types
 
 import pytest
+import torch
 
 from agent import options, rollouts
 from agent.chat import Chat
@@ -260,6 +261,15 @@ def test_hints_for_other_tasks_groups_and_templates_can_be_left_out(tmp_path):
     args = types.SimpleNamespace(hints="combined", kinds=None, hint_dir=folder, hints_for=tmp_path / "seen.jsonl",
                                  trials=1, model="m", adapter=[], seed=0)
     assert [h["name"] for h in next(rollouts.trials([TASK], args))["hints"]] == ["coffee/c", "coffee/p", "common/all"]
+
+
+def test_a_number_that_is_too_large_is_not_called_a_lack_of_memory():
+    with pytest.raises(RuntimeError) as too_large:
+        torch.zeros(1).addcdiv_(torch.ones(1), torch.ones(1), value=1e300)
+    with pytest.raises(RuntimeError) as too_much:
+        torch.empty(2 ** 62)
+    found = [bool(command_line.OUT_OF_MEMORY.search(str(error.value))) for error in (too_large, too_much)]
+    assert found == [False, True], (too_large.value, too_much.value)
 
 
 def test_tools_may_need_no_data():

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 import collect as collect_py
+from agent.play import is_right
 from desk.ask import before_tag
 
 
@@ -58,6 +59,7 @@ def test_questions_are_read_until_the_input_ends(collect, tmp_path):
     asked = [json.loads(line) for line in open(tmp_path / "asked.jsonl")]
     assert [(t["id"], t["task"]["question"]) for t in asked] == [("ask-0#0", "Who?"), ("ask-1#0", "Where?")]
     assert shown.count("no answer, it ended by length") == 2
+    assert not any(is_right("", t["task"]["answer"]) for t in asked)      # nobody knows the right answer
     collect("--max-new-tokens", 5, "--ask", "When?", "--out", tmp_path / "asked.jsonl")
     assert json.loads(open(tmp_path / "asked.jsonl").readlines()[2])["id"] == "ask-2#0"
 

@@ -215,10 +215,12 @@ def test_an_adapter_on_lm_head_alone_is_trained_by_many_processes_too(prepared):
 def test_after_a_process_is_killed_another_number_of_them_resumes_and_makes_the_same_adapter(prepared):
     """The adapter's rank is 3: of four processes one holds nothing of its A."""
     folder, command = prepared
-    for processes, die in ((4, 3), (2, 3)):
+    for processes, die, updates in ((4, 3, 3), (2, 3, 6)):
         assert distill(folder, processes, *command, folder / "killed", die=die).returncode != 0
         assert len(list((folder / "killed" / "unfinished" / "checkpoint0").glob("*/.metadata"))) == 1
         assert not (folder / "killed" / "adapter_model.safetensors").exists()
+        log = (folder / "killed" / "unfinished" / "checkpoint0.jsonl").read_text().splitlines()
+        assert [json.loads(line)["update"] for line in log] == list(range(1, updates + 1))
     done = distill(folder, 1, *command, folder / "killed")
     assert done.returncode == 0, done.stderr
     # The second one resumed after three updates, this one after six.

@@ -12,7 +12,7 @@ import subprocess
 
 import pytest
 
-from desk import report
+from desk import report, tables
 from desk.effects import hint_effects, interval, rate
 from desk.mistakes import load_mistakes
 from desk.run_report import run_page
@@ -321,6 +321,10 @@ def test_failures_that_look_alike_are_told_by_their_end():
     wrong_column = trajectory(3, observation="KeyError: \"no column 'Opening'; Open, Close\"")
     assert report.what_failed(trajectory(4, observation="world.NoBook: 3\njson.JSONDecodeError: 4")).startswith("json.")
     assert report.what_failed(wrong_column) == 'KeyError: no column "…"; Open, Close'
+
+
+def test_results_of_one_name_are_told_apart_by_their_folders():
+    assert tables.names(["a/test.jsonl", "b/test.jsonl", "b/other.jsonl"]) == ["a/test.jsonl", "b/test.jsonl", "other"]
 
 
 def test_wilsons_interval_is_that_of_the_textbook():
