@@ -215,7 +215,11 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
     assert groups["b"] + 2 >= 13 and groups["c"] >= 13                 # 2. up to the largest group
     first = Counter(c["task"]["template"] for c in chosen[:27])
     assert first == {"a2": 3, "b1": 2 + 9, "c1": 13}                   # … those with more mistakes first
-    assert templates["a3"] > 0 and len(chosen) == 2 * 27               # 3. what no mistake was made in
+    assert len(chosen) == 2 * 27                                       # 3. templates with few of them first
+    assert Counter(c["task"]["template"] for c in corrected + chosen) == {
+        "b1": 13, "c1": 13, "a1": 10, "a2": 10, "a3": 10, "b2": 10}
+    few = balance(corrected[:1], [t(i, "a", f"a{i % 7}") for i in range(70)], random.Random(0))
+    assert sorted(c["task"]["template"] for c in few) == ["a0", "a2", "a3", "a4", "a5", "a6"]
 
 
 def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):

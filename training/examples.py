@@ -9,6 +9,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 from agent import logged
@@ -105,7 +106,8 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
     """Full trajectories to train on together with the corrected actions (paper, Appendix F):
     1. Templates with few corrected actions are filled up to the mean, from the same template.
     2. Groups with few examples are filled up to the largest, templates with more mistakes first.
-    3. As many again as 1 and 2 added, but at least a quarter of the corrected, are drawn from the tasks not yet chosen.
+    3. As many again as 1 and 2 added, but at least a quarter of the corrected and one of each template that is missing,
+       are drawn from the tasks not yet chosen, from the templates with the fewest examples first.
     The steps are the paper's, the amounts ours. `corrected` may hold full trajectories, too; each counts as one.
     """
     if chats := [r["id"] for r in corrected + candidates if is_chat(r)]:
@@ -128,8 +130,13 @@ def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -
         for t in added:
             pool[t["task"]["template"]].remove(t)
     tasks = {t["task"]["id"] for t in corrected + chosen}
-    others = [t for trajectories in pool.values() for t in trajectories if t["task"]["id"] not in tasks]
-    return chosen + rng.sample(others, min(len(others), max(len(chosen), len(corrected) // 4)))
+    have = Counter(t["task"]["template"] for t in corrected + chosen)
+    rest = []                                                   # (how many its template would have before it, itself)
+    for template, trajectories in pool.items():
+        rest += zip(count(have[template]), [t for t in trajectories if t["task"]["id"] not in tasks])
+    rest.sort(key=lambda pair: pair[0])
+    missing = [n for n, _ in rest].count(0)
+    return chosen + [t for _, t in rest[:max(len(chosen), len(corrected) // 4, missing)]]
 
 
 def batches(records: list[dict], size: int, rng: random.Random) -> Iterator[list[dict]]:

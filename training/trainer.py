@@ -25,7 +25,7 @@ from engine.kernels import fast_bfloat16
 from lora import adapters, add_adapter, noise, seed_dropout, trainable
 from scaling import checkpoints, parallel
 from training.examples import batches, count_actions, to_example
-from training.loss import BACKENDS, chunked_loss, kl_and_gradient
+from training.loss import BACKENDS, chunked_loss, token_kl
 from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
 from training.schedule import factor, passes, unfit_settings
 
@@ -162,7 +162,7 @@ class Trainer:
     def compile(self):
         """Fuses the kernels between attentions, and those of the loss (torch.compile)."""
         if can_compile():
-            self.backend = replace(self.backend, kl=compiled(kl_and_gradient))
+            self.backend = replace(self.backend, kl=compiled(token_kl))
             for block in self.model.layers:
                 block.before, block.after = compiled(block.before), compiled(block.after)
 

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 
 from engine import decoder, kernels, sampler
 from training.loss import BACKENDS
@@ -40,16 +39,6 @@ def mask_as_tensor(T, S, device):
 def attention_with_cudnn(*arguments):
     torch.backends.cuda.enable_cudnn_sdp(True)
     return kernels.causal_attention(*arguments)
-
-
-def divergence_by_autograd(student, teacher, weights):
-    """kl_and_gradient with the gradient computed by autograd."""
-    with torch.enable_grad():
-        logits = student.detach().float().requires_grad_()
-        losses = F.kl_div(logits.log_softmax(-1), teacher.float().log_softmax(-1), log_target=True, reduction="none")
-        loss = (losses.sum(-1) * weights).sum()
-        teacher.copy_(torch.autograd.grad(loss, logits)[0])
-    return loss.detach()
 
 
 def sampler_that_waits(self, model, batch=32, max_length=4096, ahead=None):
@@ -102,9 +91,6 @@ CASES = {
         "real", "float32", "sampling: adapters added to the weights",
         {"scaling.parallel.fold": nothing}),
     # training/loss.py
-    "divergence": Case(
-        "distill", "all", "the divergence's gradient written down, in the teacher's memory",
-        backends(kl=divergence_by_autograd) | {"training.trainer.kl_and_gradient": divergence_by_autograd}),
     "logit-chunks": Case(
         "distill", "all", "memory: the logits of some tokens at a time",
         backends(chunk_bytes=2 ** 62)),
