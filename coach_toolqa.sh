@@ -7,18 +7,21 @@
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Other variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
-#   EACH            how many training tasks of each template a round plays [all]
+#   EVERY           every so many-th template only [1], evenly over the groups
+#   EACH, EACH_TEST how many training tasks of each template a round plays, and how many test tasks [all]
+#   ALL             if not empty, a small model makes all tables, not only those of its three rounds
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
 #   OTHERS          models behind endpoints for the other rows of Tables 3 to 5: OTHERS="gpt-4o" with OPENAI_API_KEY,
 #                   or OTHERS="deepseek-chat" with OPENAI_BASE_URL
-#   HUMANEVAL, GSM8K   the official files, for Table 6
+#   HUMANEVAL, GSM8K   the official files, or some lines of them, for Table 6
 set -euo pipefail
 cd "$(dirname "$0")"
 
-only=${ONLY:-} split=${SPLIT:-}
+only=${ONLY:-} split=${SPLIT:-} every=${EVERY:-1}
 size=${SIZE:-${only:+small}} size=${size:-70B}
+[ $size = small ] && all=${ALL:-} || all=1
 [ $size != small ] || [ -n "${MODEL:-}" ] || { echo "ONLY without SIZE is for a small model: give MODEL" >&2; exit 2; }
 model=${MODEL:-meta-llama/Llama-3.1-$size-Instruct}
 run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
@@ -26,8 +29,8 @@ case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
         many=python trials=1 length=12288
-        long="--max-length 32768 --batch 8"        # for all hints at once
-        local="--model $model --batch 32"
+        long="--max-length 32768 --batch 16"       # for all hints at once
+        local="--model $model --batch 64"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         corrections="--samples 3 --temperature 0.3"
@@ -55,15 +58,19 @@ rehearse() {                                   # rehearse FOLDER SEED: generated
         mv $1.part $1
     }
 }
-choose() {                                     # choose FILE [N]: the first N lines of each template [all]
+templates() { grep -ohE '"template": "[^"]*"' "$@" | sort -u; }
+choose() {                                     # choose FILE [N]: the first N lines of each chosen template [all]
     awk -v groups="${only// /|}" -v most="${2:-}" '
+        NR == FNR { chosen[$0]; next }
         $0 ~ "\"group\": \"(" (groups ? groups : ".*") ")\"" && match($0, /"template": "[^"]*"/) {
-            if (++seen[substr($0, RSTART, RLENGTH)] <= most || !most) print
-        }' $1
+            template = substr($0, RSTART, RLENGTH)
+            if (template in chosen && (++seen[template] <= most || !most)) print
+        }' $tasks/templates $1
 }
 rehearse $data 0
+templates $data/*.jsonl | awk "NR % $every == 0" > $tasks/templates
 choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
-choose $data/test$split.jsonl > $tasks/test.jsonl
+choose $data/test$split.jsonl ${EACH_TEST:-} > $tasks/test.jsonl
 grep -oE '"question": "([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
 for file in train test; do
     [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=${EACH:-}: $file.jsonl would be empty" >&2; exit 2; }
@@ -82,7 +89,7 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
 [ $size != small ] || evaluate 0-none --hints none
 evaluate 0-task-tools      --hints task --kinds tools
 evaluate 1-task            --hints task
-[ $size = small ] || evaluate 2-combined-tools $combined --kinds tools
+[ -z "$all" ] || evaluate 2-combined-tools $combined --kinds tools ${long:-}
 evaluate 3-combined        $combined ${long:-}
 for other in ${OTHERS:-}; do
     model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
@@ -127,7 +134,7 @@ rounds() {                                     # rounds kl | ce
 }
 rounds kl
 coached=$adapters
-[ $size = small ] || rounds ce
+[ -z "$all" ] || rounds ce
 
 # Table 6: what the rounds do to coding and arithmetic.
 for suite in humaneval gsm8k; do
@@ -148,8 +155,10 @@ python evaluate.py --table $run/test/*.jsonl --html $run/run.html
 # trajectories, only those of train-unseen's templates; test-unseen has the other templates.
 unseen=$run/unseen
 mkdir -p $unseen
-choose $data/test-unseen.jsonl > $unseen/test.jsonl
-choose $data/train-unseen.jsonl | grep -oE '"template": "[^"]*"' | sort -u > $unseen/templates
+choose $data/test-unseen.jsonl ${EACH_TEST:-} > $unseen/test.jsonl
+choose $data/train-unseen.jsonl > $unseen/train.jsonl
+[ -s $unseen/test.jsonl ] && [ -s $unseen/train.jsonl ] || exit 0
+templates $unseen/train.jsonl > $unseen/templates
 grep -Ff $unseen/templates $run/hinted1.jsonl > $unseen/hinted.jsonl
 $many distill.py $learn $first --data $unseen/hinted.jsonl --out $unseen/round1
 hinted="$many evaluate.py $local $agent --tasks $unseen/test.jsonl --hints task --trials $trials"

@@ -103,6 +103,7 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hint
      {"collect": 12, "review": 4, "distill": 6, "evaluate": 21}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
     ("coach_toolqa.sh", SMALL, {"collect": 5, "review": 2, "distill": 4, "evaluate": 15}),
+    ("coach_toolqa.sh", SMALL | {"ALL": "1"}, {"collect": 10, "review": 4, "distill": 7, "evaluate": 19}),
 ])
 def test_every_flag_is_known_and_every_file_was_made_before(script, environment, stages, tmp_path, monkeypatch):
     if script == "coach_toolqa.sh":
@@ -139,6 +140,15 @@ def test_a_small_run_plays_the_chosen_tasks_and_new_ones_in_later_rounds(tmp_pat
         played = [json.loads(line)["id"] for line in open(tmp_path / "run" / f"{name}.jsonl")]
         prefix = f"round{name[-1]}-" if name[-1].isdigit() else ""
         assert played == [f"{prefix}{group} {n}" for group in ("coffee", "flights") for n in numbers]
+
+
+def test_a_share_of_the_templates_and_of_their_tasks(tmp_path):
+    data = rehearsals(tmp_path)
+    share = SMALL | {"ONLY": "", "SIZE": "small", "EVERY": "4", "EACH_TEST": "2"}
+    commands("coach_toolqa.sh", tmp_path, **share, **data)
+    for name, numbers in {"train": "012", "test": "01"}.items():
+        tasks = [json.loads(line)["id"] for line in open(tmp_path / f"run/tasks/{name}.jsonl")]
+        assert tasks == [f"coffee {n}" for n in numbers]        # the fourth of six templates
 
 
 def test_the_papers_rounds_play_all_tasks(tmp_path):
