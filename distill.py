@@ -33,6 +33,7 @@ from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
 from training.packing import longest_row
+from training.schedule import EPOCHS, enough_epochs
 from training.trainer import as_lines, recent, say, train
 
 
@@ -58,7 +59,9 @@ def main():
                    help="let the learning rate fall to zero linearly, the default for a small model; otherwise it is "
                         "constant after warm-up")
     p.add_argument("--warmup", type=command_line.number(int, 0), help=f"updates of warm-up {shown('warmup')}")
-    p.add_argument("--epochs", type=command_line.number(int, 1), default=2)
+    p.add_argument("--epochs", type=command_line.number(int, 1),
+                   help="[2; in a small model's first round, as many as show it each type of task about 15 times, 1 to "
+                        "10]")
     p.add_argument("--batch", type=command_line.number(int, 1),
                    help=f"at least this many actions per update {shown('batch')}; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),
@@ -80,7 +83,9 @@ def main():
         p.error("give --data and --out")
     fill_in(args, planning.count(planning.config_of(args.model)))
     if args.plan:
-        return planning.print_distillation(args, *(measure(args) if args.data else ()))
+        measured = measure(args) if args.data else ()
+        args.epochs = args.epochs or EPOCHS
+        return planning.print_distillation(args, *measured)
     if len(set(args.seed)) < len(args.seed):
         p.error("--seed: the same seed twice would train the same adapter twice")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -109,6 +114,7 @@ def distill(args):
         return say(f"{args.out}: already there")
 
     chat, records = Chat(local_folder(args.model)), select_records(args)        # a list for each seed
+    args.epochs = args.epochs or enough_epochs(records[0])
     validation = [r for r in read([args.val]) if usable(r)] if args.val else []
     if args.val and not validation:
         raise ValueError(f"{args.val}: no finished actions")
@@ -209,6 +215,7 @@ def check_tokens(record, chat, config):
 def measure(args):
     """What `planning.print_distillation` needs to know of the records of --data."""
     chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0], []
+    args.epochs = args.epochs or enough_epochs(records)
     for batch in batches(records, args.batch, random.Random(args.seed[0])):
         examples = [(to_example(chat, r), to_example(chat, r, 1.0), count_actions([r])) for r in batch]
         updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.defaults import LARGE, fill_in
-from training.schedule import factor, passes, unfit_settings
+from training.schedule import enough_epochs, factor, passes, unfit_settings
 
 PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
 SMALL = {"lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
@@ -44,6 +44,14 @@ def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actio
     assert passes([*records, {"messages": []}], epochs) is None
 
 
+@pytest.mark.parametrize("each, epochs", [(1, 10), (2, 8), (5, 3), (8, 2), (24, 1)])
+def test_a_small_model_sees_each_type_of_task_about_fifteen_times(each, epochs):
+    records = [{"task": {"template": template}} for template in "abc" for _ in range(each)]
+    assert enough_epochs(records) == epochs
+    assert enough_epochs([*records, {"task": {"template": "a"}, "targets": [1]}]) == 2
+    assert enough_epochs([{"messages": []}]) == 2
+
+
 def test_adam_reaches_as_far_as_the_warning_says():
     """With gradients of one sign, a parameter moves by the sum of the learning rates."""
     args, updates = Namespace(**SMALL | {"decay": True, "lr": 1e-6}), 40
@@ -64,7 +72,7 @@ def test_settings_that_are_left_out_are_the_papers_for_a_large_model_and_others_
     for args, parameters in ((large, 8.03e9), (small, 1.54e9), (given, 1.54e9)):
         fill_in(args, parameters)
     assert vars(large) == {"rank": 128, "alpha": 256, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30,
-                           "batch": 8, "kl_temperature": 2}
+                           "batch": 8, "kl_temperature": 2, "epochs": 2}
     assert vars(small) == {"rank": 32, "alpha": 64, "lora_dropout": 0, "lr": 3e-4, "decay": True, "warmup": 3,
-                           "batch": 4, "kl_temperature": 1}
+                           "batch": 4, "kl_temperature": 1, "epochs": None}
     assert vars(given) == vars(small) | {"rank": 8, "alpha": 16, "decay": False}

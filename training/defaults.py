@@ -7,13 +7,16 @@ Qwen2.5-Coder-1.5B its hints (docs/coaching.md).
 
 from argparse import Namespace
 
-LARGE = {"rank": 128, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30, "batch": 8, "kl_temperature": 2.0}
-SMALL = {"rank": 32, "lora_dropout": 0.0, "lr": 3e-4, "decay": True, "warmup": 3, "batch": 4, "kl_temperature": 1.0}
+LARGE = {"rank": 128, "lora_dropout": 0.05, "lr": 1e-5, "decay": False, "warmup": 30, "batch": 8, "kl_temperature": 2.0,
+         "epochs": 2}
+SMALL = {"rank": 32, "lora_dropout": 0.0, "lr": 3e-4, "decay": True, "warmup": 3, "batch": 4, "kl_temperature": 1.0,
+         "epochs": None}                                        # as many as the records need: schedule.enough_epochs
 FEWEST = 4e9                                                    # a model with at least this many parameters is large
 
 
 def fill_in(args: Namespace, parameters: int) -> None:
-    """Sets what is None in `args` to the default for a model with this many parameters. alpha is twice the rank."""
+    """Sets what is None in `args` to the default for a model with this many parameters. alpha is twice the rank. The
+    epochs of a small model stay None until its records are read."""
     for name, value in (LARGE if parameters >= FEWEST else SMALL).items():
         if getattr(args, name) is None:
             setattr(args, name, value)

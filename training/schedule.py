@@ -13,7 +13,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 ENOUGH = 0.005                                                  # the shortest reach that has worked was 0.008
-FEW = 10                                                        # passes over a type of task
+FEW, USUAL = 10, 15                                             # passes over a type of task
+EPOCHS = 2                                                      # where these cannot be counted
 
 
 def factor(update: int, updates: int, args: Namespace) -> float:
@@ -29,6 +30,12 @@ def passes(records: Sequence[dict], epochs: int) -> float | None:
     return None if None in templates else len(records) * epochs / len(templates)
 
 
+def enough_epochs(records: Sequence[dict]) -> int:
+    """In how many epochs a small model sees each type of task about 15 times: 1 to 10."""
+    seen = passes(records, 1)
+    return EPOCHS if seen is None else min(max(round(USUAL / seen), 1), 10)
+
+
 def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:
     """A sentence on each setting that does not fit the number of updates, or of `passes`."""
     lines = []
@@ -39,6 +46,6 @@ def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> 
         lines.append(f"{updates} updates with --lr {args.lr:g} will hardly move the adapter: they reach {reach:.1g}, "
                      "where 0.02 is usual (docs/coaching.md). Raise --lr, up to 5e-4, or --epochs")
     if seen is not None and seen < FEW:
-        lines.append(f"the model will see each type of task {seen:.1f} times, where 15 is usual (docs/coaching.md). "
-                     "Raise --epochs, or collect more tasks of each type")
+        lines.append(f"the model will see each type of task {seen:.1f} times, where {USUAL} is usual "
+                     "(docs/coaching.md). Raise --epochs, or collect more tasks of each type")
     return lines
