@@ -8,10 +8,12 @@ and agents with the same hints pay for what differs. Shapes: N running requests,
 key/value heads, S positions, D dimensions of a head, V tokens in the vocabulary.
 """
 
+import math
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 import torch
@@ -66,7 +68,6 @@ class Step:
     tokens: np.ndarray                                          # (3, T): each one's id, slot and position there
     last: np.ndarray                                            # (N,) the index of each slot's last token
     copies: list[tuple[int, int, int]]                          # (to slot, from slot, n): beginnings to copy first
-    length: int                                                 # of the longest slot
     decode: Decode | None
     prefills: list[Prefill]
 
@@ -89,12 +90,10 @@ class Sampler:
         c, weight = model.config, model.embed_tokens.weight
         ahead = weight.is_cuda if ahead is None else ahead
         self.model, self.batch, self.max_length = model, batch, max_length
-        self.cache = torch.empty(c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim,
-                                 dtype=weight.dtype, device=weight.device)      # keys, values: (L, 2, slots, G, S, D)
-        self.cleared = 0                                        # up to here it holds no NaN; masked positions are read
-        self.decoder, self.started = None, NOTHING              # started: a step whose tokens are not there yet
-        if ahead:
-            self.decoder, self.cleared = Decoder(model, self.cache.zero_()), max_length
+        shape = c.num_hidden_layers, 2, batch, c.num_key_value_heads, max_length + ahead, c.head_dim
+        self.cache = zeros(shape, weight.dtype, weight.device)  # keys, values: (L, 2, slots, G, S, D)
+        self.decoder = Decoder(model, self.cache) if ahead else None
+        self.started = NOTHING                                  # a step whose tokens are not there yet
         self.ids = np.zeros((batch, max_length), dtype=np.int64)    # the tokens of each slot …
         self.length = np.zeros(batch, dtype=np.int64)           # … how many these are …
         self.cached = np.zeros(batch, dtype=np.int64)           # … and how many of them have their keys and values
@@ -254,7 +253,7 @@ class Sampler:
         prefills = [Prefill(int(slot), int(end - count), int(end), int(self.length[slot]))
                     for slot, count, end in zip(slots[n:], counts[n:], ends[n:])]
         copies, self.copies = self.copies, []
-        return Step(tokens, ends - 1, copies, int(self.length[slots].max()), decode, prefills)
+        return Step(tokens, ends - 1, copies, decode, prefills)
 
     def _plan_decode(self, slots):
         """The Decode of these slots, which are in ascending order."""
@@ -265,7 +264,8 @@ class Sampler:
     def run(self, step: Step) -> torch.Tensor:
         """Runs a step's tokens through the model and keeps their keys and values → the logits (N, V) after the last
         token of each slot."""
-        self._prepare(step)
+        for slot, source, n in step.copies:
+            self.cache[:, :, slot, :, :n] = self.cache[:, :, source, :, :n]
         tokens, slots, positions = to_device(torch.from_numpy(step.tokens), self.cache.device)
         last = to_device(torch.from_numpy(step.last), self.cache.device)
         attend_decode = self._decode_attention(step.decode, slots, positions) if step.decode else None
@@ -280,14 +280,6 @@ class Sampler:
             return torch.cat(y, dim=2)
 
         return self.model.lm_head(self.model.hidden(tokens[None], positions[None], attend, at=last)[0])
-
-    def _prepare(self, step):
-        """Copies beginnings from slot to slot, and clears what the step may read for the first time."""
-        for slot, source, n in step.copies:
-            self.cache[:, :, slot, :, :n] = self.cache[:, :, source, :, :n]
-        if step.length > self.cleared:
-            self.cache[..., self.cleared:step.length, :] = 0
-            self.cleared = step.length
 
     def _decode_attention(self, decode, slots, positions):
         """attend(layer, q, window) for the first tokens of q (1, H, T, D), those that decode: one batched product."""
@@ -311,3 +303,12 @@ class Sampler:
             return y[place].flatten(1, 2).transpose(0, 1)[None]
 
         return attend
+
+
+def zeros(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Zeros, since masked positions are read and must hold no NaN. On a CPU they take memory only where something else
+    is written: a cache for many long slots takes what its tokens need."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    pages = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)

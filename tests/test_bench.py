@@ -25,7 +25,7 @@ TINY = shape(1536, 64, 128, 2, 4, 2)
 AGENTS = [[5, 6, 7, 8, 9] * 8 + [10 + n] * (n + 2) for n in range(4)]        # 40 tokens in common
 SAMPLING = {                                                    # what samples on a CPU: (dtype, sliding window)
     "windowed-attention": (torch.float32, 16), "shared-prefix": (torch.float32, None), "fold": (torch.float32, None),
-    "dot-products": (torch.bfloat16, None), "packed-weights": (torch.bfloat16, None)}
+    "fused-decoding": (torch.bfloat16, None), "packed-weights": (torch.bfloat16, None)}
 PRODUCTS = {                                                    # (rows, out, in) that each case is for
     "sliced-products": (3, 512, 512), "sliced-vocabulary": (20, 2 ** 15, 8), "by-vectors": (1, 512, 512)}
 TRAINING = {                                                    # in bfloat16?

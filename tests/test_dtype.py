@@ -3,6 +3,7 @@
 from common.files import Output
 
 import argparse
+import resource
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import lora
 import model
 from agent import options
 from engine import kernels
+from engine.sampler import zeros
 from model import Sampler
 from scaling import parallel
 
@@ -125,8 +127,24 @@ def test_the_starter_is_not_packed(monkeypatch):
     assert not any(p.is_mkldnn for p in starter.model.parameters())
 
 
-@pytest.mark.parametrize("sequences, queries", [(1, 1), (1, 6), (3, 2)])
-def test_scores_in_bfloat16_are_the_products_rounded_once(sequences, queries):
-    q, k = torch.randn(sequences, 2, queries, 64).bfloat16(), torch.randn(sequences, 2, 100, 64).bfloat16()[:, :, 7:90]
-    expected = q.double() @ k.double().mT
-    assert (kernels.dot_products(q, k) - expected).abs().max() <= expected.abs().max() * 2 ** -8
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("common, window", [(0, None), (0, 5), (9, None), (9, 5), (9, 15)])
+def test_attention_while_decoding_is_the_definition_also_on_a_common_prefix(dtype, tolerance, common, window):
+    B, G, R, D, S = 3, 2, 4, 16, 20
+    positions = torch.tensor([19, 9, 14])                       # from the first own position to the last
+    q, cache = torch.randn(B, G, R, D).to(dtype), torch.randn(2, B, G, S, D).to(dtype)
+    cache[:, :, :, :common] = cache[:, :1, :, :common]
+    arguments = (q, *cache[:, :, :, common:], kernels.unseen(positions, S, window)[:, None, None],
+                 cache[:, 0, :, :common] if common else None)
+    expected = torch.cat([kernels.attention(q[b].double().reshape(1, G * R, 1, D),
+                                            *cache[:, b:b + 1, :, :n + 1].double(), window).view(1, G, R, D)
+                          for b, n in enumerate(positions)])
+    for computed in kernels.decode_attention(*arguments), kernels.plain_decode_attention(*arguments):
+        assert computed.dtype == dtype and (computed - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_a_cache_takes_no_memory_until_it_is_filled():
+    peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before, cache = peak(), zeros((2 ** 18, 2 ** 12), torch.bfloat16, torch.device("cpu"))      # 2 GiB
+    cache[0] = 1
+    assert cache[::64].sum() == 2 ** 12 and peak() - before < 2 ** 18                           # of 2 ** 21 KiB

@@ -64,9 +64,9 @@ CASES = {
     "shared-prefix": Case(
         "real", "all", "decoding: keys and values that all agents begin with are read once",
         {"engine.sampler.Sampler._shared": lambda self, slots: 0}),
-    "dot-products": Case(
-        "real", "CPU, bfloat16", "decoding: the scores of few queries as (k qᵀ)ᵀ",
-        {"engine.kernels.dot_products": lambda q, k: q @ k.mT}),
+    "fused-decoding": Case(
+        "real", "CPU", "decoding: attention by PyTorch's fused kernel",
+        {"engine.kernels.fused_decode_attention": kernels.plain_decode_attention}),
     # engine/kernels.py: products of linear layers
     "packed-weights": Case(
         "real", "CPU, bfloat16", "sampling: weights in oneDNN's layout, multiplied by its private operator",
