@@ -84,19 +84,6 @@ evaluate() {                                   # evaluate NAME [ADAPTERS AND HIN
     $many evaluate.py $local $agent --tasks $tasks/test.jsonl --trials $trials "$@" --out "$run/test/$name.jsonl"
 }
 
-# Table 2: hints for the type of task. Table 3: hints for all types at once. Each is run with the tools' documentation
-# alone, and with the practices as well.
-[ $size != small ] || evaluate 0-none --hints none
-evaluate 0-task-tools      --hints task --kinds tools
-evaluate 1-task            --hints task
-[ -z "$all" ] || evaluate 2-combined-tools $combined --kinds tools ${long:-}
-evaluate 3-combined        $combined ${long:-}
-for other in ${OTHERS:-}; do
-    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
-    python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl
-    python evaluate.py $model_of_others $combined --out $run/test/3-$other.jsonl
-done
-
 # Three rounds: with the teacher's distribution (Tables 3 to 5), or, as in Table 7, with cross-entropy on successes.
 rounds() {                                     # rounds kl | ce
     loss=$1 to=$run/$1
@@ -134,7 +121,21 @@ rounds() {                                     # rounds kl | ce
 }
 rounds kl
 coached=$adapters
-[ -z "$all" ] || rounds ce
+
+# Table 2: hints for the type of task. Table 3: hints for all types at once. Each is run with the tools' documentation
+# alone, and with the practices as well.
+[ $size != small ] || evaluate 0-none --hints none
+evaluate 0-task-tools      --hints task --kinds tools
+evaluate 1-task            --hints task
+[ -z "$all" ] || evaluate 2-combined-tools $combined --kinds tools ${long:-}
+evaluate 3-combined        $combined ${long:-}
+for other in ${OTHERS:-}; do
+    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
+    python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl
+    python evaluate.py $model_of_others $combined --out $run/test/3-$other.jsonl
+done
+
+[ -z "$all" ] || rounds ce                      # Table 7
 
 # Table 6: what the rounds do to coding and arithmetic.
 for suite in humaneval gsm8k; do
