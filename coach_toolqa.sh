@@ -3,13 +3,15 @@
 # If it is interrupted, run it again: it continues where it stopped.
 #   SIZE=70B ./coach_toolqa.sh                                on one node with eight GPUs of 80 GiB
 #   SIZE=8B ./coach_toolqa.sh                                 on one GPU
-#   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           a small model on the rehearsal, on a CPU or a GPU
+#   SIZE=small MODEL=… ./coach_toolqa.sh                      a small model on the rehearsal, on a CPU or a GPU
+#   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           the same on two of the six groups
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Other variables, all optional:
 #   SPLIT=-unseen   the tasks whose test templates do not occur in training (Table 4)
 #   ONLY            the groups whose tasks are played; without SIZE it chooses the settings for a small model
-#   EVERY           every so many-th template only [1], evenly over the groups
+#   EVERY=N         play only every Nth template; all hints at once are then only theirs
 #   EACH, EACH_TEST how many training tasks of each template a round plays, and how many test tasks [all]
-#   ALL             if not empty, a small model makes all tables, not only those of its three rounds
+#   BATCH           how many agents of a small model play at a time [32]
+#   ALL             if not empty, a small model is also coached with cross-entropy alone (Table 7)
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
@@ -22,15 +24,16 @@ cd "$(dirname "$0")"
 only=${ONLY:-} split=${SPLIT:-} every=${EVERY:-1}
 size=${SIZE:-${only:+small}} size=${size:-70B}
 [ $size = small ] && all=${ALL:-} || all=1
-[ $size != small ] || [ -n "${MODEL:-}" ] || { echo "ONLY without SIZE is for a small model: give MODEL" >&2; exit 2; }
+[ $size != small ] || [ -n "${MODEL:-}" ] || { echo "SIZE=small, or ONLY without SIZE: give MODEL" >&2; exit 2; }
 model=${MODEL:-meta-llama/Llama-3.1-$size-Instruct}
 run=${RUN:-runs/toolqa-$size${only:+-${only// /-}}$split}
 case $size in
     small)                                     # one trial of everything, and a learning rate that moves a small model
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
         many=python trials=1 length=12288
-        long="--max-length 32768 --batch 16"       # for all hints at once
-        local="--model $model --batch 64"
+        batch=${BATCH:-32}
+        long="--max-length 32768 --batch $((batch / 4))"       # for all hints at once
+        local="--model $model --batch $batch"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         corrections="--samples 3 --temperature 0.3"
@@ -58,7 +61,7 @@ rehearse() {                                   # rehearse FOLDER SEED: generated
         mv $1.part $1
     }
 }
-templates() { grep -ohE '"template": "[^"]*"' "$@" | sort -u; }
+templates() { grep -ohE '"template": "[^"]*"' "$@" | LC_ALL=C sort -u; }
 choose() {                                     # choose FILE [N]: the first N lines of each chosen template [all]
     awk -v groups="${only// /|}" -v most="${2:-}" '
         NR == FNR { chosen[$0]; next }
@@ -73,7 +76,7 @@ choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
 choose $data/test$split.jsonl ${EACH_TEST:-} > $tasks/test.jsonl
 grep -oE '"question": "([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
 for file in train test; do
-    [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EACH=${EACH:-}: $file.jsonl would be empty" >&2; exit 2; }
+    [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EVERY=$every: $file.jsonl would be empty" >&2; exit 2; }
 done
 agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
 learn="--model $model $learn --hint-dropout 0.9"

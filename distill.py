@@ -60,8 +60,7 @@ def main():
                         "constant after warm-up")
     p.add_argument("--warmup", type=command_line.number(int, 0), help=f"updates of warm-up {shown('warmup')}")
     p.add_argument("--epochs", type=command_line.number(int, 1),
-                   help="[2; in a small model's first round, as many as show it each type of task about 15 times, 1 to "
-                        "10]")
+                   help="[2; in a small model's first round 2 to 10, so that it sees each type of task about 15 times]")
     p.add_argument("--batch", type=command_line.number(int, 1),
                    help=f"at least this many actions per update {shown('batch')}; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),
@@ -213,7 +212,7 @@ def check_tokens(record, chat, config):
 
 
 def measure(args):
-    """What `planning.print_distillation` needs to know of the records of --data."""
+    """What `planning.print_distillation` needs to know of the records of --data. Sets args.epochs if it is None."""
     chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0], []
     args.epochs = args.epochs or enough_epochs(records)
     for batch in batches(records, args.batch, random.Random(args.seed[0])):

@@ -9,11 +9,11 @@ key/value heads, S positions, D dimensions of a head, V tokens in the vocabulary
 """
 
 import math
+import mmap
 import random
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 
 import numpy as np
 import torch
@@ -306,9 +306,15 @@ class Sampler:
 
 
 def zeros(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """Zeros, since masked positions are read and must hold no NaN. On a CPU they take memory only where something else
-    is written: a cache for many long slots takes what its tokens need."""
+    """Zeros, since masked positions are read and must hold no NaN. On a CPU, only the pages that are written take
+    memory, so a cache for many long slots needs no more than its tokens do. Raises MemoryError."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    pages = mmap(-1, math.prod(shape) * dtype.itemsize, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    size = math.prod(shape) * dtype.itemsize
+    try:
+        pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError):
+        raise MemoryError(f"the cache would have {size / 2 ** 30:,.0f} GiB") from None
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        pages.madvise(mmap.MADV_NOHUGEPAGE)                     # or a single token takes 2 MiB in every layer and head
     return torch.frombuffer(pages, dtype=dtype).view(shape)

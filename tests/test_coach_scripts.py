@@ -164,10 +164,10 @@ def test_a_group_without_tasks_is_named(tmp_path):
     environment = os.environ | SMALL | rehearsals(tmp_path) | {"ONLY": "tea", "RUN": str(tmp_path / "run")}
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode == 2
-    assert done.stderr == f'{tmp_path}/data, ONLY="tea", EACH=3: train.jsonl would be empty\n'
+    assert done.stderr == f'{tmp_path}/data, ONLY="tea", EVERY=1: train.jsonl would be empty\n'
 
 
 def test_a_small_run_needs_a_model(tmp_path):
     environment = os.environ | {"ONLY": "coffee", "RUN": str(tmp_path / "run"), "MODEL": ""}
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "ONLY without SIZE is for a small model: give MODEL\n"
+    assert done.returncode == 2 and done.stderr == "SIZE=small, or ONLY without SIZE: give MODEL\n"

@@ -90,6 +90,7 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
         if learn:
             (loss * processes).backward()
         total += loss.detach()
+        taught = None                                           # its logits are freed before the next chunk's
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
         hidden.backward(head_input.grad)
     return total

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 ENOUGH = 0.005                                                  # the shortest reach that has worked was 0.008
 FEW, USUAL = 10, 15                                             # passes over a type of task
-EPOCHS = 2                                                      # where these cannot be counted
+EPOCHS = 2                                                      # at least; also where these cannot be counted
 
 
 def factor(update: int, updates: int, args: Namespace) -> float:
@@ -31,9 +31,9 @@ def passes(records: Sequence[dict], epochs: int) -> float | None:
 
 
 def enough_epochs(records: Sequence[dict]) -> int:
-    """In how many epochs a small model sees each type of task about 15 times: 1 to 10."""
+    """In how many epochs a small model sees each type of task about 15 times: 2 to 10."""
     seen = passes(records, 1)
-    return EPOCHS if seen is None else min(max(round(USUAL / seen), 1), 10)
+    return EPOCHS if seen is None else min(max(round(USUAL / seen), EPOCHS), 10)
 
 
 def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:

@@ -44,7 +44,8 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
     updates = [batch for epoch in epochs for batch in epoch]
     ends = {sum(map(len, epochs[:n])) for n in range(1, args.epochs + 1)}
-    say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates; {trainer.sizes()}")
+    say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates in {args.epochs} "
+        f"epoch{'s' * (args.epochs > 1)}; {trainer.sizes()}")
     for line in unfit_settings(args, len(updates), passes(records, args.epochs)):
         say(line)
     if (share := len(records) * args.epochs / len(updates)) < parallel.WORLD:
