@@ -11,7 +11,7 @@
 #   EVERY=N         play only every Nth template; all hints at once are then only theirs
 #   EACH, EACH_TEST how many training tasks of each template a round plays, and how many test tasks [all]
 #   BATCH           how many agents of a small model play at a time [32]
-#   ALL             if not empty, a small model is also coached with cross-entropy alone (Table 7)
+#   ALL             if not empty, a small model also plays 2-combined-tools and is coached with cross-entropy alone
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the corrective hints of rounds 2, 3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)

@@ -101,12 +101,12 @@ def plain_decode_attention(q, k, v, hide, common):
 
 
 def fused_decode_attention(q, k, v, hide, common):
-    """The same by PyTorch's fused kernel, which also returns the logarithm l of the softmax's denominator. So attention
-    y₁ on a sequence's own keys and y₂ on the common ones give that on both: y = (e^l₁ y₁ + e^l₂ y₂) / (e^l₁ + e^l₂).
+    """The same by PyTorch's fused kernel, which also returns l, the logarithm of the softmax's denominator. With these,
+    attention y₁ on a sequence's own keys and y₂ on the common ones combine to y = (e^l₁ y₁ + e^l₂ y₂) / (e^l₁ + e^l₂).
 
     In bfloat16 its error was half as large, and 64 agents with 500 tokens of their own decoded 1.2 times as fast (two
-    cores of an AMD EPYC with AVX-512). It also saves memory: for a product of any new length oneDNN makes a kernel and
-    keeps it, which took 2 GB in 80 steps of 48 agents with 1,000 tokens each."""
+    cores of an AMD EPYC with AVX-512). It also saves memory: oneDNN makes and keeps a
+    kernel for a product of any new length, which took 2 GB in 80 steps of 48 agents with 1,000 tokens each."""
     (B, G, R, D), P = q.shape, 0 if common is None else common.shape[2]
     fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     y1, l1 = fused(q, k, v, attn_mask=hide[..., P:])
