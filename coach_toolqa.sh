@@ -125,6 +125,36 @@ rounds() {                                     # rounds kl | ce
 rounds kl
 coached=$adapters
 
+# Table 6: what the rounds do to coding and arithmetic.
+for suite in humaneval gsm8k; do
+    [ $suite = humaneval ] && file=${HUMANEVAL:-} || file=${GSM8K:-}
+    [ -n "$file" ] || continue
+    benchmark="$many evaluate.py $local --suite $suite --file $file --trials $trials --temperature 0.2"
+    $benchmark --out $run/$suite-before.jsonl
+    set -- $coached
+    for ((n = 2; n <= $#; n += 2)); do                          # an adapter is two words: --adapter FOLDER
+        $benchmark ${@:1:n} --out $run/$suite-${!n##*/}.jsonl
+    done
+done
+
+# How well does the agent follow hints on templates that it was not trained on? Another adapter learns, of round 1's
+# trajectories, only those of train-unseen's templates; test-unseen has the other templates.
+unseen() {
+    to=$run/unseen
+    mkdir -p $to
+    choose $data/test-unseen.jsonl ${EACH_TEST:-} > $to/test.jsonl
+    choose $data/train-unseen.jsonl > $to/train.jsonl
+    [ -s $to/test.jsonl ] && [ -s $to/train.jsonl ] || return 0
+    templates $to/train.jsonl > $to/templates
+    grep -Ff $to/templates $run/hinted1.jsonl > $to/hinted.jsonl
+    $many distill.py $learn $first --data $to/hinted.jsonl --out $to/round1
+    hinted="$many evaluate.py $local $agent --tasks $to/test.jsonl --hints task --trials $trials"
+    $hinted --out $to/before.jsonl
+    $hinted --adapter $to/round1 --out $to/after.jsonl
+    python evaluate.py --table $to/before.jsonl $to/after.jsonl
+}
+[ $size != small ] || unseen
+
 # Table 2: hints for the type of task. Table 3: hints for all types at once. Each is run with the tools' documentation
 # alone, and with the practices as well.
 [ $size != small ] || evaluate 0-none --hints none
@@ -140,32 +170,4 @@ done
 
 [ -z "$all" ] || rounds ce                      # Table 7
 
-# Table 6: what the rounds do to coding and arithmetic.
-for suite in humaneval gsm8k; do
-    [ $suite = humaneval ] && file=${HUMANEVAL:-} || file=${GSM8K:-}
-    [ -n "$file" ] || continue
-    benchmark="$many evaluate.py $local --suite $suite --file $file --trials $trials --temperature 0.2"
-    $benchmark --out $run/$suite-before.jsonl
-    set -- $coached
-    for ((n = 2; n <= $#; n += 2)); do                          # an adapter is two words: --adapter FOLDER
-        $benchmark ${@:1:n} --out $run/$suite-${!n##*/}.jsonl
-    done
-done
-
 python evaluate.py --table $run/test/*.jsonl --html $run/run.html
-[ $size = small ] || exit 0
-
-# How well does the agent follow hints on templates that it was not trained on? Another adapter learns, of round 1's
-# trajectories, only those of train-unseen's templates; test-unseen has the other templates.
-unseen=$run/unseen
-mkdir -p $unseen
-choose $data/test-unseen.jsonl ${EACH_TEST:-} > $unseen/test.jsonl
-choose $data/train-unseen.jsonl > $unseen/train.jsonl
-[ -s $unseen/test.jsonl ] && [ -s $unseen/train.jsonl ] || exit 0
-templates $unseen/train.jsonl > $unseen/templates
-grep -Ff $unseen/templates $run/hinted1.jsonl > $unseen/hinted.jsonl
-$many distill.py $learn $first --data $unseen/hinted.jsonl --out $unseen/round1
-hinted="$many evaluate.py $local $agent --tasks $unseen/test.jsonl --hints task --trials $trials"
-$hinted --out $unseen/before.jsonl
-$hinted --adapter $unseen/round1 --out $unseen/after.jsonl
-python evaluate.py --table $unseen/before.jsonl $unseen/after.jsonl
