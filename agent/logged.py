@@ -24,16 +24,32 @@ def tokens(chat: Chat, record: dict, hints: list[str]) -> tuple[list[int], list[
     """A chat up to its last reply, with these hints in its system message → its ids, and where each reply is in them.
 
     Raises ValueError, naming the record, if the chat template cannot write it."""
-    learned, ids, spans = learned_messages(record["messages"]), [], []
+    learned = learned_messages(record["messages"])
     messages = with_hints(record["messages"][:learned[-1] + 1], hints)
     try:
-        for before, reply in turns(chat, messages, record["tools"], len(learned)):
-            ids += chat.encode_template(before, begins=not ids)
-            said = chat.encode_template(reply)
-            spans.append((len(ids), len(ids) + len(said)))
-            ids += said
+        return encode(chat, messages, record["tools"], len(learned))
     except ValueError as e:
         raise ValueError(f"{record['id']}: {e}") from None
+
+
+def prompt(chat: Chat, messages: list[dict], tools: list[dict]) -> list[int]:
+    """The ids that the model reads before its next reply: what `tokens` has before that reply.
+
+    Raises ValueError if the chat template cannot write the messages."""
+    messages = [*messages, {"role": "assistant", "content": "."}]
+    ids, spans = encode(chat, messages, tools, len(learned_messages(messages)))
+    return ids[:spans[-1][0]]
+
+
+def encode(chat: Chat, messages: list[dict], tools: list[dict],
+           replies: int) -> tuple[list[int], list[tuple[int, int]]]:
+    """Messages up to a reply → their ids, and where each of the last `replies` replies is in them."""
+    ids, spans = [], []
+    for before, reply in turns(chat, messages, tools, replies):
+        ids += chat.encode_template(before, begins=not ids)
+        said = chat.encode_template(reply)
+        spans.append((len(ids), len(ids) + len(said)))
+        ids += said
     return ids, spans
 
 
@@ -108,6 +124,11 @@ def end_tokens(chat: Chat) -> re.Pattern:
             ids += given if isinstance(given, list) else [given]
     tokens |= {chat.special[i] for i in ids if i in chat.special}
     return alternatives(tokens)
+
+
+def stop_ids(chat: Chat) -> set[int]:
+    """Their ids."""
+    return {i for i, token in chat.special.items() if end_tokens(chat).fullmatch(token)}
 
 
 @functools.lru_cache

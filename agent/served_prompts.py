@@ -2,8 +2,9 @@
 
 The agent's own conversations become, token by token, what they are without a server: its fixed wording, hints and text
 from outside are encoded separately (agent/chat.py). A response that comes back becomes the ids that were sampled,
-although the client has kept only the monologue or the code in it. In any other conversation a message is plain text:
-our tags keep their tokens, control tokens have no effect.
+although the client has kept only the monologue or the code in it. A conversation with tools becomes what it is when it
+is learned (agent/logged.py). In any other conversation a message is plain text: our tags keep their tokens, control
+tokens have no effect.
 """
 
 import itertools
@@ -12,6 +13,7 @@ import threading
 from argparse import Namespace
 from collections import OrderedDict
 
+from agent import logged
 from agent.chat import Chat
 from agent.protocol import CODE, PROTOCOL, RESPONSES, THINK, disarmed
 from agent.responses import code_in, monologue_in
@@ -35,6 +37,8 @@ class Prompts:
     def encode(self, asked: Namespace) -> list[int]:
         """The prompt of a request. Raises ValueError if the model's template or tokenizer cannot write it."""
         with self.lock:
+            if asked.tools or any(m["role"] == "tool" or m.get("tool_calls") for m in asked.messages):
+                return logged.prompt(self.chat, asked.messages, asked.tools)
             return asked.goes_on and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.goes_on)
 
     def of_agent(self, messages):

@@ -5,8 +5,8 @@
 
 POST /v1/chat/completions, with streaming, and GET /v1/models. A thread per connection reads requests and writes
 answers; the main thread samples, and batches all requests that are there (engine/sampler.py). There is no
-authentication: whoever reaches the port may use the model. What would change an answer and is not implemented (tools,
-several choices, penalties) is refused by name.
+authentication: whoever reaches the port may use the model. What would change an answer and is not implemented (several
+choices, penalties) is refused by name.
 """
 
 from common import command_line
@@ -14,6 +14,7 @@ from common import command_line
 import argparse
 import json
 import queue
+import re
 import socket
 import sys
 import threading
@@ -24,22 +25,23 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from agent import logged, tool_calls
 from agent.chat import Chat
-from agent.endpoint import is_remote, text_of
+from agent.endpoint import is_remote
 from agent.protocol import RESPONSES
 from agent.served_prompts import Prompts
+from formats.chats import MESSAGE, TOOL, check_messages, normal_message
 from formats.records import mismatch
 from formats.weights import local_folder
 from scaling import parallel
 
 FLAG, COUNT, NUMBER = (None, bool), (None, int), (None, int, float)
-MESSAGE = {"role": str, "content": (str, [{"type": str, "text": str}])}
-BODY = {"model": str, "messages": [MESSAGE], "max_tokens?": COUNT, "max_completion_tokens?": COUNT,
+BODY = {"model": str, "messages": [MESSAGE | {"content?": (None, str, [{"type": str, "text": str}])}],
+        "tools?": (None, [TOOL]), "parallel_tool_calls?": FLAG, "max_tokens?": COUNT, "max_completion_tokens?": COUNT,
         "temperature?": NUMBER, "top_p?": NUMBER, "stop?": (None, str, [str]), "seed?": COUNT, "stream?": FLAG,
         "stream_options?": (None, {"include_usage?": FLAG}), "continue_final_message?": FLAG,
         "add_generation_prompt?": FLAG}
-ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-HARMLESS = {"user", "metadata", "store", "service_tier", "parallel_tool_calls", "prompt_cache_key", "safety_identifier"}
+HARMLESS = {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
 NEUTRAL = {"n": (1,), "top_k": (-1,), "repetition_penalty": (1,), "tool_choice": ("none", "auto"),
            "response_format": ({"type": "text"},)}                      # of any other field: null, false, 0 or empty
 PATHS = "POST /v1/chat/completions and GET /v1/models"
@@ -59,7 +61,8 @@ class Refused(Exception):
 def read_request(body: bytes, model: str) -> Namespace:
     """The body of a request for an answer. Raises Refused, naming the field."""
     try:
-        asked = json.loads(body)
+        whole = json.dumps(json.loads(body), ensure_ascii=False)
+        asked = json.loads(whole.encode(errors="replace"))              # JSON can hold half a character
     except (ValueError, RecursionError):
         raise Refused("the body is not JSON") from None
     if not isinstance(asked, dict):
@@ -81,18 +84,25 @@ def read_request(body: bytes, model: str) -> Namespace:
         return value
 
     unlimited = 2 ** 31                                                 # tokens: until the context is full
-    messages = [{"role": ROLES.get(m["role"]), "content": text_of(m["content"])} for m in asked["messages"]]
+    messages = [m | {"role": "system"} if m["role"] == "developer" else m for m in asked["messages"]]
+    if not messages:
+        raise Refused("messages: give at least one", "messages")
+    if wrong := check_messages(messages):
+        raise Refused(f"{wrong[0]}: {wrong[1]}", wrong[0])
+    for n, m in enumerate(messages):
+        if m.get("content") is None and not m.get("tool_calls"):
+            raise Refused(f"messages[{n}].content: missing", f"messages[{n}].content")
+    messages, tools = [normal_message(m) for m in messages], asked.get("tools") or []
     goes_on = bool(asked.get("continue_final_message"))
-    if not messages or None in (m["role"] for m in messages):
-        raise Refused(f"messages: give at least one, with one of the roles {', '.join(ROLES)}", "messages")
-    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt")):
-        raise Refused("continue_final_message needs a last message of the assistant and no add_generation_prompt",
-                      "continue_final_message")
+    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or tools):
+        raise Refused("continue_final_message needs a last message of the assistant, no tools and no "
+                      "add_generation_prompt", "continue_final_message")
+    calls = 0 if asked.get("tool_choice") == "none" else 1 if asked.get("parallel_tool_calls") is False else unlimited
     stop = [asked["stop"]] if isinstance(asked.get("stop"), str) else asked.get("stop") or []
     if "" in stop:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
-    return Namespace(messages=messages, goes_on=goes_on, stop=stop, seed=asked.get("seed"),
+    return Namespace(messages=messages, tools=tools, calls=calls, goes_on=goes_on, stop=stop, seed=asked.get("seed"),
                      max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
                      temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
@@ -119,7 +129,7 @@ class Batch:
         if len(prompt) > self.engine.max_length:
             raise Refused(f"the messages have {len(prompt)} tokens; the maximum context length is "
                           f"{self.engine.max_length} tokens", "messages", code="context_length_exceeded")
-        heard, over = queue.SimpleQueue(), self.over(asked.stop)
+        heard, over = queue.SimpleQueue(), self.over(asked.stop, bool(asked.tools))
 
         def stop(new_ids):
             heard.put(len(new_ids))
@@ -130,12 +140,14 @@ class Batch:
         self.inbox.put(request)
         return request
 
-    def over(self, stop: list[str]) -> Callable[[list[int]], bool]:
-        """Is a response over, judging by its ids? At a control token, or one of the texts in `stop`."""
+    def over(self, stop: list[str], calling: bool) -> Callable[[list[int]], bool]:
+        """Is a response over, judging by its ids? At a control token, or one of the texts in `stop`. calling: it may
+        have tool calls, which have control tokens of their own."""
         if len(stop) == 1 and stop[0] in CLOSES:
             return self.chat.closes(CLOSES[stop[0]])                    # as without a server
+        ends = calling and logged.stop_ids(self.chat) or self.chat.ends
         tail = 4 * max(map(len, stop), default=0) + 4                   # a character takes up to four tokens
-        return lambda ids: ids[-1] in self.chat.ends or (
+        return lambda ids: ids[-1] in ends or (
             bool(stop) and any(text in self.chat.decode(ids[-tail:]) for text in stop))
 
     def text(self, request, stop: list[str], ended: bool) -> tuple[str, str | None]:
@@ -151,6 +163,13 @@ class Batch:
             begun = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
             text = text[:len(text) - max(begun, default=0)]
         return text, None
+
+    def calls(self, text: str, asked: Namespace) -> tuple[str, list[dict]]:
+        """What a response says apart from its tool calls, and these in OpenAI's form."""
+        said, found = tool_calls.split(self.chat, text) if asked.tools and asked.calls else (text, [])
+        return said, [{"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {
+            "name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+            for name, arguments in found[:asked.calls]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -186,7 +205,7 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(e.status, e.body)
 
     def complete(self, asked, request):
-        """Answers with the response, in pieces if asked for a stream."""
+        """Answers with the response, in pieces if asked for a stream; its tool calls are the last piece."""
         common = {"id": f"chatcmpl-{uuid.uuid4().hex}", "created": int(time.time()), "model": self.server.name}
         sent = ""
 
@@ -200,19 +219,26 @@ class Handler(BaseHTTPRequestHandler):
         for _ in iter(request.key.get, None):
             if asked.stream:
                 text, _ = self.server.batch.text(request, asked.stop, False)
+                if asked.tools:
+                    text = re.split("[<{[`]", text)[0].rstrip()         # what follows may be a call
                 if len(text) > len(sent):
                     piece({"content": text[len(sent):]})
                     sent = text
         text, stopped_by = self.server.batch.text(request, asked.stop, True)
         self.server.prompts.remember(asked, text, stopped_by, list(request.new_ids))
-        end = {"finish_reason": request.ended, "stop_reason": stopped_by}
+        text, calls = self.server.batch.calls(text, asked)
+        reason = "tool_calls" if calls and request.ended == "stop" else request.ended
+        end = {"finish_reason": reason, "stop_reason": stopped_by}
         read, written = len(request.prompt), len(request.new_ids)
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
         if not asked.stream:
-            choice = {"index": 0, "message": {"role": "assistant", "content": text}, **end}
+            message = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+            choice = {"index": 0, "message": {"role": "assistant"} | message, **end}
             return self.answer(200, common | {"object": "chat.completion", "choices": [choice], "usage": usage})
         if len(text) > len(sent):
             piece({"content": text[len(sent):]})
+        if calls:
+            piece({"tool_calls": [{"index": n} | call for n, call in enumerate(calls)]})
         piece({}, **end)
         if asked.report_usage:
             self.event(common | {"object": "chat.completion.chunk", "choices": [], "usage": usage})

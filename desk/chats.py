@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from tqdm import tqdm
 
-from agent import endpoint, logged
+from agent import endpoint, logged, tool_calls
 from agent.chat import Chat
 from formats.chats import learned_messages, read_chats
 from formats.weights import local_folder
@@ -99,8 +99,7 @@ def actions(example: Example) -> list[tuple[int, int]]:
 def greedy(chat: Chat, examples: list[Example], engine, request, name: str) -> Iterator[tuple[int, list[list[int]]]]:
     """Replies greedily to every prompt of the examples. Yields (example's number, its replies) as they are complete."""
     spans = [actions(x) for x in examples]
-    stops = {i for i, token in chat.special.items() if logged.end_tokens(chat).fullmatch(token)}
-    stops |= {x.tokens[end - 1] for x, ends in zip(examples, spans) for _, end in ends}
+    stops = logged.stop_ids(chat) | {x.tokens[end - 1] for x, ends in zip(examples, spans) for _, end in ends}
     replies = [[None] * len(ends) for ends in spans]
     for n, (x, ends) in enumerate(zip(examples, spans)):
         for k, (begin, _) in enumerate(ends):
@@ -116,24 +115,8 @@ def greedy(chat: Chat, examples: list[Example], engine, request, name: str) -> I
 
 
 def calls_in(text: str) -> list[str]:
-    """The tool calls in a reply, in one spelling each: JSON objects with a name and arguments, as most chat templates
-    write them between tags of their own."""
-    found, at, decoder = [], 0, json.JSONDecoder()
-    while (at := text.find("{", at)) >= 0:
-        try:
-            value, end = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            at += 1
-            continue
-        function = value.get("function", value)                 # OpenAI's own form, if a template writes that
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            given = function.get("arguments", function.get("parameters"))
-            if isinstance(given, dict):
-                found.append(spelled(function["name"], given))
-                at = end
-                continue
-        at += 1
-    return found
+    """The tool calls in a reply, in one spelling each."""
+    return [spelled(*call) for _, _, call in tool_calls.find(text)]
 
 
 def spelled(name: str, arguments: dict) -> str:

@@ -37,7 +37,11 @@ def check_chat(record: dict) -> tuple[str, str] | None:
     """The first field of a chat that is wrong, and what is wrong with it, or None."""
     if "targets" in record:
         return "targets", "a chat has no targets, since all its replies are learned; take this field away"
-    return mismatch(record, CHAT) or check_messages(record["messages"])
+    if wrong := mismatch(record, CHAT) or check_messages(record["messages"]):
+        return wrong
+    if not learned_messages(record["messages"]):
+        return "messages", "no reply of the assistant, so there is nothing to learn"
+    return None
 
 
 def check_messages(messages: list[dict]) -> tuple[str, str] | None:
@@ -55,8 +59,6 @@ def check_messages(messages: list[dict]) -> tuple[str, str] | None:
                 return f"{field}.tool_call_id", "the result of no tool call; it must follow the message with the call"
         else:
             open_calls = [call.get("id") for call in message.get("tool_calls") or []] or None
-    if not learned_messages(messages):
-        return "messages", "no reply of the assistant, so there is nothing to learn"
     return None
 
 

@@ -87,7 +87,7 @@ def test_control_tokens_in_any_other_conversation_have_no_effect(tmp_path):
     chat = chat_with(tmp_path, FORMS["Llama 3.2"])
     messages = [{"role": "system", "content": "Be brief.<|end|>"}, {"role": "user", "content": [
         {"type": "text", "text": "Hello "}, {"type": "text", "text": "<python>"}]}]
-    conversation = "<|system|>Be brief.<|end|><|end|><|user|>Hello <python><|end|><|assistant|>"
+    conversation = "<|system|>Be brief.<|end|><|end|><|user|>Hello \n<python><|end|><|assistant|>"
     for more, text in ([], ""), ([{"role": "assistant", "content": "Good"}], "Good"):
         ids = Prompts(chat).encode(request([*messages, *more]))
         assert chat.decode(ids).endswith(conversation + text)
@@ -126,9 +126,9 @@ def test_a_message_that_a_clients_stop_text_ended_is_the_clients_message():
     said = lambda text: prompts.chat.encode_hint(text)
     for stop, kept in (("END", False), (None, True)):
         ids = said("It is here") + said("END")
-        prompts.remember(Namespace(messages=messages, goes_on=False), "It is here", stop, ids)
-        again = Namespace(messages=[*messages, {"role": "assistant", "content": "It is here"},
-                                    {"role": "user", "content": "And?"}], goes_on=False)
+        prompts.remember(request(messages), "It is here", stop, ids)
+        again = request([*messages, {"role": "assistant", "content": "It is here"},
+                         {"role": "user", "content": "And?"}])
         assert ("END" in prompts.chat.decode(prompts.encode(again))) == kept
 
 
@@ -211,7 +211,7 @@ def test_a_stream_is_the_answer_in_pieces(server, more):
 
 
 def test_a_client_that_leaves_frees_its_slot(server, monkeypatch):
-    monkeypatch.setattr(server.batch, "over", lambda stop: lambda new_ids: False)      # nothing else ends the response
+    monkeypatch.setattr(server.batch, "over", lambda *_: lambda new_ids: False)      # nothing else ends the response
     connection = http.client.HTTPConnection(*server.server_address)
     connection.request("POST", "/v1/chat/completions", json.dumps(hello(stream=True, max_tokens=2000, stop="no such")))
     answer = connection.getresponse()
@@ -240,18 +240,23 @@ def test_an_open_connection_is_not_gone_whatever_its_number(server):
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
+TOOL = {"type": "function", "function": {"name": "look"}}            # the starter's template has no place for it
 TOO_LONG = {"messages": [{"role": "user", "content": "word " * 3000}]}
 
 
 @pytest.mark.parametrize("body, status, param, code", [
     (b"{", 400, None, None), (b"[]", 400, None, None), ({"model": "starter"}, 400, "messages", None),
     (hello(model="gpt-4o"), 404, "model", "model_not_found"), (hello(messages=[]), 400, "messages", None),
-    (hello(messages=[{"role": "tool", "content": "x"}]), 400, "messages", None),
+    (hello(messages=[{"role": "tool", "content": "x"}]), 400, "messages[0].tool_call_id", None),
+    (hello(messages=[{"role": "judge", "content": "x"}]), 400, "messages[0].role", None),
+    (hello(messages=[{"role": "user"}]), 400, "messages[0].content", None),
     (hello(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), 400, "messages[0].content[0].text", None),
     (hello(messages=[{"role": "user", "content": "\ud800"}]), 200, None, None),
     (hello(temperature=-1), 400, "temperature", None), (hello(top_p=1.5), 400, "top_p", None),
     (hello(max_completion_tokens=0), 400, "max_completion_tokens", None), (hello(stop=""), 400, "stop", None),
-    (hello(n=2), 400, "n", "unsupported_parameter"), (hello(tools=[{}]), 400, "tools", "unsupported_parameter"),
+    (hello(n=2), 400, "n", "unsupported_parameter"), (hello(tools=[{}]), 400, "tools[0].function", None),
+    (hello(tools=[TOOL], tool_choice="required"), 400, "tool_choice", "unsupported_parameter"),
+    (hello(tools=[TOOL]), 400, "messages", None),
     (hello(n=1, logprobs=False, tools=None, user="me", response_format={"type": "text"}), 200, None, None),
     (hello(continue_final_message=True), 400, "continue_final_message", None),
     (hello(**TOO_LONG), 400, "messages", "context_length_exceeded")])

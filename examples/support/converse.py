@@ -134,7 +134,7 @@ def answer(customer: Customer, tool: str, arguments: dict) -> dict:
 def play(todo: list[Customer], args: Namespace, output: files.Output) -> None:
     """All at once, batched: the manual is computed once, and a conversation pays for what is new in it."""
     chat, (engine, to_request) = Chat(local_folder(args.model)), parallel.sampler(args)
-    ends = {i for i, token in chat.special.items() if logged.end_tokens(chat).fullmatch(token)}
+    ends = logged.stop_ids(chat)
     talks = {customer.id: converse(customer) for customer in todo}
 
     def go_on(key, text):

@@ -1,0 +1,132 @@
+"""Tools behind agent/server.py: prompts as transformers writes them, and the calls in a reply."""
+
+import json
+import threading
+
+import pytest
+
+import chat_templates
+from agent.served_prompts import Prompts
+from agent.server import Batch, Server
+from agent.tool_calls import split
+from chat_templates import PARALLEL, SINGLE
+from engine.sampler import Request
+from formats.chats import learned_messages, normal_message
+from test_chats import RECORDED, chat_with, is_prompt
+from test_server import request, send
+
+RECORDS = {r["id"]: r for r in (SINGLE, PARALLEL)}
+
+
+def with_manual(record):
+    """The messages as a client that has not internalized the manual sends them."""
+    system, *others = record["messages"]
+    return [system | {"content": "\n\n".join([system["content"], *(h["text"] for h in record["hints"])])}, *others]
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_a_request_with_tools_becomes_the_prompt_that_transformers_writes(name, tmp_path):
+    form, key = name.split(", ")
+    chat, record = chat_with(tmp_path, chat_templates.FORMS[form]), RECORDS[key]
+    messages = with_manual(record)
+    for n, (prompt, _) in zip(learned_messages(messages), RECORDED[name], strict=True):
+        asked = request(messages[:n], tools=record["tools"], continue_final_message=False)
+        assert is_prompt(chat, form, Prompts(chat).encode(asked), prompt)
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_calls_in_a_reply_are_those_that_the_template_was_given(name, tmp_path):
+    form, key = name.split(", ")
+    chat, record = chat_with(tmp_path, chat_templates.FORMS[form]), RECORDS[key]
+    end, messages = chat.tokenizer.token_to_id("<|end|>"), [normal_message(m) for m in record["messages"]]
+    for n, (prompt, whole) in zip(learned_messages(messages), RECORDED[name], strict=True):
+        reply = whole[len(prompt):]
+        said, calls = split(chat, chat.decode(reply[:reply.index(end)]))
+        made = [call["function"] for call in messages[n].get("tool_calls", ())]
+        assert calls == [(call["name"], call["arguments"]) for call in made]
+        assert said == messages[n]["content"]
+
+
+F, G = '{"name": "f", "arguments": {"x": "<b>{"}}', '{"name": "g", "parameters": {}}'
+
+
+@pytest.mark.parametrize("text, said, calls", [
+    (f"[TOOL_CALLS] [{F}, {G}]", "", "fg"), (f"```json\n{F}\n```", "", "f"), (f"{F}\n{G}", "", "fg"),
+    (f"<b>One</b>, see [1].\n\n<tool_call>\n{F}\n</tool_call>\nThen wait.", "<b>One</b>, see [1].\nThen wait.", "f"),
+    (f'{{"type": "function", "function": {F}}}', "", "f"), (f"<tool_call>\n{F[:-1]}", f"<tool_call>\n{F[:-1]}", ""),
+    ('It is {"name": "Zoë", "age": 3}.\n', 'It is {"name": "Zoë", "age": 3}.\n', ""), ("{" * 5000, "{" * 5000, "")])
+def test_what_stands_around_a_call_belongs_to_it(text, said, calls, tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25 + "{# [TOOL_CALLS] #}")
+    arguments = {"f": {"x": "<b>{"}, "g": {}}
+    assert split(chat, text) == (said, [(name, arguments[name]) for name in calls])
+
+
+class Scripted:
+    """An engine whose model writes given replies."""
+    max_length = 4096
+
+    def __init__(self, replies):
+        self.replies, self.waiting = replies, []
+
+    idle = property(lambda self: not self.waiting)
+
+    def add(self, request):
+        self.waiting.append((request, self.replies.pop(0)))
+
+    def step(self):
+        (request, ids), = self.waiting
+        request.new_ids.append(ids[len(request.new_ids)])
+        stopped = request.stop(request.new_ids)
+        request.ended = "stop" if stopped else "length" if len(request.new_ids) == request.max_new_tokens else ""
+        if not request.ended:
+            return []
+        self.waiting = []
+        return [request]
+
+
+def ask(chat, reply, **more):
+    """A server with such a model → its answer to a request with tools: the only choice, or a stream's pieces."""
+    ids = chat.tokenizer.encode(reply, add_special_tokens=False).ids
+    batch = Batch(chat, Scripted([ids]), lambda key, prompt, **how: Request(key, prompt, **how))
+    server = Server(("127.0.0.1", 0), "m", Prompts(chat), batch)
+    for run in server.serve_forever, batch.run:
+        threading.Thread(target=run, daemon=True).start()
+    body = {"model": "m", "messages": [{"role": "user", "content": "Refund A-1."}], "tools": SINGLE["tools"]}
+    status, content = send(server, body | more)
+    server.shutdown()
+    assert status == 200, content
+    if not more.get("stream"):
+        return json.loads(content)["choices"][0]
+    lines = content.decode().split("\n\n")
+    return [json.loads(line.removeprefix("data: "))["choices"][0] for line in lines if line.startswith("data: {")]
+
+
+REPLY = ('<think>\n\n</think>\n\nI look, {} wait.\n<tool_call>\n{"name": "find_order", "arguments": {"order": "Zoë"}}\n'
+         '</tool_call>\n<tool_call>\n{"name": "refund", "arguments": {"amount": 3}}\n</tool_call><|end|>never read')
+SAID = "<think>\n\n</think>\n\nI look, {} wait."
+CALLS = [("find_order", '{"order": "Zoë"}'), ("refund", '{"amount": 3}')]
+
+
+@pytest.mark.parametrize("more, said, calls, finish", [
+    ({}, SAID, CALLS, "tool_calls"), ({"parallel_tool_calls": False}, SAID, CALLS[:1], "tool_calls"),
+    ({"tool_choice": "auto", "stop": ["never"]}, SAID, CALLS, "tool_calls"), ({"max_tokens": 8}, None, [], "length"),
+    ({"tool_choice": "none"}, REPLY.partition("<|end|>")[0], [], "stop")])
+def test_a_clients_answer_has_the_calls_in_openais_form(more, said, calls, finish, tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25)
+    choice, pieces = ask(chat, REPLY, **more), ask(chat, REPLY, **more, stream=True)
+    message = choice["message"]
+    made = message.get("tool_calls", [])
+    assert [(call["function"]["name"], call["function"]["arguments"]) for call in made] == calls
+    assert len({call["id"] for call in made}) == len(calls) and {call["type"] for call in made} <= {"function"}
+    assert message["content"] == said or said is None and REPLY.startswith(message["content"])
+    assert choice["finish_reason"] == finish
+    assert "".join(piece["delta"].get("content", "") for piece in pieces) == message["content"]
+    streamed = [call for piece in pieces for call in piece["delta"].get("tool_calls", [])]
+    assert [(n, call["function"]) for n, call in enumerate(made)] == [(c["index"], c["function"]) for c in streamed]
+    assert [p["finish_reason"] for p in pieces if p["finish_reason"]] == [finish]
+
+
+def test_a_reply_that_is_only_a_call_has_no_content(tmp_path):
+    chat = chat_with(tmp_path, chat_templates.LLAMA_31)
+    choice = ask(chat, '{"name": "refund", "parameters": {"amount": 3}}<|end|>')
+    assert choice["message"]["content"] is None and len(choice["message"]["tool_calls"]) == 1
