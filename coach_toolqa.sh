@@ -137,8 +137,9 @@ for suite in humaneval gsm8k; do
     done
 done
 
-# How well does the agent follow hints on templates that it was not trained on? Another adapter learns, of round 1's
-# trajectories, only those of train-unseen's templates; test-unseen has the other templates.
+# How well does the agent follow hints on templates that it was not trained on, and what does it do there without hints
+# (Table 4)? Another adapter learns, of round 1's trajectories, only those of train-unseen's templates; test-unseen has
+# the other templates.
 unseen() {
     to=$run/unseen
     mkdir -p $to
@@ -148,10 +149,11 @@ unseen() {
     templates $to/train.jsonl > $to/templates
     grep -Ff $to/templates $run/hinted1.jsonl > $to/hinted.jsonl
     $many distill.py $learn $first --data $to/hinted.jsonl --out $to/round1
-    hinted="$many evaluate.py $local $agent --tasks $to/test.jsonl --hints task --trials $trials"
-    $hinted --out $to/before.jsonl
-    $hinted --adapter $to/round1 --out $to/after.jsonl
-    python evaluate.py --table $to/before.jsonl $to/after.jsonl
+    play="$many evaluate.py $local $agent --tasks $to/test.jsonl --trials $trials"
+    $play --hints task --out $to/1-before.jsonl
+    $play --hints task --adapter $to/round1 --out $to/2-after.jsonl
+    $play --adapter $to/round1 --out $to/3-without-hints.jsonl
+    python evaluate.py --table $to/[123]-*.jsonl
 }
 [ $size != small ] || unseen
 
