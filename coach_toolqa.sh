@@ -149,10 +149,10 @@ unseen() {
     templates $to/train.jsonl > $to/templates
     grep -Ff $to/templates $run/hinted1.jsonl > $to/hinted.jsonl
     $many distill.py $learn $first --data $to/hinted.jsonl --out $to/round1
-    play="$many evaluate.py $local $agent --tasks $to/test.jsonl --trials $trials"
-    $play --hints task --out $to/1-before.jsonl
-    $play --hints task --adapter $to/round1 --out $to/2-after.jsonl
-    $play --adapter $to/round1 --out $to/3-without-hints.jsonl
+    evaluation="$many evaluate.py $local $agent --tasks $to/test.jsonl --trials $trials"
+    $evaluation --hints task --out $to/1-before.jsonl
+    $evaluation --hints task --adapter $to/round1 --out $to/2-after.jsonl
+    $evaluation --adapter $to/round1 --out $to/3-without-hints.jsonl
     python evaluate.py --table $to/[123]-*.jsonl
 }
 [ $size != small ] || unseen
