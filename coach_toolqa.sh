@@ -13,7 +13,7 @@
 #   BATCH           how many agents of a small model play at a time [32]
 #   ALL             if not empty, a small model also plays 2-combined-tools and is coached with cross-entropy alone
 #   DATA, RUN       where the tasks are, and where everything is written
-#   HINTS           the folder with the corrective hints of rounds 2, 3, …
+#   HINTS           the folder with the hints: round1, and the corrective hints of round2, round3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
 #   OTHERS          models behind endpoints for the other rows of Tables 3 to 5: OTHERS="gpt-4o" with OPENAI_API_KEY,
 #                   or OTHERS="deepseek-chat" with OPENAI_BASE_URL
@@ -49,7 +49,8 @@ case $size in
         first="--epochs 2" later=([2]="--epochs 6" [3]="--epochs 6");;
 esac
 
-[ -d $hints ] || echo "$hints: no such folder, so there is only round 1; HINTS names one with round2, round3, …" >&2
+[ -d $hints/round1 ] || { echo "$hints: no folder round1; HINTS names one with round1, round2, …" >&2; exit 2; }
+[ -d $hints/round2 ] || echo "$hints: no folder round2, so there is only round 1" >&2
 
 data=${data%/} tasks=$run/tasks
 mkdir -p $tasks
@@ -78,7 +79,7 @@ grep -oE '"question": "([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
 for file in train test; do
     [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EVERY=$every: $file.jsonl would be empty" >&2; exit 2; }
 done
-agent="--tools tools/toolqa.py --data $data/world --hint-dir hints/toolqa/round1 --max-length $length $play"
+agent="--tools tools/toolqa.py --data $data/world --hint-dir $hints/round1 --max-length $length $play"
 learn="--model $model $learn --hint-dropout 0.9"
 combined="--hints combined --hints-for $tasks/train.jsonl"    # no hints for groups and templates not in training
 

@@ -1,4 +1,5 @@
-"""Every worked example in hints/toolqa solves tasks of its kind, with their arguments in the place of its own.
+"""Every worked example in hints/toolqa and toolqa-qwen solves tasks of its kind, with their arguments in the place of
+its own.
 
 The tasks are the rehearsal's, whose answers test_rehearsal.py checks.
 """
@@ -17,10 +18,11 @@ from tools import import_toolqa, rehearse_toolqa
 from tools.rehearsal import agenda
 from tools.sandbox import World
 
-HINTS = load_hints(ROOT / "hints" / "toolqa" / "round1")
-EXAMPLES = {s["name"]: s for s in HINTS if s["kind"] == "example"}
-MISTAKES = [m for folder in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / "toolqa" / folder)
-            if not m.judge]
+FOLDERS = "toolqa", "toolqa-qwen"                       # the paper's hints, and a small model's, in one step
+EXAMPLES = {folder: {template: s for s in load_hints(ROOT / "hints" / folder / "round1") if s["kind"] == "example"
+                     for template in s["templates"]} for folder in FOLDERS}
+MISTAKES = {folder: [m for round in ("round2", "round3") for m in review.load_mistakes(ROOT / "hints" / folder / round)
+                     if not m.judge] for folder in FOLDERS}
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +44,6 @@ def steps_of(example):
 def play(sandbox, steps):
     """The steps as they ran, and the answer, which the last one gives; each of the others prints something."""
     played = []
-    assert len(steps) >= 2
     with sandbox.start() as box:
         for n, code in enumerate(steps):
             observation = box.run(code)
@@ -53,9 +54,9 @@ def play(sandbox, steps):
     return played, observation.completed[1]
 
 
-def mistakes(task, played, answer):
+def mistakes(folder, task, played, answer):
     trajectory = {"id": task["template"], "task": task, "steps": played, "answer": answer, "stop": "complete"}
-    return [m.name for m in MISTAKES if m.first_step(trajectory) is not None]
+    return [m.name for m in MISTAKES[folder] if m.first_step(trajectory) is not None]
 
 
 def adapted(code, example, task):
@@ -92,17 +93,16 @@ OTHER_COLUMN = {"coffee: lowest price": ("Open", "Low"), "coffee: highest price"
                 "flights: local arrival time": ("DepTime", "ArrTime"),
                 "flights: CRS-recorded arrival time": ("DepTime", "CRSArrTime"),
                 "flights: minutes taking to taxi in": ("AirTime", "TaxiIn")}
-BY_TEMPLATE = {template: example for example in EXAMPLES.values() for template in example["templates"]}
 
 
 def question_of(example):
     return example["text"].partition("\n")[2].split("\n<")[0].strip()     # below the heading
 
 
-@pytest.mark.parametrize("template", BY_TEMPLATE)
-def test_a_worked_example_solves_tasks_of_its_kind(template, world):
+@pytest.mark.parametrize("folder, template", [(folder, name) for folder in FOLDERS for name in EXAMPLES[folder]])
+def test_a_worked_example_solves_tasks_of_its_kind(folder, template, world):
     tasks, sandbox = world
-    tasks, example = [task for task in tasks if task["template"] == template], BY_TEMPLATE[template]
+    tasks, example = [task for task in tasks if task["template"] == template], EXAMPLES[folder][template]
     assert len(tasks) >= (4 if template.startswith(("coffee", "flights")) else 2), template
     for task in tasks[:4]:
         steps = [adapted(code, example, task) for code in steps_of(example)]
@@ -113,14 +113,15 @@ def test_a_worked_example_solves_tasks_of_its_kind(template, world):
                                                                             task["question"]))
             answer = ", ".join(answer) if isinstance(answer, list) else answer
         assert answer in alternatives(task["answer"]), task["question"]
-        assert not mistakes(task, played, answer), "what a hint teaches is no mistake"
+        assert not mistakes(folder, task, played, answer), "what a hint teaches is no mistake"
 
 
-def test_there_is_an_example_for_every_template():
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_there_is_an_example_for_every_template(folder):
     """All hundred of the paper's, group by group."""
-    covered = [t.split(": ")[0] for t in {t for s in EXAMPLES.values() for t in s["templates"]}]
+    covered = [template.split(": ")[0] for template in EXAMPLES[folder]]
     assert {group: covered.count(group) for group in covered} == {
         "coffee": 21, "flights": 20, "airbnb": 17, "yelp": 20, "dblp": 15, "agenda": 7}
-    assert BY_TEMPLATE.keys() == TEMPLATES.keys()
+    assert EXAMPLES[folder].keys() == TEMPLATES.keys()
     dblp = {name for name in TEMPLATES if name.startswith("dblp: ")}
     assert dblp == {f"dblp: {name}" for name in import_toolqa.DBLP.values()}

@@ -217,7 +217,8 @@ QWEN = {f"{folder}/{m.name}": m for folder in ("round2", "round3")
 
 @pytest.mark.parametrize("name", [name for name, m in QWEN.items() if m.templates])
 def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(name):
-    mistake, examples = QWEN[name], {t: s for s in load_hints(HINTS / "round1") for t in s["templates"] or ()}
+    hints = load_hints(ROOT / "hints" / "toolqa-qwen" / "round1")
+    mistake, examples = QWEN[name], {t: s for s in hints for t in s["templates"] or ()}
     shown = re.sub(r"</?python>\n?", "", mistake.hint.partition("\n")[2])
     template, = mistake.templates
     other = 'answer = int(load_db("coffee")[0]["Close"])\nprint(answer)'
