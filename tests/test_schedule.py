@@ -21,7 +21,8 @@ def test_warm_up_and_decay(warmup, decay, expected):
     assert [factor(t, 4, args) for t in range(4)] == expected
 
 
-@pytest.mark.parametrize("settings, updates", [(PAPER, 1250), (SMALL, 21), (SMALL | {"decay": True}, 114)])
+@pytest.mark.parametrize("settings, updates", [
+    (PAPER, 1250), (SMALL, 21), (SMALL | {"decay": True}, 114), (SMALL | {"lr": 3e-4, "decay": True}, 10)])
 def test_no_warning_about_settings_that_have_worked_or_many_updates_of_the_papers(settings, updates):
     assert unfit_settings(Namespace(**settings), updates) == []
 
@@ -41,7 +42,7 @@ def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actio
     assert passes(records, epochs) == seen
     warned = unfit_settings(Namespace(**SMALL), 100, passes(records, epochs))
     assert [line[:45] for line in warned] == (["the model will see each type of task 6.0 time"] if seen == 6 else [])
-    assert passes([*records, {"messages": []}], epochs) is None
+    assert passes([*records, {"messages": []}], epochs) == seen and passes([{"messages": []}], epochs) is None
 
 
 @pytest.mark.parametrize("each, epochs", [(1, 10), (2, 8), (5, 3), (8, 2), (24, 2)])
