@@ -103,8 +103,8 @@ def question_of(example):
 def test_a_worked_example_solves_tasks_of_its_kind(folder, template, world):
     tasks, sandbox = world
     tasks, example = [task for task in tasks if task["template"] == template], EXAMPLES[folder][template]
-    assert len(tasks) >= (4 if template.startswith(("coffee", "flights")) else 2), template
-    for task in tasks[:4]:
+    assert len(tasks) >= 2, template
+    for task in tasks[:2]:
         steps = [adapted(code, example, task) for code in steps_of(example)]
         played, answer = play(sandbox, steps)
         if task["group"] == "agenda":                  # an answer that is read follows from what was printed
