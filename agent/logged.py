@@ -126,9 +126,11 @@ def end_tokens(chat: Chat) -> re.Pattern:
     return alternatives(tokens)
 
 
+@functools.lru_cache
 def stop_ids(chat: Chat) -> set[int]:
-    """Their ids."""
-    return {i for i, token in chat.special.items() if end_tokens(chat).fullmatch(token)}
+    """The ids at which a reply ends: of the tokens at which a server stops, and of the one that the template writes."""
+    (_, reply), = turns(chat, [{"role": "user", "content": "."}, {"role": "assistant", "content": "."}], [], 1)
+    return {i for i, token in chat.special.items() if end_tokens(chat).fullmatch(token) or reply.endswith(token)}
 
 
 @functools.lru_cache

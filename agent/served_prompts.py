@@ -37,7 +37,7 @@ class Prompts:
     def encode(self, asked: Namespace) -> list[int]:
         """The prompt of a request. Raises ValueError if the model's template or tokenizer cannot write it."""
         with self.lock:
-            if asked.tools or any(m["role"] == "tool" or m.get("tool_calls") for m in asked.messages):
+            if asked.calling:
                 return logged.prompt(self.chat, asked.messages, asked.tools)
             return asked.goes_on and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.goes_on)
 

@@ -94,15 +94,17 @@ def read_request(body: bytes, model: str) -> Namespace:
             raise Refused(f"messages[{n}].content: missing", f"messages[{n}].content")
     messages, tools = [normal_message(m) for m in messages], asked.get("tools") or []
     goes_on = bool(asked.get("continue_final_message"))
-    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or tools):
-        raise Refused("continue_final_message needs a last message of the assistant, no tools and no "
+    calling = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
+    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or calling):
+        raise Refused("continue_final_message needs a last message of the assistant, and neither tools, tool calls nor "
                       "add_generation_prompt", "continue_final_message")
     calls = 0 if asked.get("tool_choice") == "none" else 1 if asked.get("parallel_tool_calls") is False else unlimited
     stop = [asked["stop"]] if isinstance(asked.get("stop"), str) else asked.get("stop") or []
     if "" in stop:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
-    return Namespace(messages=messages, tools=tools, calls=calls, goes_on=goes_on, stop=stop, seed=asked.get("seed"),
+    return Namespace(messages=messages, tools=tools, calling=calling, calls=calls if tools else 0, goes_on=goes_on,
+                     stop=stop, seed=asked.get("seed"),
                      max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
                      temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
@@ -129,7 +131,7 @@ class Batch:
         if len(prompt) > self.engine.max_length:
             raise Refused(f"the messages have {len(prompt)} tokens; the maximum context length is "
                           f"{self.engine.max_length} tokens", "messages", code="context_length_exceeded")
-        heard, over = queue.SimpleQueue(), self.over(asked.stop, bool(asked.tools))
+        heard, over = queue.SimpleQueue(), self.over(asked.stop, asked.calling)
 
         def stop(new_ids):
             heard.put(len(new_ids))
@@ -166,10 +168,11 @@ class Batch:
 
     def calls(self, text: str, asked: Namespace) -> tuple[str, list[dict]]:
         """What a response says apart from its tool calls, and these in OpenAI's form."""
-        said, found = tool_calls.split(self.chat, text) if asked.tools and asked.calls else (text, [])
-        return said, [{"id": f"call_{uuid.uuid4().hex}", "type": "function", "function": {
-            "name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
-            for name, arguments in found[:asked.calls]]
+        said, found = tool_calls.split(self.chat, text) if asked.calls else (text, [])
+        return said, [{"id": uuid.uuid4().hex[:9],                      # some of Mistral's templates want this length
+                       "type": "function", "function": {
+                           "name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+                      for name, arguments in found[:asked.calls]]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -219,7 +222,7 @@ class Handler(BaseHTTPRequestHandler):
         for _ in iter(request.key.get, None):
             if asked.stream:
                 text, _ = self.server.batch.text(request, asked.stop, False)
-                if asked.tools:
+                if asked.calls:
                     text = re.split("[<{[`]", text)[0].rstrip()         # what follows may be a call
                 if len(text) > len(sent):
                     piece({"content": text[len(sent):]})

@@ -78,7 +78,7 @@ def check_content(message, field):
     content = message.get("content")
     for n, part in enumerate(content if isinstance(content, list) else []):
         if part["type"] != "text" or part.get("text") is None:
-            return f"{field}[{n}]", f"a part of type {part['type']!r}; only text can be learned, so leave this chat out"
+            return f"{field}[{n}]", f"a part of type {part['type']!r}; only text is understood"
     return None
 
 

@@ -170,7 +170,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:…"}}
     (message(1, content=5), "messages[1].content", "not null or a text or a list"),
     (message(1, content=["Hi"]), "messages[1].content[0]", "not an object"),
     (message(1, content=[{"type": "text", "text": "See"}, IMAGE]), "messages[1].content[1]",
-     "a part of type 'image_url'; only text can be learned"),
+     "a part of type 'image_url'; only text is understood"),
     (message(1, tool_calls=[chat_templates.call("9", "refund")]), "messages[1].tool_calls", "a message of the user"),
     (message(2, tool_calls=[{"id": "1"}]), "messages[2].tool_calls[0].function", "missing"),
     (message(2, tool_calls=[]), "messages[3].tool_call_id", "the result of no tool call"),

@@ -241,6 +241,9 @@ def test_an_open_connection_is_not_gone_whatever_its_number(server):
 
 
 TOOL = {"type": "function", "function": {"name": "look"}}            # the starter's template has no place for it
+CALL = {"id": "1", "function": {"name": "look", "arguments": "{}"}}
+CALLED = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [CALL]},
+          {"role": "tool", "tool_call_id": "1", "content": "y"}, {"role": "assistant", "content": "It"}]
 TOO_LONG = {"messages": [{"role": "user", "content": "word " * 3000}]}
 
 
@@ -259,6 +262,7 @@ TOO_LONG = {"messages": [{"role": "user", "content": "word " * 3000}]}
     (hello(tools=[TOOL]), 400, "messages", None),
     (hello(n=1, logprobs=False, tools=None, user="me", response_format={"type": "text"}), 200, None, None),
     (hello(continue_final_message=True), 400, "continue_final_message", None),
+    (hello(messages=CALLED, continue_final_message=True), 400, "continue_final_message", None),
     (hello(**TOO_LONG), 400, "messages", "context_length_exceeded")])
 def test_bad_requests_are_answered_in_openais_form(server, body, status, param, code):
     answered, content = send(server, body)

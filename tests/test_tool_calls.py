@@ -6,6 +6,7 @@ import threading
 import pytest
 
 import chat_templates
+from agent.chat import Chat
 from agent.served_prompts import Prompts
 from agent.server import Batch, Server
 from agent.tool_calls import split
@@ -124,6 +125,13 @@ def test_a_clients_answer_has_the_calls_in_openais_form(more, said, calls, finis
     streamed = [call for piece in pieces for call in piece["delta"].get("tool_calls", [])]
     assert [(n, call["function"]) for n, call in enumerate(made)] == [(c["index"], c["function"]) for c in streamed]
     assert [p["finish_reason"] for p in pieces if p["finish_reason"]] == [finish]
+
+
+def test_a_reply_ends_where_the_template_ends_it_even_if_the_model_has_another_end_of_text(tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25)
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps({"chat_template": chat_templates.QWEN_25, "eos_token": "<|endoftext|>"}))
+    assert ask(Chat(tmp_path), REPLY)["message"]["content"] == ask(chat, REPLY)["message"]["content"] == SAID
 
 
 def test_a_reply_that_is_only_a_call_has_no_content(tmp_path):

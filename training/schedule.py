@@ -12,7 +12,7 @@ of real models.
 from argparse import Namespace
 from collections.abc import Sequence
 
-ENOUGH = 0.0025                                                 # the shortest reach that has worked was 0.0027
+ENOUGH = 0.0025             # the shortest reach that has worked was 0.0027, for two easy types of task
 FEW, USUAL = 10, 15                                             # passes over a type of task
 EPOCHS = 2                                                      # at least; also where these cannot be counted
 
@@ -24,8 +24,8 @@ def factor(update: int, updates: int, args: Namespace) -> float:
 
 
 def passes(records: Sequence[dict], epochs: int) -> float | None:
-    """How often the training sees each type of task, on average. None if there are only chats, which have no type, or
-    any corrected actions, since the model knows most of their task already."""
+    """How often the training sees each type of task, on average; chats have no type and do not count. None without
+    trajectories, and None with corrected actions, since the model knows most of their task already."""
     tasks = [r for r in records if "task" in r]
     if not tasks or any("targets" in r for r in tasks):
         return None
