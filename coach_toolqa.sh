@@ -139,8 +139,8 @@ for suite in humaneval gsm8k; do
 done
 
 # How well does the agent follow hints on templates that it was not trained on, and, as Table 4 asks, what does it do
-# there without hints? Another adapter learns, of round 1's trajectories, only those of train-unseen's templates; test-unseen has
-# the other templates.
+# there without hints? Another adapter learns, of round 1's trajectories, only those of train-unseen's templates;
+# test-unseen has the other templates.
 unseen() {
     to=$run/unseen
     mkdir -p $to
