@@ -103,9 +103,10 @@ def question_of(example):
 def test_a_worked_example_solves_tasks_of_its_kind(folder, template, world):
     tasks, sandbox = world
     tasks, example = [task for task in tasks if task["template"] == template], EXAMPLES[folder][template]
-    assert len(tasks) >= 2, template
-    for task in tasks[:2]:
+    assert len(tasks) >= (4 if template.startswith(("coffee", "flights")) else 2), template
+    for task in tasks[:4 if folder == "toolqa" else 2]:             # the code of both is nearly the same
         steps = [adapted(code, example, task) for code in steps_of(example)]
+        assert len(steps) == 1 if folder == "toolqa-qwen" and task["group"] != "agenda" else len(steps) >= 2
         played, answer = play(sandbox, steps)
         if task["group"] == "agenda":                  # an answer that is read follows from what was printed
             entries = told_in(played[0]["observation"])
