@@ -11,7 +11,8 @@
 #   EVERY=N         play only every Nth template; all hints at once are then only theirs
 #   EACH, EACH_TEST how many training tasks of each template a round plays, and how many test tasks [all]
 #   BATCH           how many agents of a small model play at a time [32]
-#   ALL             if not empty, a small model also plays 2-combined-tools and is coached with cross-entropy alone
+#   ALL             if not empty, a small model also plays 2-combined-tools and templates that it was not trained on,
+#                   and is coached with cross-entropy alone
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the hints: round1, and the corrective hints of round2, round3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)
@@ -156,7 +157,7 @@ unseen() {
     $evaluation --adapter $to/round1 --out $to/3-without-hints.jsonl
     python evaluate.py --table $to/[123]-*.jsonl
 }
-[ $size != small ] || unseen
+[ $size != small ] || [ -z "$all" ] || unseen
 
 # Table 2: hints for the type of task. Table 3: hints for all types at once. Each is run with the tools' documentation
 # alone, and with the practices as well.
