@@ -162,7 +162,7 @@ PARTS = """
 import sys
 sys.path.insert(0, {root!r})
 from scaling import parallel
-import torch, torch.distributed.fsdp, torch.distributed.tensor
+import torch, torch._dynamo, torch.distributed.fsdp, torch.distributed.tensor
 from lora import add_adapter, save_adapter, trainable
 
 def peak():
