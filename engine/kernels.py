@@ -18,9 +18,12 @@ import torch.nn.functional as F
 torch.backends.cuda.enable_cudnn_sdp(False)
 
 CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""      # what Linux says about it
+X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+FEW = 2                                                         # rows: see `pack_weights`
 # MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs.
 WITHOUT_AVX512 = (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
                   and "AuthenticAMD" in CPU)
+
 
 
 def fast_bfloat16() -> bool:
@@ -166,7 +169,7 @@ def cpu_linear(x, weight, bias):
     slices of the weight are multiplied as a batch.
 
     On two cores of an AMD EPYC with AVX-512, decoding one sequence was 1.7 times as fast with (a), 1.2 times with
-    matrices by vectors for one or two rows, and distilling 1.1 and 1.2 times with (b) (random weights, 79f91cd)."""
+    matrices by vectors, and distilling 1.1 and 1.2 times with (b) (random weights, 79f91cd)."""
     rows, learns = x.shape[:-1].numel(), torch.is_grad_enabled()
     if keeps_to_one_core(rows, weight) and not learns:
         slices = 8                                                                              # (a)
@@ -177,7 +180,7 @@ def cpu_linear(x, weight, bias):
     if len(weight) % slices:
         return F.linear(x, weight, bias)
     weight, x_ = weight.view(slices, -1, weight.shape[1]), x.reshape(rows, -1)
-    if rows <= 2 and by_vectors(weight.numel()):
+    if rows <= FEW and by_vectors(weight.numel()):
         y = (weight @ x_.mT.expand(slices, -1, -1)).permute(2, 0, 1)
     else:
         y = (x_.expand(slices, -1, -1) @ weight.mT).transpose(0, 1)
@@ -186,7 +189,7 @@ def cpu_linear(x, weight, bias):
 
 
 def keeps_to_one_core(rows, weight):
-    return rows <= 16 and weight.numel() >= 2 ** 18
+    return rows <= FEW and weight.numel() >= 2 ** 18
 
 
 def is_badly_distributed(rows, weight):
@@ -205,19 +208,23 @@ def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.
     return y.addmm_(x, cast(weight).T)
 
 
-def pack_weights(model: torch.nn.Module) -> None:
-    """Brings a CPU's bfloat16 weights, and the float32 adapters on them, into the layout that oneDNN would otherwise
-    prepare for every product. Products by the weights are the same bit for bit. From then on, linear layers work only
-    without gradients, by `linear` and `add_linear`.
+def pack_weights(model: torch.nn.Module, rows: int) -> None:
+    """Brings a CPU's weights, and the float32 adapters on them, into oneDNN's layout, for products of up to `rows` rows
+    at a time. From then on, linear layers work only without gradients, by `linear` and `add_linear`.
 
-    A step of Qwen2.5-Coder-0.5B was 1.3, 1.5 and 1.3 times as fast for 1, 16 and 64 agents (two avx512_bf16 cores,
-    79f91cd). With a rank-128 adapter on every layer, packing the adapter too made it 1.4, 1.3 and 1.2 times as fast.
+    In bfloat16, oneDNN would otherwise prepare this layout for every product; products by the weights are the same bit
+    for bit. A step of Qwen2.5-Coder-0.5B was 1.3, 1.5 and 1.3 times as fast for 1, 16 and 64 agents (two avx512_bf16
+    cores, 79f91cd). With a rank-128 adapter on every layer, packing the adapter too made it 1.4, 1.3 and 1.2 times as
+    fast. In float32, where MKL is the alternative, it was 1.8 and 1.7 times as fast for 16 and 64 agents (the same
+    cores, f84734a), but slower for one, so a few rows are left to `cpu_linear`.
+
     What is packed takes memory of its own; a mapped file does not."""
-    if not (fast_bfloat16() and torch.backends.mkldnn.is_available()):
+    if not (X86 and torch.backends.mkldnn.is_available()):
         return
+    fast = [torch.bfloat16] * fast_bfloat16() + [torch.float32] * (rows > FEW)
     for layer in model.modules():
         weight = layer.weight if isinstance(layer, torch.nn.Linear) else None
-        if weight is not None and weight.dtype == torch.bfloat16 and weight.device.type == "cpu":
+        if weight is not None and weight.dtype in fast and weight.device.type == "cpu":
             matrices = {name: p for name, p in layer.named_parameters(recurse=False) if p.ndim == 2}    # not the bias
             for name, matrix in matrices.items():
                 packed = torch.ops.mkldnn._reorder_linear_weight(matrix.detach())

@@ -107,7 +107,7 @@ def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:
     if args.tp > 1:
         split(model, args.model)
         fold(model)
-    pack_weights(model)
+    pack_weights(model, args.batch)
     engine = Sampler(model, args.batch, min(args.max_length, model.config.max_position_embeddings),
                      ahead=False if args.tp > 1 else None)
     if args.tp > 1:

@@ -9,6 +9,7 @@ TESTS = Path(__file__).resolve().parent
 sys.path[:0] = [str(TESTS.parent), str(TESTS / "recordings")]
 
 MAY_SKIP = (                                             # how the reasons begin
+    "float32 weights are packed on x86 only",
     "no Chromium here",
     "no user namespaces here",
     "this CPU does not multiply bfloat16 natively",

@@ -114,17 +114,25 @@ def test_a_samplers_requests_follow_the_command_line():
 def test_packed_weights_give_the_same_logits_bit_for_bit_with_adapters_and_biases_too(tokens, stacked, stored):
     folders, adapters = stored
     plain, packed = (parallel.load(folders[torch.bfloat16], adapters * stacked, dtype=torch.bfloat16) for _ in range(2))
-    kernels.pack_weights(packed)
+    kernels.pack_weights(packed, 1)
     assert packed.lm_head.weight.is_mkldnn and packed.layers[0].self_attn.q_proj.bias is not None
     ids = torch.tensor([recorded.tokens("prompt", tokens)])
     with torch.inference_mode():
         assert torch.equal(packed(ids), plain(ids))
 
 
-def test_the_starter_is_not_packed(monkeypatch):
-    monkeypatch.setattr(kernels, "fast_bfloat16", lambda: True)
-    starter, _ = parallel.sampler(parsed("--model", ROOT / "starter"))
-    assert not any(p.is_mkldnn for p in starter.model.parameters())
+@pytest.mark.skipif(not kernels.X86, reason="float32 weights are packed on x86 only")
+def test_float32_weights_are_packed_for_more_than_a_few_agents_and_give_the_same_logits(stored):
+    folders, adapters = stored
+    given = "--model", folders[torch.float32], "--adapter", adapters[0], "--adapter", adapters[1]
+    ids = torch.tensor([recorded.tokens("prompt", 70)])
+    with torch.inference_mode():
+        expected = parallel.load(folders[torch.float32], adapters)(ids)
+        for agents, packed in ((1, False), (2, False), (3, True)):
+            model = parallel.sampler(parsed(*given, "--batch", agents))[0].model
+            linear = [layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, torch.nn.Linear)]
+            assert linear == [packed] * 15
+            torch.testing.assert_close(model(ids), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 2e-2)])

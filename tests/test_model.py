@@ -48,7 +48,7 @@ def tiny(tmp_path_factory):
 
 @pytest.mark.parametrize("bias", [None, torch.arange(1024.0)])
 @pytest.mark.parametrize("without", [False, True])
-@pytest.mark.parametrize("rows", [1, 2, 3, 16])
+@pytest.mark.parametrize("rows", [1, 2])
 def test_a_few_rows_times_slices_of_a_weight_are_their_product(rows, without, bias, monkeypatch):
     monkeypatch.setattr(kernels, "WITHOUT_AVX512", without)
     x, weight = torch.randn(1, rows, 512), torch.randn(1024, 512)

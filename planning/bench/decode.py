@@ -93,10 +93,10 @@ def make_adapter(model: Path, rank: int, folder: str) -> None:
 # ---- ours ----------------------------------------------------------------------------------------------------------
 
 @lru_cache(1)
-def our_model(model, dtype, adapter):
+def our_model(model, dtype, adapter, agents):
     """As scaling/parallel.py loads it for a sampler."""
     llama = parallel.load(model, [adapter] if adapter else [], dtype=getattr(torch, dtype))
-    parallel.pack_weights(llama)
+    parallel.pack_weights(llama, agents)
     return llama
 
 
@@ -104,7 +104,7 @@ def ours(model: Path, dtype: str, adapter: str, texts: list[list[int]], steps: i
     """Continues all texts by `steps` timed tokens, greedily → the seconds of the median step, the bytes of weights that
     it reads, the bytes that the machine copies in a second right after, the new tokens, and the profile of as many
     steps more."""
-    llama = our_model(model, dtype, adapter)
+    llama = our_model(model, dtype, adapter, len(texts))
     room = UNTIMED + 2 * steps + len(texts)                     # prompts that are admitted first run ahead
     sampler = Sampler(llama, len(texts), max(map(len, texts)) + room)
     requests = [Request(i, text, room) for i, text in enumerate(texts)]

@@ -69,10 +69,10 @@ CASES = {
         {"engine.kernels.fused_decode_attention": kernels.plain_decode_attention}),
     # engine/kernels.py: products of linear layers
     "packed-weights": Case(
-        "real", "CPU, bfloat16", "sampling: weights in oneDNN's layout, multiplied by its private operator",
+        "real", "CPU", "sampling: weights in oneDNN's layout, multiplied by its private operator",
         {"scaling.parallel.pack_weights": nothing}),
     "sliced-products": Case(
-        "decode", "CPU, float32", "few rows by a large weight, in 8 slices",
+        "decode", "CPU, float32", "one or two rows by a large weight, in 8 slices",
         {"engine.kernels.keeps_to_one_core": lambda rows, weight: False}),
     "sliced-vocabulary": Case(
         "distill", "CPU, float32", "up to 256 rows by a vocabulary's weight, in 32 slices",
