@@ -37,7 +37,9 @@ def conversations(agents, turns, shared, own, seed=0):
 
 def ours_sampling(folder, work, warm_up):
     """warm_up: other conversations, with which a GPU's kernels are compiled before the time starts."""
-    sampler = Sampler(parallel.load(folder), batch=min(64, len(work)), max_length=2048)
+    model, batch = parallel.load(folder), min(64, len(work))
+    parallel.pack_weights(model, batch)
+    sampler = Sampler(model, batch, max_length=2048)
     if DEVICE == "cuda":
         played(sampler, warm_up)
     began = time.perf_counter()
