@@ -216,7 +216,7 @@ def pack_weights(model: torch.nn.Module, rows: int) -> None:
     for bit. A step of Qwen2.5-Coder-0.5B was 1.3, 1.5 and 1.3 times as fast for 1, 16 and 64 agents (two avx512_bf16
     cores, 79f91cd). With a rank-128 adapter on every layer, packing the adapter too made it 1.4, 1.3 and 1.2 times as
     fast. In float32, where MKL is the alternative, it was 1.8 and 1.7 times as fast for 16 and 64 agents (the same
-    cores, f84734a), but slower for one, so a few rows are left to `cpu_linear`.
+    cores, 8fea448), but slower for one, so a few rows are left to `cpu_linear`.
 
     What is packed takes memory of its own; a mapped file does not."""
     if not (X86 and torch.backends.mkldnn.is_available()):
