@@ -20,14 +20,17 @@ from formats.chats import learned_messages
 OWN_TAG = re.compile(rf"{THOUGHT_TAG.pattern}|</?tool_call>")   # control tokens that may be the model's own words
 
 
-def tokens(chat: Chat, record: dict, hints: list[str]) -> tuple[list[int], list[tuple[int, int]]]:
-    """A chat up to its last reply, with these hints in its system message → its ids, and where each reply is in them.
+def tokens(chat: Chat, record: dict, hints: list[dict]) -> tuple[list[int], list[tuple[int, int]]]:
+    """A chat up to its last reply, with these of its hints → its ids, and where each reply is in them. A hint is a text
+    in the system message, or takes the place of a tool's schema.
 
     Raises ValueError, naming the record, if the chat template cannot write it."""
     learned = learned_messages(record["messages"])
-    messages = with_hints(record["messages"][:learned[-1] + 1], hints)
+    messages = with_hints(record["messages"][:learned[-1] + 1], [h["text"] for h in hints if "text" in h])
+    described = {h["tool"]["function"]["name"]: h["tool"] for h in hints if "tool" in h}
+    tools = [described.get(tool["function"]["name"], tool) for tool in record["tools"]]
     try:
-        return encode(chat, messages, record["tools"], len(learned))
+        return encode(chat, messages, tools, len(learned))
     except ValueError as e:
         raise ValueError(f"{record['id']}: {e}") from None
 

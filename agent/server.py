@@ -6,10 +6,10 @@
 POST /v1/chat/completions, with streaming, and GET /v1/models. A thread per connection reads requests and writes
 answers; the main thread samples, and batches all requests that are there (engine/sampler.py). There is no
 authentication: whoever reaches the port may use the model. What would change an answer and is not implemented (several
-choices, penalties) is refused by name.
+choices, penalties) is refused by name. --log keeps the requests with their answers, as tools/from_chats.py reads them.
 """
 
-from common import command_line
+from common import command_line, files
 
 import argparse
 import json
@@ -103,8 +103,8 @@ def read_request(body: bytes, model: str) -> Namespace:
     if "" in stop:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
-    return Namespace(messages=messages, tools=tools, calling=calling, calls=calls if tools else 0, goes_on=goes_on,
-                     stop=stop, seed=asked.get("seed"),
+    return Namespace(body=asked, messages=messages, tools=tools, calling=calling, calls=calls if tools else 0,
+                     goes_on=goes_on, stop=stop, seed=asked.get("seed"),
                      max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
                      temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
@@ -234,10 +234,13 @@ class Handler(BaseHTTPRequestHandler):
         end = {"finish_reason": reason, "stop_reason": stopped_by}
         read, written = len(request.prompt), len(request.new_ids)
         usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
+        message = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
+        choice = {"index": 0, "message": {"role": "assistant"} | message, **end}
+        answer = common | {"object": "chat.completion", "choices": [choice], "usage": usage}
+        if not asked.goes_on and not self.is_gone():
+            self.server.log(asked.body, answer)
         if not asked.stream:
-            message = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
-            choice = {"index": 0, "message": {"role": "assistant"} | message, **end}
-            return self.answer(200, common | {"object": "chat.completion", "choices": [choice], "usage": usage})
+            return self.answer(200, answer)
         if len(text) > len(sent):
             piece({"content": text[len(sent):]})
         if calls:
@@ -280,9 +283,20 @@ class Server(ThreadingHTTPServer):
     """What the handlers share."""
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], name: str, prompts: Prompts, batch: Batch):
+    def __init__(self, address: tuple[str, int], name: str, prompts: Prompts, batch: Batch,
+                 output: files.Output | None = None):
         super().__init__(address, Handler)
         self.name, self.prompts, self.batch, self.started = name, prompts, batch, int(time.time())
+        self.output, self.writing = output, threading.Lock()
+
+    def log(self, request: dict, answer: dict) -> None:
+        """Keeps a request with its answer if there is an `output`. A full disk is reported, and the client served."""
+        if self.output:
+            with self.writing:
+                try:
+                    self.output.write({"id": answer["id"], "request": request, "response": answer})
+                except ValueError as e:
+                    print(f"not logged: {e}", file=sys.stderr)
 
     def handle_error(self, *address):
         """A client that closes the connection is no error."""
@@ -293,10 +307,11 @@ class Server(ThreadingHTTPServer):
 def serve(args: Namespace) -> None:
     """Serves until it is interrupted."""
     chat = Chat(local_folder(args.model))
+    output = files.Output(args.log, {"model": args.model, "adapter": args.adapter}) if args.log else None
     defaults = {"tp": 1, "max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}      # each request says its own
     batch = Batch(chat, *parallel.sampler(Namespace(**vars(args), **defaults)))
     name = args.name or Path([args.model, *args.adapter][-1]).resolve().name
-    server = Server((args.host, args.port), name, Prompts(chat), batch)
+    server = Server((args.host, args.port), name, Prompts(chat), batch, output)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"{name!r} is at http://{args.host}:{server.server_address[1]}/v1; Ctrl-C ends this", flush=True)
     try:
@@ -319,6 +334,7 @@ def main():
         help="maximum tokens of a prompt with its response; never above the model's own limit")
     add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,
         help="precision of the weights and the computation; adapters are float32")
+    add("--log", metavar="FILE", help="JSONL: append each request with its answer, for tools/from_chats.py")
     args = parser.parse_args()
     if is_remote(args.model):
         parser.error(f"--model {args.model} is behind a server already")

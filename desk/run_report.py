@@ -55,7 +55,8 @@ def learned_hints(folder: Path) -> set[tuple[str, str]]:
     for data in (near(path, folder) for path in trained["data"]):
         for r in read_training(data) if data.exists() else ():
             shown = [r["steps"][n]["hint"] for n in r["targets"]] if "targets" in r else r["hints"]
-            hints.update((report.section_name(hint), hint["text"]) for hint in shown if hint)
+            texts = ((hint, hint["text"] if "text" in hint else json.dumps(hint["tool"])) for hint in shown if hint)
+            hints.update((report.section_name(hint), text) for hint, text in texts)
     return hints
 
 

@@ -14,7 +14,9 @@ PART = {"type": str, "text?": (None, str)}
 CALL = {"id?": (None, str), "type?": (None, str), "function": {"name": str, "arguments?": (None, str, dict)}}
 MESSAGE = {"role": str, "content?": (None, str, [PART]), "tool_calls?": (None, [CALL]), "tool_call_id?": (None, str)}
 TOOL = {"function": {"name": str, "description?": (None, str), "parameters?": (None, dict)}}
-CHAT = {"id": str, "messages": [MESSAGE], "tools?": (None, [TOOL]), "hints": [HINT], "success?": (None, bool)}
+TOOL_HINT = {"name": str, "tool": TOOL}                           # a tool of the chat, with its descriptions
+CHAT = {"id": str, "messages": [MESSAGE], "tools?": (None, [TOOL]), "hints": [(HINT, TOOL_HINT)],
+        "success?": (None, bool)}
 ROLES = ("system", "user", "assistant", "tool")
 
 
@@ -41,6 +43,10 @@ def check_chat(record: dict) -> tuple[str, str] | None:
         return wrong
     if not learned_messages(record["messages"]):
         return "messages", "no reply of the assistant, so there is nothing to learn"
+    names = {tool["function"]["name"] for tool in record.get("tools") or []}
+    for n, hint in enumerate(record["hints"]):
+        if "tool" in hint and hint["tool"]["function"]["name"] not in names:
+            return f"hints[{n}].tool", "not one of the chat's tools, which this hint describes"
     return None
 
 

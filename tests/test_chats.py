@@ -71,6 +71,21 @@ def test_the_student_sees_the_conversation_without_the_hints_and_each_is_dropped
     assert len({len(to_example(chat, record, 0.5, rng).tokens) for _ in range(50)}) == 4
 
 
+def test_a_hint_that_describes_a_tool_takes_the_place_of_its_schema(tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25)
+    told, = read_chats(written(tmp_path, SINGLE))
+    find, refund = told["tools"]
+    bare = {"type": "function", "function": {"name": "refund"}}
+    asked = told | {"tools": [find, bare], "hints": [*told["hints"], {"name": "the tool refund", "tool": refund}]}
+    record, = read_chats(written(tmp_path, asked))
+    teacher, student = to_example(chat, record), to_example(chat, record, 1.0)
+    assert teacher == to_example(chat, told)
+    assert student == to_example(chat, told | {"tools": [find, bare]}, 1.0)
+    assert student.labels == teacher.labels and len(student.tokens) < len(teacher.tokens)
+    kept = {tuple(to_example(chat, record, 0.5, random.Random(n)).tokens) for n in range(100)}
+    assert len(kept) == 8                                               # each of the three hints is dropped by itself
+
+
 def test_without_a_system_message_the_hints_are_one_and_the_student_has_none(tmp_path):
     chat = chat_with(tmp_path, chat_templates.QWEN_25)
     record, = read_chats(written(tmp_path, SINGLE | {"messages": SINGLE["messages"][1:2] + SINGLE["messages"][4:5],
@@ -161,6 +176,7 @@ IMAGE = {"type": "image_url", "image_url": {"url": "data:…"}}
     (changes(messages=[{"role": "assistant", "content": "Hello!"}]), "messages", "no reply of the assistant"),
     (changes(hints=None), "hints", "not a list"),
     (changes(hints=[{"name": "a"}]), "hints[0].text", "missing"),
+    (changes(hints=[{"name": "a", "tool": {"function": {"name": "b"}}}]), "hints[0].tool", "not one of the chat's"),
     (changes(tools={}), "tools", "not null or a list"),
     (changes(tools=[{"name": "a"}]), "tools[0].function", "missing"),
     (changes(success="yes"), "success", "not null or true or false"),

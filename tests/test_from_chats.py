@@ -34,12 +34,12 @@ def response(message, reason="stop"):
     return {"choices": [{"message": message, "finish_reason": reason}]}
 
 
-def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL):
+def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL, options=("--manual", "manual.md")):
     """from_chats.py on these records → (the chats, what it printed)."""
     (tmp_path / "manual.md").write_text(manual)
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "logs.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
-    monkeypatch.setattr(sys, "argv", ["from_chats.py", str(tmp_path / "logs.jsonl"), "--manual",
-                                      str(tmp_path / "manual.md"), "--out", str(tmp_path / "chats.jsonl")])
+    monkeypatch.setattr(sys, "argv", ["from_chats.py", "logs.jsonl", *options, "--out", "chats.jsonl"])
     from_chats.main()
     return read_chats(tmp_path / "chats.jsonl"), capsys.readouterr().out
 
@@ -109,6 +109,44 @@ def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monke
     assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
 
 
+DESCRIBED = {"type": "function", "function": {
+    "name": "refund", "description": "Pays money back.", "strict": True, "parameters": {
+        "title": "Refund", "description": "What to pay back.", "type": "object", "required": ["description"],
+        "properties": {
+            "description": {"type": "string", "description": "why"},            # a parameter of that name
+            "title": {"anyOf": [{"type": "string", "examples": ["Dr."]}, {"$ref": "#/$defs/title"}]},
+            "reason": {"enum": [{"description": "late"}, "broken"], "default": {"title": "x"}}},
+        "$defs": {"title": {"type": "null", "title": "None"}}}}}
+BARE = {"type": "function", "function": {
+    "name": "refund", "strict": True, "parameters": {
+        "type": "object", "required": ["description"],
+        "properties": {
+            "description": {"type": "string"},
+            "title": {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/title"}]},
+            "reason": {"enum": [{"description": "late"}, "broken"], "default": {"title": "x"}}},
+        "$defs": {"title": {"type": "null"}}}}}
+
+
+def test_tools_descriptions_become_hints_and_the_agent_gets_the_bare_tools(tmp_path, monkeypatch, capsys):
+    plain = {"type": "function", "function": {"name": "close"}}
+    logs = [{"messages": [{"role": "user", "content": text}, REPLY], "tools": tools}
+            for text, tools in (("Hi", [DESCRIBED, plain]), ("Hello", [DESCRIBED]), ("Hey", [plain]))]
+    found, said = converted(tmp_path, monkeypatch, capsys, *logs, options=("--bare-tools", "new/bare.json"))
+    assert [chat["tools"] for chat in found] == [[BARE, plain], [BARE]]
+    assert [chat["hints"] for chat in found] == [[{"name": "the tool refund", "tool": DESCRIBED}]] * 2
+    assert json.loads((tmp_path / "new/bare.json").read_text()) == [BARE, plain]
+    assert "left out, its tools have no descriptions: 1 (line 3)" in said
+    assert "2 chats of 3 records, with the descriptions of 1 tools" in said
+
+
+def test_a_manual_may_stand_in_the_system_message_and_in_the_descriptions(tmp_path, monkeypatch, capsys):
+    options = ("--manual", "manual.md", "--bare-tools", "bare.json")
+    (chat,), said = converted(tmp_path, monkeypatch, capsys, {"messages": [*ASKED, REPLY], "tools": [DESCRIBED]},
+                              options=options)
+    assert [hint["name"] for hint in chat["hints"]] == ["Shop", "Refunds", "the tool refund"]
+    assert "with a manual of 2 sections and the descriptions of 1 tools" in said
+
+
 def test_logs_of_the_same_name_in_two_folders_give_different_ids(tmp_path):
     files = [tmp_path / day / "logs.jsonl" for day in ("monday", "tuesday")]
     for file, hello in zip(files, ("Hi", "Hello")):
@@ -116,7 +154,7 @@ def test_logs_of_the_same_name_in_two_folders_give_different_ids(tmp_path):
         messages = [ASKED[0], {"role": "user", "content": hello}, REPLY]
         file.write_text(json.dumps({"messages": messages}) + "\n")
     (tmp_path / "manual.md").write_text(MANUAL)
-    found, _, _ = from_chats.convert(list(map(str, files)), from_chats.read_manual(tmp_path / "manual.md"))
+    found, _, _ = from_chats.convert(list(map(str, files)), from_chats.read_manual(tmp_path / "manual.md"), False)
     assert [chat["id"] for chat in found] == ["logs-1-1", "logs-2-1"]
 
 

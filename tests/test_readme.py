@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "starter/README.md"]
 OTHERS_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id",
                 "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",              # torchrun's, Slurm's
-                "--max-lora-rank", "--generation-config"}                                          # vLLM's
+                "--max-lora-rank", "--generation-config", "--tensor-parallel-size",
+                "--enable-auto-tool-choice", "--tool-call-parser"}                                 # vLLM's
 
 
 def test_the_example_of_the_readme_takes_the_hints_out_of_the_prompt(tmp_path):

@@ -1,6 +1,6 @@
 """agent/server.py: the model that a client sees is the model that is sampled here, token by token."""
 
-from common import ROOT
+from common import ROOT, files
 
 import fcntl
 import http.client
@@ -24,6 +24,7 @@ from agent.server import Batch, Handler, Server, read_request
 from formats import records
 from scaling import parallel
 from test_templates import FORMS, chat_with
+from tools import from_chats
 from tools.sandbox import Observation
 
 STARTER = ROOT / "starter"
@@ -224,6 +225,26 @@ def test_a_client_that_leaves_frees_its_slot(server, monkeypatch):
         while not left.ended:
             time.sleep(0.01)
         assert left.ended == "stop" and len(left.new_ids) < 1000
+
+
+def test_a_log_holds_each_request_with_its_answer_as_from_chats_reads_them(server, tmp_path, monkeypatch):
+    output = files.Output(tmp_path / "logs.jsonl", {"model": "starter"})
+    monkeypatch.setattr(server, "output", output)
+    begun = {"role": "assistant", "content": "Step 1"}
+    asked = hello(temperature=0)
+    bodies = [asked, asked | {"stream": True}, hello(stop=""),          # the third is refused, the fourth continues
+              asked | {"messages": [*asked["messages"], begun], "continue_final_message": True}]
+    status, answers = zip(*(send(server, body) for body in bodies))
+    assert status == (200, 200, 400, 200)
+    monkeypatch.setattr(Handler, "is_gone", lambda self: True)
+    send(server, asked)                                                 # a client that leaves: its reply is cut off
+    first, streamed = (record for _, record in from_chats.read_logs(output.path))
+    assert [record["request"] for record in (first, streamed)] == bodies[:2]
+    assert first["response"] == json.loads(answers[0])
+    assert streamed["response"]["choices"] == first["response"]["choices"]
+    first["response"]["choices"][0]["finish_reason"] = "stop"           # the answer is cut off at twelve tokens
+    messages = [*asked["messages"], first["response"]["choices"][0]["message"]]
+    assert from_chats.to_chat(first)["messages"] == messages
 
 
 def test_an_open_connection_is_not_gone_whatever_its_number(server):

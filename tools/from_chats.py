@@ -6,8 +6,9 @@ Each line of the logs is one of
     {"messages": […], "tools": […]}                                             OpenAI's format for fine-tuning
     {"request": {"messages": …, "tools": …}, "response": {"choices": […]}}      a request of the OpenAI SDK, answered
 or of a similar shape, as tracing tools export them. The manual is looked for in the system message: as a whole, or
-section by section. Each section found becomes a hint and leaves the message, whose other text stays. A record without
-the manual, or one that cannot be learned from, is left out and reported.
+section by section. Each section found becomes a hint and leaves the message, whose other text stays. With --bare-tools,
+the descriptions in a tool's schema become a hint, too, and leave the schema. A record without the manual, or one that
+cannot be learned from, is left out and reported.
 """
 
 import sys
@@ -30,6 +31,9 @@ REQUESTS = ("request", "input", "inputs", "kwargs", "body")     # where a log ke
 RESPONSES = ("response", "output", "outputs", "completion", "body")     # … and what was answered
 HEADING = re.compile(r"^#{1,6} +.*$", re.M)
 CUT = ("length", "content_filter")                              # finish_reasons of an unfinished reply
+EXPLANATIONS = ("title", "description", "examples", "$comment")         # in a schema: they permit and forbid nothing
+NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")         # {name: schema}
+VALUES = ("enum", "const", "default")
 
 
 class Unusable(Exception):
@@ -170,8 +174,8 @@ def as_written(text: str) -> re.Pattern:
 
 
 def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
-    """The chat with its "hints", which are no longer in its system messages, and the sections with another text. Raises
-    Unusable if there are none."""
+    """The chat with the manual's sections as its "hints", which are no longer in its system messages, and the sections
+    with another text. Raises Unusable if there are none."""
     hints, changed, messages, left = [], [], [], manual
     for message in chat["messages"]:
         if message["role"] == "system":
@@ -189,10 +193,40 @@ def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
     return chat | {"messages": messages, "hints": hints}, changed
 
 
+# ---- the tools' schemas
+
+def with_tool_hints(chat: dict) -> dict:
+    """The chat whose tools have no descriptions; each tool that had some is a hint."""
+    bare_tools = [bare_tool(tool) for tool in chat["tools"]]
+    hints = [{"name": f"the tool {tool['function']['name']}", "tool": tool}
+             for tool, short in zip(chat["tools"], bare_tools) if short != tool]
+    return chat | {"tools": bare_tools, "hints": chat["hints"] + hints}
+
+
+def bare_tool(tool: dict) -> dict:
+    """A tool with its name and its parameters' names and types."""
+    function = {k: v for k, v in tool["function"].items() if k not in EXPLANATIONS}
+    if function.get("parameters"):
+        function["parameters"] = bare(function["parameters"])
+    return tool | {"function": function}
+
+
+def bare(schema: object) -> object:
+    """A JSON schema without its explanations. It permits the same values."""
+    if isinstance(schema, list):
+        return [bare(inner) for inner in schema]
+    if not isinstance(schema, dict):
+        return schema
+    kept = {k: v for k, v in schema.items() if k not in EXPLANATIONS}
+    return {k: v if k in VALUES else {name: bare(inner) for name, inner in v.items()}
+            if k in NAMED and isinstance(v, dict) else bare(v) for k, v in kept.items()}
+
+
 # ---- all records
 
-def convert(paths: list[str], manual: list[dict]) -> tuple[list[dict], dict[str, list[str]], int]:
-    """The chats; what is to be reported, {what: where}; and how many records there were."""
+def convert(paths: list[str], manual: list[dict], bare_tools: bool) -> tuple[list[dict], dict[str, list[str]], int]:
+    """The chats; what is to be reported, {what: where}; and how many records there were. Without a manual, what becomes
+    a hint are the tools' descriptions only."""
     chats, report, records = [], defaultdict(list), 0
     stems = [Path(file).stem for file in paths]
     names = [stem if stems.count(stem) == 1 else f"{stem}-{k}" for k, stem in enumerate(stems, 1)]
@@ -206,7 +240,11 @@ def convert(paths: list[str], manual: list[dict]) -> tuple[list[dict], dict[str,
                 chat = {"id": f"{name}-{n}", "hints": []} | to_chat(record)
                 if wrong := check_chat(chat):
                     raise Unusable(f"{re.sub(r'[0-9]+', 'n', wrong[0])}: {wrong[1]}")
-                chat, changed = with_hints(normal(chat), manual)
+                chat, changed = with_hints(normal(chat), manual) if manual else (normal(chat), [])
+                if bare_tools:
+                    chat = with_tool_hints(chat)
+                if not chat["hints"]:
+                    raise Unusable("its tools have no descriptions")
             except Unusable as e:
                 report[f"left out, {e}"].append(where)
                 continue
@@ -240,21 +278,35 @@ def without_beginnings(chats: list[tuple[dict, str]]) -> set[str]:
 def main():
     parser = command_line.Parser(__doc__)
     parser.add_argument("logs", nargs="+", help="JSONL, or a JSON list")
-    parser.add_argument("--manual", required=True, metavar="FILE", help="the manual, Markdown or plain text")
+    parser.add_argument("--manual", metavar="FILE", help="the manual, Markdown or plain text")
+    parser.add_argument("--bare-tools", metavar="FILE",
+                        help="the descriptions in the tools' schemas are hints, too; FILE gets the tools without them, "
+                        "for the agent to send once it has learned them")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL of chats")
     args = parser.parse_args()
-    files.refuse_overwriting(args.out, [*args.logs, args.manual])
-    manual = read_manual(args.manual)
-    chats, report, records = convert(args.logs, manual)
+    if not args.manual and not args.bare_tools:
+        parser.error("give --manual FILE, or --bare-tools FILE if the manual is in the tools' descriptions, or both")
+    files.refuse_overwriting(args.out, [*args.logs, args.manual, args.bare_tools])
+    files.refuse_overwriting(args.bare_tools, [*args.logs, args.manual])
+    manual = read_manual(args.manual) if args.manual else []
+    chats, report, records = convert(args.logs, manual, bool(args.bare_tools))
     for what, where in report.items():
         if where:
             print(f"{what}: {len(where)} (line{'s' * (len(where) > 1)} {', '.join(where[:5])}"
                   f"{', …' * (len(where) > 5)})")
     if not chats:
         raise ValueError(f"{', '.join(args.logs)}: nothing is left to learn from")
-    Path(args.out).parent.mkdir(parents=True, exist_ok=True)
-    files.write_whole({args.out: "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)})
-    print(f"{args.out}: {len(chats)} chats of {records} records, with a manual of {len(manual)} sections")
+    written = {args.out: "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)}
+    sources = [f"a manual of {len(manual)} sections"] if manual else []
+    if args.bare_tools:
+        tools = {json.dumps(tool, ensure_ascii=False): None for chat in chats for tool in chat["tools"]}
+        written[args.bare_tools] = "[\n" + ",\n".join(tools) + "\n]\n"
+        described = {hint["name"] for chat in chats for hint in chat["hints"] if "tool" in hint}
+        sources.append(f"the descriptions of {len(described)} tools")
+    for file in written:
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    files.write_whole(written)
+    print(f"{args.out}: {len(chats)} chats of {records} records, with {' and '.join(sources)}")
 
 
 if __name__ == "__main__":

@@ -35,14 +35,14 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
         return rng.random() >= dropout
 
     learned = learned_steps(record)
-    hints = [h["text"] for h in record["hints"] if keep()]
+    hints = [h for h in record["hints"] if keep()]
     if is_chat(record):
         tokens, spans = logged.tokens(chat, record, hints)
         actions = [range(*span) for span in spans]
     else:
         steps = [s if s["hint"] is None or (n in learned and keep()) else s | {"hint": None}
                  for n, s in enumerate(record["steps"][:max(learned) + 1])]
-        tokens, spans = chat.prompt(record["task"]["question"], hints, steps)
+        tokens, spans = chat.prompt(record["task"]["question"], [h["text"] for h in hints], steps)
         actions = [[i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
                    for n in learned]
     example = Example(tokens, [])
