@@ -5,6 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 
+[[ ${RUN:-} != *[[:space:]]* ]] || { echo "RUN=$RUN: a path with spaces does not work here" >&2; exit 2; }
 python=${PYTHON:-python} run=${RUN:-runs/demo} tasks=data/starter        # everything is written to $run
 agent="--model starter --tools tools/toolqa.py --data $tasks/world --hint-dir hints/starter/round1
        --temperature 0.1 --batch 128 --max-steps 4 --max-new-tokens 160"

@@ -21,6 +21,9 @@
 #   HUMANEVAL, GSM8K   the official files, or some lines of them, for Table 6
 set -euo pipefail
 cd "$(dirname "$0")"
+for name in MODEL DATA RUN HINTS HUMANEVAL GSM8K; do
+    [[ ${!name:-} != *[[:space:]]* ]] || { echo "$name=${!name}: a path with spaces does not work here" >&2; exit 2; }
+done
 
 only=${ONLY:-} split=${SPLIT:-} every=${EVERY:-1}
 size=${SIZE:-${only:+small}} size=${size:-70B}
@@ -57,17 +60,17 @@ data=${data%/} tasks=$run/tasks
 mkdir -p $tasks
 rehearse() {                                   # rehearse FOLDER SEED: generated corpora and tasks
     [ $size != small ] || [ -n "$(ls -A $1 2> /dev/null)" ] || {
-        rm -rf $1.part
+        rm -rf "$1.part"
         python tools/rehearse_toolqa.py --out $1.part --seed $2
         [ ! -d $1 ] || rmdir $1
         mv $1.part $1
     }
 }
-templates() { grep -ohE '"template": "[^"]*"' "$@" | LC_ALL=C sort -u; }
+templates() { { grep -ohE '"template": *"[^"]*"' "$@" || true; } | LC_ALL=C sort -u; }
 choose() {                                     # choose FILE [N]: the first N lines of each chosen template [all]
     awk -v groups="${only// /|}" -v most="${2:-}" '
         NR == FNR { chosen[$0]; next }
-        $0 ~ "\"group\": \"(" (groups ? groups : ".*") ")\"" && match($0, /"template": "[^"]*"/) {
+        $0 ~ "\"group\": *\"(" (groups ? groups : "[^\"]*") ")\"" && match($0, /"template": *"[^"]*"/) {
             template = substr($0, RSTART, RLENGTH)
             if (template in chosen && (++seen[template] <= most || !most)) print
         }' $tasks/templates $1
@@ -76,7 +79,7 @@ rehearse $data 0
 templates $data/*.jsonl | awk "NR % $every == 0" > $tasks/templates
 choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
 choose $data/test$split.jsonl ${EACH_TEST:-} > $tasks/test.jsonl
-grep -oE '"question": "([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
+grep -oE '"question": *"([^"\\]|\\.)*"' $tasks/test.jsonl > $tasks/asked || true
 for file in train test; do
     [ -s $tasks/$file.jsonl ] || { echo "$data, ONLY=\"$only\", EVERY=$every: $file.jsonl would be empty" >&2; exit 2; }
 done
@@ -104,7 +107,7 @@ rounds() {                                     # rounds kl | ce
             world=$data-$round/world new=$tasks/train$round.jsonl
             rehearse $data-$round $round
             choose $data-$round/train$split.jsonl ${EACH:-} | grep -vFf $tasks/asked |
-                sed "s/\"id\": \"/&round$round-/" > $new
+                sed "s/\"id\": *\"/&round$round-/" > $new
         fi
         again="$play $adapters --data $world"
         $again --tasks $new --trials $trials --seed $round --out $to/seen$round.jsonl

@@ -11,6 +11,8 @@ seconds; a parameter that the server rejects is not sent again. The openai packa
 these, and brings six more packages.
 """
 
+from common import command_line
+
 import functools
 import http.client
 import json
@@ -38,7 +40,8 @@ PAUSE, LONGEST_PAUSE = 1.0, 60.0                        # seconds before the sec
 PATIENCE = 300                                          # seconds of pauses for one request
 TOO_LONG = re.compile("context.?(length|size)|maximum context|context window|too long|too many tokens|"
                       r"longer than the maximum|max_new_tokens\W+must be|maximum number of tokens", re.I)
-REFUSED = re.compile("content.?(filter|management|policy)", re.I)
+REFUSED = re.compile("content.?(filter|management|policy)|usage polic|content exists risk|data_inspection_failed", re.I)
+OUT_OF_RANGE = re.compile("too (large|small|high|low)|at (most|least)|(less|greater) than|between|range", re.I)
 NO_QUOTA = re.compile("insufficient_quota|exceeded your current quota", re.I)
 # A parameter, and what it is called by servers that do not know this name. None: they do without.
 SUCCESSORS = {"max_tokens": "max_completion_tokens", "temperature": None, "top_p": None, "seed": None, "stop": None}
@@ -138,9 +141,10 @@ class Endpoint:
         done, self.pending = wait(self.pending, timeout=0.05, return_when=FIRST_COMPLETED)
         try:
             return [future.result() for future in done]
-        except ValueError:
+        except ValueError as error:
             self.pool.shutdown(wait=False, cancel_futures=True)
-            raise
+            waiting = not all(future.done() for future in self.pending)
+            raise command_line.Abandoned(str(error)) if waiting else error
 
     def complete(self, request: Request) -> Request:
         """Sends a request and fills in its response."""
@@ -206,10 +210,13 @@ class Endpoint:
         return body
 
     def does_without(self, problem: str, sent: dict) -> bool:
-        """Does the server reject a parameter that was sent? Then it is not sent again, or by its other name."""
+        """Does the server reject a parameter that was sent? Then it is not sent again, or by its other name. Raises
+        ValueError if it is the value that is rejected."""
         for name, successor in SUCCESSORS.items():
             key = next((key for key in (name, successor) if key in sent), None)
             if key and re.search(rf"\b{key}\b", problem):
+                if OUT_OF_RANGE.search(problem):
+                    raise self.failed(f"{problem[:250]} (we sent {key} = {sent[key]})")
                 if self.names[name] == key:                     # no other request has found out before
                     self.names[name] = successor if key == name else None
                     self.say(f"rejects {key}; from now on we send " + (self.names[name] or "requests without it"))

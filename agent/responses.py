@@ -11,6 +11,8 @@ import warnings
 
 from agent.protocol import TAG, THOUGHT_TAG
 
+CODE_BEGINS = re.compile(r"^[ \t]*<python>|<python>[ \t]*$", re.M)      # not "between <python> and </python>"
+
 
 def monologue_in(text: str) -> tuple[str, str]:
     """A response to the request for a monologue → (the monologue, the code that the model went on to write).
@@ -19,9 +21,9 @@ def monologue_in(text: str) -> tuple[str, str]:
     text = (_after_thoughts(text) or _last(THOUGHT_TAG.split(text))).partition("<observation>")[0]
     text, closed, _ = text.partition("</inner_monologue>")
     text = re.split(r"(?:<inner_monologue>\s*)+", text, maxsplit=1)[-1]
-    before, opened, rest = text.partition("<python>")
-    code = code_in(opened + rest) if opened and not closed else ""
-    return (before if code else text).strip(), code
+    opened = not closed and CODE_BEGINS.search(text)
+    code = code_in(text[opened.start():]) if opened else ""
+    return (text[:opened.start()] if code else text).strip(), code
 
 
 def code_in(text: str) -> str:

@@ -162,7 +162,7 @@ def rejected(sampler: object) -> dict:
 
 def check_answers_hidden(args: Namespace) -> None:
     """Raises ValueError if the agent's code could read a file that holds answers."""
-    for name in ("tasks", "resample", "trajectories", "hints_for", "out"):
+    for name in ("tasks", "resample", "trajectories", "hints_for", "out", "html"):
         file = getattr(args, name, None)
         if file and args.data and Path(file).resolve().is_relative_to(Path(args.data).resolve()):
             raise ValueError(f"{file}: holds answers, and the agent's code can read all of --data {args.data}; "

@@ -283,7 +283,7 @@ class Server(ThreadingHTTPServer):
     """What the handlers share."""
     request_queue_size = 128
 
-    def __init__(self, address: tuple[str, int], name: str, prompts: Prompts, batch: Batch,
+    def __init__(self, address: tuple[str, int], name: str, prompts: Prompts, batch: Batch | None,
                  output: files.Output | None = None):
         super().__init__(address, Handler)
         self.name, self.prompts, self.batch, self.started = name, prompts, batch, int(time.time())
@@ -307,15 +307,18 @@ class Server(ThreadingHTTPServer):
 def serve(args: Namespace) -> None:
     """Serves until it is interrupted."""
     chat = Chat(local_folder(args.model))
-    output = files.Output(args.log, {"model": args.model, "adapter": args.adapter}) if args.log else None
-    defaults = {"tp": 1, "max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}      # each request says its own
-    batch = Batch(chat, *parallel.sampler(Namespace(**vars(args), **defaults)))
     name = args.name or Path([args.model, *args.adapter][-1]).resolve().name
-    server = Server((args.host, args.port), name, Prompts(chat), batch, output)
+    output = files.Output(args.log, {"model": args.model, "adapter": args.adapter}) if args.log else None
+    try:
+        server = Server((args.host, args.port), name, Prompts(chat), None, output)
+    except OSError as e:
+        raise ValueError(f"--host {args.host} --port {args.port}: {e.strerror or e}; give another one") from None
+    defaults = {"tp": 1, "max_new_tokens": 1, "temperature": 1.0, "top_p": 1.0}      # each request says its own
+    server.batch = Batch(chat, *parallel.sampler(Namespace(**vars(args), **defaults)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     print(f"{name!r} is at http://{args.host}:{server.server_address[1]}/v1; Ctrl-C ends this", flush=True)
     try:
-        batch.run()
+        server.batch.run()
     except KeyboardInterrupt:
         print()
 

@@ -9,11 +9,21 @@ from collections.abc import Iterator
 from agent.chat import Chat
 from agent.logged import control_tokens
 
+THOUGHTS_END = re.compile("</think(?:ing)?>")
 Call = tuple[str, dict]                                         # a tool's name, its arguments
 
 
 def find(text: str) -> Iterator[tuple[int, int, Call]]:
-    """Yields (start, end, call) of each tool call."""
+    """Yields (start, end, call) of each tool call behind the model's thoughts; one in them is only considered."""
+    found = list(objects(text))
+    thoughts = (match.end() for match in THOUGHTS_END.finditer(text)
+                if not any(start <= match.start() < end for start, end, _ in found))
+    behind = max(thoughts, default=0)
+    yield from (call for call in found if call[0] >= behind)
+
+
+def objects(text: str) -> Iterator[tuple[int, int, Call]]:
+    """Yields (start, end, call) of each JSON object that is a call."""
     at, decoder = 0, json.JSONDecoder()
     while (at := text.find("{", at)) >= 0:
         try:

@@ -49,6 +49,10 @@ class Parser(argparse.ArgumentParser):
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflow")
 
 
+class Abandoned(ValueError):
+    """Bad input that is found while other threads wait for an endpoint; the process ends without them."""
+
+
 def run_stage(main: Callable[[], None]) -> None:
     """Calls a stage's main. Bad input ends in one line and exit status 2, Ctrl-C in one line and status 130.
 
@@ -60,7 +64,9 @@ def run_stage(main: Callable[[], None]) -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("DEBUG"):
             raise
-        print(f"{name}: {' '.join(str(error).split(chr(10)))}", file=sys.stderr)
+        print(f"{name}: {' '.join(str(error).split(chr(10)))}", file=sys.stderr, flush=True)
+        if isinstance(error, Abandoned):
+            os._exit(2)
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:                  # PyTorch reports a lack of memory as a RuntimeError
         memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
@@ -73,4 +79,4 @@ def run_stage(main: Callable[[], None]) -> None:
     except KeyboardInterrupt as stopped:
         what = str(stopped) or "what was written is kept; the same command resumes from there"
         print(f"\nstopped; {what}", file=sys.stderr, flush=True)
-        os._exit(130)                                             # do not wait for threads that wait for an endpoint
+        os._exit(130)                                             # without the threads that wait for an endpoint

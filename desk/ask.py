@@ -67,6 +67,8 @@ def asked(question: str, n: int, trial: int, args: Namespace) -> dict:
     have the same seed."""
     task = {"id": f"ask-{n}", "group": getattr(args, "group", ""), "template": getattr(args, "template", ""),
             "question": question, "answer": []}
+    if args.hints == "task" and not task["group"] and not (args.hint_dir / "common.md").exists():
+        raise ValueError("--hints task: --group says of which group, and --template of which type of task")
     [trajectory] = rollouts.trials([task], Namespace(**vars(args) | {"trials": 1}))
     return trajectory | {"id": f"ask-{n}#{trial}"}
 
@@ -142,7 +144,7 @@ def stream(wish: Generate, agent: Agent, say: Callable[[str], None]) -> tuple:
         shown = text
 
     def stop(new_ids):
-        text = agent.chat.decode(new_ids)
+        text = agent.chat.decode(new_ids[:-1] if new_ids[-1] in agent.chat.ends else new_ids)
         if not text.endswith("\N{REPLACEMENT CHARACTER}"):      # a character may take several tokens
             show(text)
         return over(new_ids)

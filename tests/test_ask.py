@@ -6,12 +6,14 @@ import io
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
 import collect as collect_py
+from agent.chat import Chat
 from agent.play import is_right
-from desk.ask import before_tag
+from desk.ask import before_tag, stream
 
 
 @pytest.fixture(scope="module")
@@ -62,6 +64,31 @@ def test_questions_are_read_until_the_input_ends(collect, tmp_path):
     assert not any(is_right("", t["task"]["answer"]) for t in asked)      # nobody knows the right answer
     collect("--max-new-tokens", 5, "--ask", "When?", "--out", tmp_path / "asked.jsonl")
     assert json.loads(open(tmp_path / "asked.jsonl").readlines()[2])["id"] == "ask-2#0"
+
+
+def test_without_its_group_a_question_has_no_hints_for_its_task(collect, tmp_path):
+    (tmp_path / "coffee.md").write_text("## tools: a table\nload_db()\n")
+    with pytest.raises(ValueError, match="--hints task: --group says"):
+        collect("--hints", "task", "--hint-dir", tmp_path, "--ask", "Who?")
+
+
+def test_the_control_token_that_ends_a_turn_is_not_shown(monkeypatch):
+    chat, shown = Chat(ROOT / "starter"), []
+    ids = chat.encode_template("I look it up.<|end|>")
+    assert ids[-1] in chat.ends
+
+    class Engine:
+        def add(self, request):
+            self.request = request
+
+        def step(self):
+            for n in range(1, len(ids) + 1):
+                self.request.stop(ids[:n])
+            self.request.new_ids, self.request.ended = ids, "stop"
+            return [self.request]
+    agent = SimpleNamespace(chat=chat, engine=Engine(), request=lambda key, prompt, **how: SimpleNamespace(**how))
+    stream(SimpleNamespace(tag="inner_monologue", prompt=[], seed=0), agent, shown.append)
+    assert "".join(shown) == "I look it up.\n"
 
 
 @pytest.mark.parametrize("columns", [100, 80])

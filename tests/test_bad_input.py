@@ -284,6 +284,8 @@ CASES = [                                                               # script
      "adapter_model.safetensors: model.layers.0.self_attn.q_proj: .* do not fit"),
     (C, COLLECT + " --adapter {f}/adapter0", lambda f: (adapter(2)(f), text("adapter0/adapter_config.json", "[]")(f)),
      "adapter_config.json: not an object"),
+    (R, "{f}/played.jsonl --try {f}/round2/no-x.md --model {f}/model --tools {f}/tools.py --data {f}/data --html "
+     "{f}/data/page.html", nothing, "data/page.html: holds answers, and the agent's code can read all of --data"),
     (R, "{f}/played.jsonl --try {f}/round2/no-x.md --model {f}/model --tools {f}/tools.py --data {f}/data --tp 2",
      nothing, "--tp: only the model that plays the tasks"),
     # tools

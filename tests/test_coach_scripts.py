@@ -167,6 +167,24 @@ def test_a_group_without_tasks_is_named(tmp_path):
     assert done.stderr == f'{tmp_path}/data, ONLY="tea", EVERY=1: train.jsonl would be empty\n'
 
 
+def test_a_path_with_spaces_is_refused_before_anything_is_written(tmp_path):
+    for script in "coach_toolqa.sh", "coach.sh":
+        environment = os.environ | SMALL | {"RUN": str(tmp_path / "my run")}
+        done = subprocess.run(["bash", ROOT / script], env=environment, capture_output=True, text=True)
+        assert done.returncode == 2 and done.stderr.startswith(f"RUN={tmp_path}/my run: ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_tasks_without_spaces_between_fields_are_chosen_alike(tmp_path):
+    environment = rehearsals(tmp_path)
+    for file in tmp_path.glob("data*/*.jsonl"):
+        lines = map(json.loads, file.read_text().splitlines())
+        file.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+    commands("coach_toolqa.sh", tmp_path, **SMALL | environment | {"ONLY": "coffee"})
+    chosen = [json.loads(line) for line in open(tmp_path / "run/tasks/train.jsonl")]
+    assert chosen and {task["group"] for task in chosen} == {"coffee"}
+
+
 def test_a_small_run_needs_a_model(tmp_path):
     environment = os.environ | {"ONLY": "coffee", "RUN": str(tmp_path / "run"), "MODEL": ""}
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)

@@ -162,6 +162,8 @@ FULL = [(400, "the prompt is longer than the maximum model length of 4096"),
 @pytest.mark.parametrize("answer, stop", [
     *((lambda body, full=full: error(*full), "length") for full in FULL),
     (lambda body: error(400, "filtered", code="content_filter"), "refused"),
+    (lambda body: error(400, "your prompt was flagged as potentially violating our usage policy"), "refused"),
+    (lambda body: error(400, "Content Exists Risk"), "refused"),
     (lambda body: said("complete_task('half', ", "content_filter"), "refused"),
     (lambda body: THINKING, "empty"), (lambda body: (200, {"choices": [{"message": {}}]}), "empty"),
     (parts, "complete")])
@@ -197,6 +199,14 @@ def test_a_rejected_parameter_is_not_sent_again(server, stage, tmp_path, capfd, 
     assert capfd.readouterr().err.count(f"rejects {rejected}") == 1
 
 
+@pytest.mark.parametrize("says", ["max_tokens is too large: 400. This model supports at most 256 completion tokens.",
+                                  "Invalid max_tokens value, the valid range of max_tokens is [1, 256]"])
+def test_a_value_that_is_too_large_ends_the_run_and_is_not_left_out(server, stage, tmp_path, says):
+    server.answer = lambda body: error(400, says) if "max_tokens" in body else play(body)
+    with pytest.raises(ValueError, match=r"256.*we sent max_tokens = \d+"):
+        stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--out", tmp_path / "o.jsonl")
+
+
 def test_a_parameter_at_its_neutral_value_is_not_sent(server, stage, tmp_path):
     server.answer = play
     stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--temperature", 1,
@@ -217,6 +227,23 @@ def test_a_server_that_recovers_is_asked_again(server, stage, tmp_path, monkeypa
     assert {t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")} == {"complete"}
     assert all(0.01 <= wait <= 0.05 for wait in waits)                 # Retry-After neither shortens nor stretches it
     assert ("asks us to wait" in capfd.readouterr().err) == (trouble[-1] == "99999999")
+
+
+def test_an_error_does_not_wait_for_the_other_answers(server, stage, tmp_path):
+    release, answered = threading.Event(), []
+
+    def answer(body):
+        if "Twice 0?" in body["messages"][0]["content"]:
+            return error(401, "no")
+        release.wait(60)
+        answered.append(body)
+        return play(body)
+    server.answer = answer
+    command = ["evaluate.py", "--model", "openai:any", *world(tmp_path, server.url), "--out", tmp_path / "o.jsonl"]
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    still_waiting = not answered
+    release.set()
+    assert done.returncode == 2 and "401 Unauthorized" in done.stderr and still_waiting
 
 
 def test_without_quota_the_run_stops_at_once_and_keeps_what_is_there(server, stage, tmp_path):

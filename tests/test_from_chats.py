@@ -109,6 +109,18 @@ def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monke
     assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
 
 
+def test_a_section_that_goes_on_in_the_logs_is_another_text(tmp_path, monkeypatch, capsys):
+    asked = [ASKED[0] | {"content": SYSTEM.replace("Be kind.", "Be kind. Say thanks.")}, ASKED[1]]
+    (chat,), said = converted(tmp_path, monkeypatch, capsys, {"messages": [*asked, REPLY]})
+    assert [hint["text"] for hint in chat["hints"]] == [
+        "# Shop\n\n## Tone\nBe kind. Say thanks.", "## Refunds\nAsk for the order first."]
+    assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
+    assert "the system message keeps what is not in the manual, for example: You are Ada. Today is Monday.\n" in said
+    kinder = [{"role": "system", "content": "Be kinder"}, ASKED[1]]
+    with pytest.raises(ValueError, match="nothing is left to learn from"):
+        converted(tmp_path, monkeypatch, capsys, {"messages": [*kinder, REPLY]}, manual="Be kind")
+
+
 DESCRIBED = {"type": "function", "function": {
     "name": "refund", "description": "Pays money back.", "strict": True, "parameters": {
         "title": "Refund", "description": "What to pay back.", "type": "object", "required": ["description"],

@@ -76,6 +76,11 @@ MONOLOGUES = [                      # (a response to the request for a monologue
     ("I look.\n<python>\nprint(1)\n</python>\n<observation>\n1\n</observation>\n"
      "<inner_monologue>\nDone.\n</inner_monologue>", "I look.", "print(1)"),
     ("I look.\n<python>\n</python>", "I look.\n<python>\n</python>", ""),
+    ("I look. <python>\nprint(1)", "I look.", "print(1)"),
+    ("I look.\n  <python> print(1) </python>", "I look.", "print(1)"),
+    ("I write the code between <python> and </python>.", "I write the code between <python> and </python>.", ""),
+    ("I write it between <python> and </python>.\n<python>\nprint(1)",
+     "I write it between <python> and </python>.", "print(1)"),
     ("I try <python>\nprint(1)\n</python> next.\n</inner_monologue>",                 # the code is yet to be asked for
      "I try <python>\nprint(1)\n</python> next.", "")]
 

@@ -27,6 +27,7 @@ SECRET = "the-answer-is-4711"
 TOOLS = '''
 import sqlite3
 from math import sqrt                   # public, but not defined here: no tool
+lower, _upper = str.lower, str.upper    # … and these do not even say where they are defined
 
 def _open(data):
     global connection
@@ -100,7 +101,7 @@ def test_trajectories_do_not_share_variables(world):
 
 def test_tools_are_the_public_functions_of_the_module(box):
     assert box.run("print(price('tea'))").text == "3\n"
-    for name in "_open", "sqrt", "connection", "sqlite3":
+    for name in "_open", "sqrt", "lower", "_upper", "connection", "sqlite3":
         assert "NameError" in box.run(name).text
 
 
@@ -278,6 +279,8 @@ ATTACKS = {
     "killing its group": ("import os; os.kill(0, 9)", REFUSED),
     "killing the parent's group": ("import os; os.killpg(os.getpgid(os.getppid()), 9)", REFUSED),
     "killing by thread": (LIBC + "tried(libc.tgkill(STAGE, STAGE, 9))", REFUSED),
+    "waking itself between steps": ("import os; os.kill(os.getpid(), 18)", REFUSED),
+    "waking a thread between steps": ("import signal, threading as t; signal.pthread_kill(t.get_ident(), 18)", REFUSED),
     "killing through a pidfd": ("import os, signal; signal.pidfd_send_signal(os.pidfd_open(STAGE), 9)", REFUSED),
     "killing by a file's owner": ("import fcntl, os; r, w = os.pipe(); fcntl.fcntl(r, fcntl.F_SETOWN, STAGE)", REFUSED),
     "queueing a signal": (LIBC + "tried(libc.sigqueue(STAGE, 9, None))", REFUSED),

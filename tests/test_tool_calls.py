@@ -9,7 +9,7 @@ import chat_templates
 from agent.chat import Chat
 from agent.served_prompts import Prompts
 from agent.server import Batch, Server
-from agent.tool_calls import split
+from agent.tool_calls import find, split
 from chat_templates import PARALLEL, SINGLE
 from engine.sampler import Request
 from formats.chats import learned_messages, normal_message
@@ -49,6 +49,15 @@ def test_the_calls_in_a_reply_are_those_that_the_template_was_given(name, tmp_pa
 
 
 F, G = '{"name": "f", "arguments": {"x": "<b>{"}}', '{"name": "g", "parameters": {}}'
+
+
+@pytest.mark.parametrize("text, calls", [
+    ('<think>I could {"name": "a", "arguments": {}}.</think>\n{"name": "b", "arguments": {}}', ["b"]),
+    ('Or {"name": "a", "arguments": {}}?\n</thinking>{"name": "b", "arguments": {}}', ["b"]),
+    ('<think>{"name": "a", "arguments": {}}</think>No.', []),
+    ('{"name": "a", "arguments": {"text": "</think>"}} {"name": "b", "arguments": {}}', ["a", "b"])])
+def test_a_call_that_is_only_considered_is_none(text, calls):
+    assert [name for _, _, (name, _) in find(text)] == calls
 
 
 @pytest.mark.parametrize("text, said, calls", [

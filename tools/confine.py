@@ -237,6 +237,8 @@ CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether
                                                             # their open files, but no processes
     ((62, 129), 0, 0xFFFFFFFF, [SELF], True),               # kill, tgkill: itself
     ((234, 131), 0, 0xFFFFFFFF, [SELF], True),
+    ((62, 129), 1, 0xFFFFFFFF, [signal.SIGCONT], False),    # which would take back the SIGSTOP between steps
+    ((234, 131), 2, 0xFFFFFFFF, [signal.SIGCONT], False),
     ((302, 261), 0, 0xFFFFFFFF, [0], True),                 # prlimit64: its own limits
     ((2, None), 1, O_TRUNC | os.O_ACCMODE, OPEN, False),    # open, openat
     ((257, 56), 2, O_TRUNC | os.O_ACCMODE, OPEN, False),

@@ -153,9 +153,11 @@ def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]
     rest of the text. White space makes no difference."""
     hints, changed = [], []
     for section in manual:
-        match, heads = as_written(section["text"]).search(text), headings(section["text"])
+        heads = headings(section["text"])
+        end = r"(?=[ \t]*$)" if heads else r"(?!\w)"            # a longer text is another one
+        match = re.search(as_written(section["text"]) + end, text, re.M)
         if not match and heads:                                 # another version of the section: up to the next heading
-            match = re.search(rf"^{as_written(heads).pattern}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
+            match = re.search(rf"^{as_written(heads)}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
             changed += [section["name"]] if match else []
         if match:
             hints.append({"name": section["name"], "text": match[0].strip()})
@@ -169,8 +171,9 @@ def headings(text: str) -> str:
     return "\n".join(itertools.takewhile(HEADING.fullmatch, lines))
 
 
-def as_written(text: str) -> re.Pattern:
-    return re.compile(r"\s+".join(map(re.escape, text.split())))
+def as_written(text: str) -> str:
+    """A regular expression for the text, whatever its white space."""
+    return r"\s+".join(map(re.escape, text.split()))
 
 
 def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
@@ -303,6 +306,10 @@ def main():
         written[args.bare_tools] = "[\n" + ",\n".join(tools) + "\n]\n"
         described = {hint["name"] for chat in chats for hint in chat["hints"] if "tool" in hint}
         sources.append(f"the descriptions of {len(described)} tools")
+    kept = (" ".join(m["content"].split()) for chat in chats for m in chat["messages"] if m["role"] == "system")
+    if text := next(kept, None):
+        short = text[:200] + " …" * (len(text) > 200)
+        print(f"the system message keeps what is not in the manual, for example: {short}")
     for file in written:
         Path(file).parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(written)

@@ -80,7 +80,7 @@ def load(tools, data):
         sys.modules[name] = module
     vars(module).setdefault(stem, module)                # import tools.library; tools.library.books_by(…)
     return {name: value for name, value in vars(module).items()
-            if inspect.isroutine(value) and value.__module__ == "world" and not name.startswith("_")}
+            if inspect.isroutine(value) and getattr(value, "__module__", None) == "world" and name[0] != "_"}
 
 
 def one_line(error, tools):

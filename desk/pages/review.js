@@ -131,7 +131,8 @@ function action(a) {
 
 const outcome = success => make("span", success ? "right" : "wrong", success ? "right" : "wrong");
 const STOPS = {
-  max_steps: "all steps used", length: "cut off: too long", invalid: "a response without its end", "": "not played on",
+  max_steps: "all steps used", length: "cut off: too long", invalid: "a response without code", "": "not played on",
+  refused: "refused by a content filter", empty: "an empty response",
 };
 
 function read(n) {

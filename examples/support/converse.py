@@ -49,12 +49,12 @@ class Customer:
 
 
 def customers() -> Iterator[Customer]:
-    """Always the same ones, without end. No two of them have an order number or a request's text in common."""
+    """Always the same ones, nearly 7,000. No two of them have an order number or a request's text in common."""
     rng = random.Random("Fernhill")
     numbers = iter(rng.sample(range(1000, 10000), 9000))
     for n in itertools.count():
         greeting = rng.choice(WORDS["greetings"]).format(name=rng.choice(WORDS["names"]))
-        text, call = request(rng, next(numbers))
+        text, call = request(rng, next(numbers))                # 9,000 numbers
         customer = Customer(f"customer-{n}", [greeting + text], [call])
         if rng.random() < 0.3:                                  # one more request, about another order
             text, call = request(rng, next(numbers))
@@ -162,7 +162,7 @@ def main():
     parser = command_line.Parser(__doc__)
     add, number = parser.add_argument, command_line.number
     add("--model", required=True, help="directory or hub id in Hugging Face format")
-    add("--customers", nargs=2, type=number(int, 0), required=True, metavar=("FIRST", "END"),
+    add("--customers", nargs=2, type=number(int, 0, 6900), required=True, metavar=("FIRST", "END"),
         help="the customers from number FIRST to before END")
     add("--temperature", type=number(float, 0), default=0.1, help="0 is greedy")
     add("--batch", type=number(int, 1), default=32, help="conversations at a time")
