@@ -70,7 +70,7 @@ def main():
     p.add_argument("--kl-temperature", type=command_line.number(float, 1e-3), help=shown("kl_temperature"))
     p.add_argument("--hint-dropout", type=command_line.number(float, 0, 1), default=0.9,
                    help="probability that the student does not see a hint section")
-    p.add_argument("--seed", type=int, nargs="+", default=[0],
+    p.add_argument("--seed", type=command_line.number(int, 0), nargs="+", default=[0],
                    help="with several seeds, one training each; the new adapter is their mean, and its rank is the sum "
                         "of theirs")
     p.add_argument("--weight", type=command_line.number(float, 0), default=1.0,

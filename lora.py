@@ -233,7 +233,8 @@ def merge(model_path, paths, out):
     if missing:
         raise ValueError(f"{folder}: no tensor {missing[0]}, which {update[missing[0]][0][0]} adapts; "
                          "it is another model's adapter")
-    others = {file.name for file in out.glob("*.safetensors*")} - {file.name for file in shards.values()} - {INDEX}
+    others = {name for file in out.glob("*.safetensors*") if not (name := file.name).endswith(".part")}
+    others -= {file.name for file in shards.values()} | {INDEX}
     if others or (out / INDEX).exists() > (folder / INDEX).exists():
         raise ValueError(f"{out}: there are other weights already ({min(others, default=INDEX)}); give another --out")
     out.mkdir(parents=True, exist_ok=True)

@@ -251,7 +251,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["float32", "bfloat16"],
                         help="[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored "
                              "in it]")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu",
+                        choices=["cpu"] + ["cuda"] * torch.cuda.is_available())
     args = parser.parse_args()
 
     folder = local_folder(args.model)

@@ -109,8 +109,9 @@ def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> 
         raise ValueError(f"{undecided[0].place}: give the model that judges with --judge")
     first, verdicts, unreadable = {}, {}, 0                           # (trajectory's id, mistake's name) → step or None
     for t in trajectories:
-        copied = json.loads(json.dumps(t))                            # a detector may change it
-        first |= {(t["id"], m.name): m.first_step(copied) for m in mistakes if m.kind != "judge"}
+        text = json.dumps(t)                                          # a copy for each detector, which may change it
+        first |= {(t["id"], m.name): m.first_step(json.loads(text) if m.kind == "python" else t)
+                  for m in mistakes if m.kind != "judge"}
     judged = [m for m in mistakes if m.judge and args.judge]
     if judged:
         verdicts, unreadable = judge.first_steps(trajectories, judged, args)

@@ -1,5 +1,7 @@
 """Files that survive interruptions: whole or absent, one line per finished record, resumed by the same arguments."""
 
+from common import ROOT
+
 import fcntl
 import glob
 import json
@@ -77,7 +79,12 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
         with open(part, "ab") as held:
             lock(held, file)
             part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)
-            os.fsync(held)
+            with open(part, "rb") as written:                   # safetensors puts a new file there, for its owner only
+                os.fchmod(written.fileno(), os.fstat(held.fileno()).st_mode & 0o777)
+                os.fsync(written)
+    except KeyboardInterrupt:
+        part.unlink(missing_ok=True)
+        raise
     except (OSError, RuntimeError, SafetensorError) as e:       # a full disk: PyTorch's and safetensors' own errors
         part.unlink(missing_ok=True)
         raise ValueError(f"{file}: cannot be written ({str(e).splitlines()[0]}); "
@@ -101,6 +108,12 @@ def write_whole(contents: dict | Iterable[tuple]) -> None:
 
 # ---- the arguments that made a file
 
+# Arguments that are compared only if both runs have noted them.
+WHERE_KNOWN = "out", "hint_dir", "content of hint_dir", "content of data", "content of model"
+WEIGHTS = "*.[js]*"                                             # .json, .jinja and .safetensors
+END = 2 ** 20                                                   # bytes
+
+
 def checksum(argument: str | Path) -> int | None:
     """CRC-32 of what an argument names: a file, or a folder's hints (Markdown) or adapter. None if it is neither."""
     if os.path.isfile(argument):
@@ -115,16 +128,43 @@ def checksum(argument: str | Path) -> int | None:
     return crc if named else None
 
 
+def sketch(folder: str | Path, pattern: str = "**/*") -> int | None:
+    """CRC-32 of the names, sizes, beginnings and ends of a folder's files. None if there is no such folder."""
+    if not os.path.isdir(folder):
+        return None
+    crc = 0
+    for file in sorted(Path(folder).glob(pattern)):
+        if file.is_file():
+            size = file.stat().st_size
+            with open(file, "rb") as content:
+                begins = content.read(END)
+                content.seek(max(size - END, 0))
+                crc = crc32(f"{file.relative_to(folder)} {size} ".encode() + begins + content.read(), crc)
+    return crc
+
+
 def same_arguments(note: Path, arguments: dict, made: bool) -> None:
-    """Writes a stage's arguments, with checksums of the files and hints that they name, to the file `note` beside the
-    stage's output. Raises ValueError if the output was `made` already, with other arguments."""
-    named = {k: [str(x) for x in (v if isinstance(v, list) else [v]) if isinstance(x, (str, Path))]
-             for k, v in arguments.items() if k not in ("model", "out")}
-    arguments = arguments | {f"content of {k}": sums for k, v in named.items() if any(sums := [checksum(x) for x in v])}
-    arguments = json.loads(json.dumps(arguments, default=str, sort_keys=True))
-    before = arguments if not made else read_json(note) if note.exists() else {}
-    if before != arguments:
-        changed = [k for k in arguments | before if before.get(k, "") != arguments.get(k, "")]
+    """Writes a stage's arguments, with checksums of what they name, to the file `note` beside the stage's output.
+    Raises ValueError if the output was `made` already, with other arguments. Paths below ROOT are noted from there."""
+    def portable(arguments):
+        text = json.dumps(arguments, default=str, sort_keys=True, ensure_ascii=False)
+        return json.loads(text.replace(f'"{ROOT}/', '"'))
+
+    sums = {}
+    for name, value in arguments.items():
+        values = [str(x) for x in (value if isinstance(value, list) else [value]) if isinstance(x, (str, Path))]
+        if name == "model":
+            sums[name] = [sketch(x, WEIGHTS) for x in values]
+        elif name == "data" and not isinstance(value, list):    # the tools' folder; distill.py has files of this name
+            sums[name] = [sketch(x) for x in values]
+        elif name != "out":
+            sums[name] = [checksum(x) for x in values]
+    arguments = portable(arguments | {f"content of {name}": s for name, s in sums.items() if any(s)})
+    arguments.pop("out", None)
+    before = arguments if not made else portable(read_json(note)) if note.exists() else {}
+    changed = [k for k in arguments | before if before.get(k, "") != arguments.get(k, "")
+               and (k not in WHERE_KNOWN or k in before and k in arguments)]
+    if changed or not before:
         changed = changed if before else [f"unknown ones: {note.name} is missing"]
         output = note.parent if note.name == "arguments.json" else note.with_suffix("")
         raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it or give another --out")

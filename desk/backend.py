@@ -37,7 +37,8 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     replica, replicas, leads = parallel.replica(args.tp)
     planned, missing = list(planned), 0
     if leads:
-        output = files.Output(args.out, vars(args), replica, replicas)
+        unused = ("hint_dir",) if getattr(args, "hints", "none") == "none" else ()
+        output = files.Output(args.out, {k: v for k, v in vars(args).items() if k not in unused}, replica, replicas)
         missing = sum(t["id"] not in output.done for t in planned)
     if parallel.all_reduce_max(missing):                        # a finished run loads no model
         if leads:

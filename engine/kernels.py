@@ -21,8 +21,7 @@ CPU = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else "
 X86 = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
 FEW = 2                                                         # rows: see `pack_weights`
 # MKL, PyTorch's float32 product, uses AVX-512 only on Intel CPUs.
-WITHOUT_AVX512 = (torch.backends.cpu.get_cpu_capability() == "AVX512" and torch.backends.mkldnn.is_available()
-                  and "AuthenticAMD" in CPU)
+MKL_WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in CPU
 
 
 
@@ -198,7 +197,7 @@ def is_badly_distributed(rows, weight):
 
 def by_vectors(size):
     """Is a weight with this many elements multiplied faster as matrices by vectors than as rows by matrices?"""
-    return WITHOUT_AVX512 or size < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"
+    return MKL_WITHOUT_AVX512 or size < 2 ** 20 and torch.backends.cpu.get_cpu_capability() != "AVX512"
 
 
 def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

@@ -38,7 +38,8 @@ class LoraLinear(nn.Linear):
         for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
             self.register_parameter(name, None)
         self.scale, self.dropout, self.use_newest, self.use_frozen = 1.0, 0.0, True, True
-        self.noise, self.part = None, slice(None)               # see `seed_dropout`
+        self.noise = None                                       # see `seed_dropout`
+        self.part = slice(None)                                 # of lm_head's tokens: training/loss.py computes chunks
         self.train(base.training)
 
     def forward(self, x):

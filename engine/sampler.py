@@ -81,10 +81,10 @@ class Sampler:
         sampler.add(Request(…)); …; while not sampler.idle: for request in sampler.step(): …
 
     A slot holds a running request, or what its last request left there. A later prompt with the same beginning takes
-    over its keys and values, in the same slot or as a copy. `prefilled` counts the prompt tokens that were computed.
+    over its keys and values, in the same slot or as a copy. So the model must not change: after `load_adapter`, make
+    another sampler. `prefilled` counts the prompt tokens that were computed.
 
-    ahead: compute the next token while the host looks at the last one (decoder.py) [on a GPU]. The model must not
-    change from then on."""
+    ahead: compute the next token while the host looks at the last one (decoder.py) [on a GPU]."""
 
     def __init__(self, model: torch.nn.Module, batch: int = 32, max_length: int = 4096, ahead: bool | None = None):
         c, weight = model.config, model.embed_tokens.weight

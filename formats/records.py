@@ -68,7 +68,7 @@ def read_records(file: str | Path, schema: dict, check: Callable | None = None) 
             raise ValueError(f"{where}, field 'answer': an empty list; give at least one right answer")
         if record["id"] in lines:
             raise ValueError(f"{where}, field 'id': {record['id']!r} is on line {lines[record['id']]} already")
-        targets = record.get("targets", [])
+        targets = record.get("targets", []) if "targets?" in schema else []
         if outside := [t for t in targets if not 0 <= t < len(record["steps"])]:
             raise ValueError(f"{where}, field 'targets': there is no step {outside[0]}, counted from 0, "
                              f"there are {len(record['steps'])}")

@@ -25,7 +25,8 @@ def local_folder(path: str | Path, weights: bool = True) -> Path:
         wanted = ["*.json", "*.jinja"]
         if weights:                                             # and what `lora.py merge` copies along with them
             wanted += ["*.safetensors", "*.model", "*.txt", "*.md", "LICENSE*", "NOTICE*"]
-        return Path(snapshot_download(str(path), allow_patterns=wanted, ignore_patterns=["*/*"]))
+        return Path(snapshot_download(str(path), allow_patterns=wanted,
+                                      ignore_patterns=["*/*", "consolidated*"]))     # Mistral's weights once more
     except Exception as e:                                      # no such repository, no network, not a hub id at all
         reason = str(e).splitlines()[0]
         raise ValueError(f"{path}: neither a directory nor a model on the hub ({reason})") from None

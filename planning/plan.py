@@ -150,8 +150,9 @@ def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None =
           f"at {rate / 1e12:g} TFLOP/s{between}; with {updates:,} updates in {args.epochs} epochs "
           f"{(rows * first + updates * update) / 3600:.2g} h")
     if gpus > len(lengths):
-        print(f"{gpus - len(lengths)} of the GPUs are idle in an update: one with --batch {gpus * STEPS} would take "
-              "about as long")
+        batch = -(-gpus * sum(n.actions for n in lengths) // len(lengths))      # a trajectory for each GPU
+        print(f"{gpus - len(lengths)} of the GPUs are idle in an update: one with --batch {batch} would take about as "
+              "long")
     if fits:
         print(left(parts, memory))
         return True

@@ -53,12 +53,12 @@ def _complete(folder):
 
 def _checkpoint(act, state, folder):
     """Saves or loads without PyTorch's warnings. Raises the first failure of any process."""
-    import torch.distributed.checkpoint as engine  # here, since it takes a second
+    import torch.distributed.checkpoint as dcp  # here, since it takes a second
     logging.disable()
     try:
         with warnings.catch_warnings(action="ignore"):
-            getattr(engine, act)(state, checkpoint_id=folder)
-    except engine.CheckpointException as e:
+            getattr(dcp, act)(state, checkpoint_id=folder)
+    except dcp.CheckpointException as e:
         raise next(iter(e.failures.values()))[0] from None
     finally:
         logging.disable(logging.NOTSET)

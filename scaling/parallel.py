@@ -35,6 +35,9 @@ def device_and_dtype() -> tuple[torch.device, torch.dtype]:
     """A GPU in bfloat16 where there is one (under torchrun this process's own), else the CPU in float32."""
     if not torch.cuda.is_available():
         return torch.device("cpu"), torch.float32
+    if LOCAL >= torch.cuda.device_count():
+        raise ValueError(f"torchrun started more processes here than there are GPUs ({torch.cuda.device_count()}); "
+                         "--nproc-per-node sets their number")
     torch.cuda.set_device(LOCAL)
     return torch.device("cuda", LOCAL), torch.bfloat16
 

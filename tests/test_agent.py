@@ -11,6 +11,7 @@ import types
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from agent import options, rollouts
 from agent.chat import Chat
@@ -391,6 +392,57 @@ def test_an_output_made_by_another_adapter_of_that_name_is_refused(tmp_path):
     (tmp_path / "round1" / "adapter_model.safetensors").write_bytes(b"two")
     with pytest.raises(ValueError, match=r"other arguments \(content of adapter\)"):
         files.Output(tmp_path / "out.jsonl", {"adapter": [str(tmp_path / "round1")]})
+
+
+def test_an_output_resumes_in_another_folder_and_not_with_other_data_or_another_model(tmp_path):
+    for folder in ("data", "model"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "data" / "prices.csv").write_text("tea,3\n")
+    (tmp_path / "model" / "model.safetensors").write_bytes(b"one")
+    arguments = {"data": tmp_path / "data", "model": str(tmp_path / "model"), "tools": files.ROOT / "tools/toolqa.py"}
+
+    def open_it(folder, arguments):
+        output = files.Output(tmp_path / folder / "o.jsonl", arguments | {"out": f"{tmp_path}/{folder}/o.jsonl"})
+        output.write({"id": "a"})
+        output.file.close()
+    open_it("run", arguments)
+    noted = json.loads((tmp_path / "run" / "o.jsonl.args").read_text())
+    assert noted["tools"] == "tools/toolqa.py" and "out" not in noted
+    (tmp_path / "run").rename(tmp_path / "moved")
+    (tmp_path / "model" / "README.md").write_text("A model card.")
+    open_it("moved", arguments)
+    for name, content in ("data", "tea,4\n"), ("model", "two"):
+        file = next(file for file in (tmp_path / name).iterdir() if file.suffix != ".md")
+        before = file.read_text()
+        file.write_text(content)
+        with pytest.raises(ValueError, match=rf"other arguments \(content of {name}\)"):
+            open_it("moved", arguments)
+        file.write_text(before)
+    old = {name: value for name, value in noted.items() if not name.startswith("content of")}
+    old |= {"out": "elsewhere", "hint_dir": "h"}                        # as before these were noted or left out
+    (tmp_path / "moved" / "o.jsonl.args").write_text(json.dumps(old | {"content of tools": noted["content of tools"]}))
+    open_it("moved", arguments)
+
+
+def test_a_file_that_safetensors_writes_has_the_mode_of_any_other(tmp_path):
+    files.write_whole({tmp_path / "t.safetensors": lambda part: save_file({"x": torch.zeros(2)}, part),
+                       tmp_path / "t.json": "{}"})
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "t.json").stat().st_mode
+
+
+def test_a_task_may_have_fields_of_its_own(tmp_path):
+    for n, targets in enumerate(([0], ["x"], None)):
+        (tmp_path / "tasks.jsonl").write_text(json.dumps(TASK | {"targets": targets}))
+        assert records.read_tasks(tmp_path / "tasks.jsonl")[0]["id"] == TASK["id"], n
+
+
+def test_an_interrupted_file_leaves_nothing(tmp_path):
+    def interrupted(part):
+        part.write_text("half")
+        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        files.write_whole({tmp_path / "a": "whole", tmp_path / "b": interrupted})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_another_process_wrote_with_other_arguments_is_refused_too(tmp_path):

@@ -92,7 +92,7 @@ def test_agents_write_the_same_without_a_special_case_of_sampling(name, tiny):
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_a_product_is_the_same_without_a_special_case_for_its_size(name, monkeypatch):
-    monkeypatch.setattr(kernels, "WITHOUT_AVX512", name == "by-vectors")
+    monkeypatch.setattr(kernels, "MKL_WITHOUT_AVX512", name == "by-vectors")
     rows, outputs, inputs = PRODUCTS[name]
     torch.manual_seed(0)
     x, weight = torch.randn(rows, inputs), torch.randn(outputs, inputs)

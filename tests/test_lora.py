@@ -470,7 +470,10 @@ def test_merge_keeps_what_else_is_in_the_folder_but_no_other_weights(tmp_path):
             "adapter_config.json"}                                 # transformers would add the adapter once more
     for name in kept | left:
         (folder / name).write_text(json.dumps({"name": name}))
+    (tmp_path / "merged").mkdir()
+    (tmp_path / "merged" / "model-00001-of-00002.safetensors.part").touch()        # of a run that was killed
     lora.merge(folder, [ours("default", "first", tmp_path)], tmp_path / "merged")
+    (tmp_path / "merged" / "model-00001-of-00002.safetensors.part").unlink()
     assert {file.name for file in (tmp_path / "merged").iterdir()} == kept | {"config.json", "model.safetensors"}
     assert all(json.loads((tmp_path / "merged" / name).read_text()) == {"name": name} for name in kept)
 

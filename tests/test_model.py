@@ -50,7 +50,7 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("without", [False, True])
 @pytest.mark.parametrize("rows", [1, 2])
 def test_a_few_rows_times_slices_of_a_weight_are_their_product(rows, without, bias, monkeypatch):
-    monkeypatch.setattr(kernels, "WITHOUT_AVX512", without)
+    monkeypatch.setattr(kernels, "MKL_WITHOUT_AVX512", without)
     x, weight = torch.randn(1, rows, 512), torch.randn(1024, 512)
     expected = x.double() @ weight.double().T + (0 if bias is None else bias.double())
     monkeypatch.setattr(kernels.F, "linear", None)                      # which is for all other shapes

@@ -191,6 +191,14 @@ def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
     assert done.returncode == 0 and "2 GPUs" in done.stdout and "1,778 updates in 2 epochs" in done.stdout, done.stderr
 
 
+@pytest.mark.parametrize("actions, batch", [(4, 32), (1, 8)])
+def test_the_advised_batch_gives_each_gpu_a_trajectory(actions, batch, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
+    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "plan": [8, 80], "loss": "ce", "batch": 4})
+    plan.print_distillation(args, [plan.Lengths(900, 600, 200, actions)] * 3)
+    assert f"5 of the GPUs are idle in an update: one with --batch {batch} would" in capsys.readouterr().out
+
+
 def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
     args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096,

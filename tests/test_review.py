@@ -58,6 +58,16 @@ def detect(trajectory, step):
     assert m.first_step(trajectory("y = 2; z = 3") | {"success": True}) is None
 
 
+def test_what_a_detector_changes_no_other_one_sees(tmp_path, monkeypatch):
+    (tmp_path / "a.md").write_text("+++\npython = 'def detect(trajectory, step): step.clear()'\n+++\nLook.\n")
+    (tmp_path / "b.md").write_text("+++\nregex = 'look'\n+++\nLook.\n")
+    write_jsonl(tmp_path / "seen.jsonl", [record(0, "look()")])
+    monkeypatch.setattr(sys, "argv", ["review.py", str(tmp_path / "seen.jsonl"), "--hint-dir", str(tmp_path),
+                                      "--out", str(tmp_path / "flagged.jsonl")])
+    review.main()
+    assert [json.loads(line)["mistake"]["name"] for line in open(tmp_path / "flagged.jsonl")] == ["b"]
+
+
 def test_a_new_kind_of_detector_is_one_function_and_one_line(tmp_path, monkeypatch):
     """As docs/hints.md tells a newcomer: a regex on what a step printed."""
     text = (ROOT / "docs" / "hints.md").read_text()

@@ -41,7 +41,7 @@ if DEVICE == "cuda":
     decoder.STEPS_BEFORE_COMPILING = 0
 
 
-def checkpoint(folder: Path, config: Config) -> Path:
+def checkpoint(folder: Path, config: dict) -> Path:
     """Writes a model with random weights in Hugging Face format, and the starter's tokenizer; returns its directory."""
     if folder.exists():
         return folder
