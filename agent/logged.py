@@ -29,10 +29,20 @@ def tokens(chat: Chat, record: dict, hints: list[dict]) -> tuple[list[int], list
     messages = with_hints(record["messages"][:learned[-1] + 1], [h["text"] for h in hints if "text" in h])
     described = {h["tool"]["function"]["name"]: h["tool"] for h in hints if "tool" in h}
     tools = [described.get(tool["function"]["name"], tool) for tool in record["tools"]]
+    for bare, tool in zip(record["tools"], tools):
+        if tool is not bare and one_tool(chat, json.dumps(tool)) == one_tool(chat, json.dumps(bare)):
+            raise ValueError(f"{record['id']}: {chat.path}: the chat template leaves out the descriptions of the tool "
+                             f"{tool['function']['name']}; write a chat_template.jinja that has a place for them")
     try:
         return encode(chat, messages, tools, len(learned))
     except ValueError as e:
         raise ValueError(f"{record['id']}: {e}") from None
+
+
+@functools.lru_cache
+def one_tool(chat: Chat, tool: str) -> str:
+    """What the template writes for a tool, given as JSON."""
+    return chat.write([{"role": "user", "content": "."}], [json.loads(tool)])
 
 
 def prompt(chat: Chat, messages: list[dict], tools: list[dict]) -> list[int]:

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import IO
 from zlib import crc32
@@ -110,7 +110,7 @@ def write_whole(contents: dict | Iterable[tuple]) -> None:
 
 # Arguments that are compared only if both runs have noted them.
 WHERE_KNOWN = "out", "hint_dir", "content of hint_dir", "content of data", "content of model"
-WEIGHTS = "*.[js]*"                                             # .json, .jinja and .safetensors
+MODEL = ".safetensors", ".json", ".jinja"                       # a model's files
 END = 2 ** 20                                                   # bytes
 
 
@@ -128,13 +128,14 @@ def checksum(argument: str | Path) -> int | None:
     return crc if named else None
 
 
-def sketch(folder: str | Path, pattern: str = "**/*") -> int | None:
-    """CRC-32 of the names, sizes, beginnings and ends of a folder's files. None if there is no such folder."""
+def sketch(folder: str | Path, suffixes: Sequence[str] = ()) -> int | None:
+    """CRC-32 of the names, sizes, beginnings and ends of all files in a folder, or of those directly in it with one of
+    these suffixes. None if there is no such folder."""
     if not os.path.isdir(folder):
         return None
     crc = 0
-    for file in sorted(Path(folder).glob(pattern)):
-        if file.is_file():
+    for file in sorted(Path(folder).glob("*" if suffixes else "**/*")):
+        if file.is_file() and (not suffixes or file.suffix in suffixes):
             size = file.stat().st_size
             with open(file, "rb") as content:
                 begins = content.read(END)
@@ -154,7 +155,7 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
     for name, value in arguments.items():
         values = [str(x) for x in (value if isinstance(value, list) else [value]) if isinstance(x, (str, Path))]
         if name == "model":
-            sums[name] = [sketch(x, WEIGHTS) for x in values]
+            sums[name] = [sketch(x, MODEL) for x in values]
         elif name == "data" and not isinstance(value, list):    # the tools' folder; distill.py has files of this name
             sums[name] = [sketch(x) for x in values]
         elif name != "out":

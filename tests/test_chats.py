@@ -82,6 +82,9 @@ def test_a_hint_that_describes_a_tool_takes_the_place_of_its_schema(tmp_path):
     assert teacher == to_example(chat, told)
     assert student == to_example(chat, told | {"tools": [find, bare]}, 1.0)
     assert student.labels == teacher.labels and len(student.tokens) < len(teacher.tokens)
+    without = chat_with(tmp_path, chat_templates.QWEN_25.replace("(tool | tojson)", "tool.function.name"))
+    with pytest.raises(ValueError, match="single: .*leaves out the descriptions of the tool refund"):
+        to_example(without, record)
     kept = {tuple(to_example(chat, record, 0.5, random.Random(n)).tokens) for n in range(100)}
     assert len(kept) == 8                                               # each of the three hints is dropped by itself
 

@@ -10,7 +10,7 @@ import pytest
 import chat_templates
 from agent.chat import Chat
 from examples.support import converse
-from examples.support.converse import HERE, PARAMETERS, SYSTEM, customers
+from examples.support.converse import HERE, PARAMETERS, customers
 from formats.chats import normal_message, read_chats
 from tools import from_chats
 from training.examples import to_example
@@ -71,8 +71,13 @@ class Agent:
         return [request]
 
 
+@pytest.fixture(params=[False, True])
+def described(request):
+    return request.param
+
+
 @pytest.fixture
-def played(tmp_path, monkeypatch, capsys):
+def played(described, tmp_path, monkeypatch, capsys):
     """converse.py with this agent → (its output, the chat, the prompts that it made, what it printed)."""
     tokenizer = chat_templates.tokenizer()
     tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
@@ -89,7 +94,7 @@ def played(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(converse, "Chat", lambda path: chat)
     monkeypatch.setattr(converse, "local_folder", lambda path: path)
     monkeypatch.setattr(converse.parallel, "sampler", lambda args: (Agent(chat), to_request))
-    monkeypatch.setattr(sys, "argv", [*ARGUMENTS, str(tmp_path / "logs.jsonl")])
+    monkeypatch.setattr(sys, "argv", [*ARGUMENTS, str(tmp_path / "logs.jsonl"), *["--described"] * described])
     converse.main()
     return tmp_path / "logs.jsonl", chat, prompts, capsys.readouterr().out
 
@@ -103,21 +108,26 @@ def test_an_agent_that_follows_the_manual_succeeds_and_the_log_is_not_made_twice
     assert len(file.read_text().splitlines()) == 4
 
 
-def test_every_section_becomes_a_hint_and_the_teacher_reads_what_the_agent_read(played, tmp_path, monkeypatch, capsys):
+def test_the_whole_manual_becomes_hints_and_the_teacher_reads_what_the_agent_read(
+        described, played, tmp_path, monkeypatch, capsys):
     file, chat, prompts, _ = played
-    monkeypatch.setattr(sys, "argv", ["from_chats.py", str(file), "--manual", str(HERE / "manual.md"), "--out",
+    manual, tools = converse.prompt(described)
+    bare = ["--bare-tools", str(tmp_path / "bare.json")] * described
+    monkeypatch.setattr(sys, "argv", ["from_chats.py", str(file), "--manual", str(HERE / "manual.md"), *bare, "--out",
                                       str(tmp_path / "chats.jsonl")])
     from_chats.main()
-    assert "without the section" not in (said := capsys.readouterr().out) and "left out" not in said
+    assert capsys.readouterr().out.count("without the section") == 5 * described
     for record in read_chats(tmp_path / "chats.jsonl"):
         system = record["messages"][0]["content"]
         assert len(record["hints"]) == 8 and "#" not in system and "Today is" in system
-        assert "\n\n".join([system, *(hint["text"] for hint in record["hints"])]) == SYSTEM
+        texts = [hint["text"] for hint in record["hints"] if "text" in hint]
+        assert "\n\n".join([system, *texts]) == manual
+        assert record["tools"] == converse.TOOLS                        # which the student sees
         taught = to_example(chat, record)
         last = max((p for p in prompts if taught.tokens[:len(p)] == p), key=len)
         assert chat.decode(taught.tokens[len(last):]) == f"{SAID}<|im_end|>"
         assert chat.decode(last) == chat.write([normal_message(m) for m in [
-            {"role": "system", "content": SYSTEM}, *record["messages"][1:-1]]], record["tools"], generate=True)
+            {"role": "system", "content": manual}, *record["messages"][1:-1]]], tools, generate=True)
 
 
 @pytest.mark.parametrize("text, calls", [

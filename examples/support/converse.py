@@ -3,7 +3,8 @@
     python examples/support/converse.py --model M --customers 0 110 --out runs/support/logs.jsonl
     python examples/support/converse.py --model M --customers 110 150 --out runs/support/held-out-logs.jsonl
 
-The manual (manual.md) is in the system message. The tools (tools.json) have names and parameters, no explanation. Each
+The manual (manual.md) is in the system message. The tools (tools.json) have names and parameters, no explanation. With
+--described, each section about a tool is that tool's description instead, and the system message has the others. Each
 line of the output is a conversation in OpenAI's format, as your own agent might log it (docs/chats.md); "success" tells
 whether the agent made exactly the calls that the manual asks for. The same command resumes after an interruption.
 """
@@ -17,6 +18,7 @@ from common import command_line, files
 import itertools
 import json
 import random
+import re
 from argparse import Namespace
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -34,8 +36,8 @@ HERE, TODAY = Path(__file__).resolve().parent, date(2026, 3, 2)
 WORDS = files.read_json(HERE / "customers.json")
 TOOLS = json.loads(files.read_text(HERE / "tools.json"))
 PARAMETERS = {tool["function"]["name"]: list(tool["function"]["parameters"]["properties"]) for tool in TOOLS}
-SYSTEM = f"You are Nora and answer the customers of Fernhill, a shop for home and garden. Today is {TODAY}.\n\n" + (
-    files.read_text(HERE / "manual.md").strip())
+MANUAL = files.read_text(HERE / "manual.md").strip()
+INTRODUCTION = f"You are Nora and answer the customers of Fernhill, a shop for home and garden. Today is {TODAY}."
 SLOTS = {"AM": " in the morning", "PM": " in the afternoon", "EV": " in the evening", "": ""}
 
 
@@ -78,16 +80,29 @@ def request(rng: random.Random, number: int) -> tuple[str, tuple[str, dict]]:
 
 # ---- a conversation
 
-def converse(customer: Customer) -> Iterator[list[dict]]:
+def prompt(described: bool) -> tuple[str, list[dict]]:
+    """The system message and the tools. described: the sections that say when to call a tool are its description."""
+    system, descriptions = [INTRODUCTION], {}
+    for section in re.split(r"\n\n(?=## )", MANUAL):
+        about = re.search(r"[Cc]all `(\w+)`", section)
+        if described and about:
+            descriptions[about[1]] = {"description": section.partition("\n")[2]}
+        else:
+            system.append(section)
+    functions = [tool["function"] | descriptions.get(tool["function"]["name"], {}) for tool in TOOLS]
+    return "\n\n".join(system), [{"type": "function", "function": function} for function in functions]
+
+
+def converse(customer: Customer, system: str, tools: list[dict]) -> Iterator[list[dict]]:
     """Yields the messages so far whenever the agent is to reply, and is sent the reply's text, or None if it was cut
     off. Returns the record for the log."""
-    messages, made = [{"role": "system", "content": SYSTEM}], []
+    messages, made = [{"role": "system", "content": system}], []
     for said in customer.says:
         messages.append({"role": "user", "content": said})
         for _ in range(3):                                      # replies to one turn: an agent may call on and on
             text = yield messages
             if text is None:
-                return {"id": customer.id, "messages": messages, "tools": TOOLS, "success": False}
+                return {"id": customer.id, "messages": messages, "tools": tools, "success": False}
             messages.append(to_message(text, len(messages)))
             calls = messages[-1].get("tool_calls", [])
             for call in calls:
@@ -97,7 +112,7 @@ def converse(customer: Customer) -> Iterator[list[dict]]:
                 messages.append({"role": "tool", "tool_call_id": call["id"], "content": content})
             if not calls:
                 break
-    return {"id": customer.id, "messages": messages, "tools": TOOLS, "success": made == customer.calls}
+    return {"id": customer.id, "messages": messages, "tools": tools, "success": made == customer.calls}
 
 
 def to_message(text: str, n: int) -> dict:
@@ -135,7 +150,8 @@ def play(todo: list[Customer], args: Namespace, output: files.Output) -> None:
     """All at once, batched: the manual is computed once, and a conversation pays for what is new in it."""
     chat, (engine, to_request) = Chat(local_folder(args.model)), parallel.sampler(args)
     ends = logged.stop_ids(chat)
-    talks = {customer.id: converse(customer) for customer in todo}
+    system, tools = prompt(args.described)
+    talks = {customer.id: converse(customer, system, tools) for customer in todo}
 
     def go_on(key, text):
         """Adds the conversation's next reply to the queue, or writes the conversation if it is over. Is it over?"""
@@ -144,8 +160,8 @@ def play(todo: list[Customer], args: Namespace, output: files.Output) -> None:
         except StopIteration as end:
             output.write(end.value)
             return True
-        prompt = chat.write([normal_message(m) for m in messages], TOOLS, generate=True)
-        engine.add(to_request(key, chat.encode_template(prompt, begins=True), seed=f"{key}/{len(messages)}",
+        text = chat.write([normal_message(m) for m in messages], tools, generate=True)
+        engine.add(to_request(key, chat.encode_template(text, begins=True), seed=f"{key}/{len(messages)}",
                               stop=lambda ids: ids[-1] in ends))
         return False
 
@@ -164,6 +180,7 @@ def main():
     add("--model", required=True, help="directory or hub id in Hugging Face format")
     add("--customers", nargs=2, type=number(int, 0, 6900), required=True, metavar=("FIRST", "END"),
         help="the customers from number FIRST to before END")
+    add("--described", action="store_true", help="the manual's sections about tools are in the tools' descriptions")
     add("--temperature", type=number(float, 0), default=0.1, help="0 is greedy")
     add("--batch", type=number(int, 1), default=32, help="conversations at a time")
     add("--out", required=True, metavar="FILE", help="JSONL of logs")
