@@ -38,22 +38,21 @@ def main():
                         help="do not show the hint; the hint's effect is measured against this")
     parser.add_argument("--rollout", action="store_true",
                         help="after the corrected action, play on to the task's end without further hints")
-    parser.add_argument("--ask", nargs="?", const="", default=argparse.SUPPRESS, metavar="QUESTION",
+    parser.add_argument("--ask", nargs="?", const="", metavar="QUESTION",
                         help="play QUESTION live in the terminal, or without it every question that you type")
-    parser.add_argument("--beside", metavar="OPTIONS", default=argparse.SUPPRESS,
+    parser.add_argument("--beside", metavar="OPTIONS",
                         help="with --ask: a second agent answers, too; it gets these options on top of the others")
-    parser.add_argument("--group", default=argparse.SUPPRESS, help="with --ask and --hints task: the question's group")
-    parser.add_argument("--template", default=argparse.SUPPRESS,
-                        help="with --ask and --hints task: the question's template")
+    parser.add_argument("--group", help="with --ask and --hints task: the question's group")
+    parser.add_argument("--template", help="with --ask and --hints task: the question's template")
     plan.add_argument(parser)
     args = parser.parse_args()
     if args.model and args.plan:
         return plan.print_collection(args)
-    if "ask" in args:
+    if args.ask is not None:
         if not args.model or args.tasks or args.resample or args.tp > 1:
             parser.error("--ask needs --model, and takes no --tasks, no --resample and no --tp")
-        return ask(args, second_agent(parser, args) if "beside" in args else None)
-    if "group" in args or "template" in args or "beside" in args:
+        return ask(args, second_agent(parser, args) if args.beside is not None else None)
+    if args.group or args.template or args.beside is not None:
         parser.error("--group, --template and --beside need --ask")
     if not args.model or not args.out or bool(args.tasks) == bool(args.resample):
         parser.error("give --model, --out, and either --tasks or --resample")

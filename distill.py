@@ -34,7 +34,7 @@ from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
 from training.packing import longest_row
 from training.schedule import EPOCHS, enough_epochs
-from training.trainer import as_lines, recent, say, train
+from training.trainer import recent, say, train
 
 
 def main():
@@ -159,7 +159,7 @@ def train_one(chat, records, all_records, validation, args, seed, folder):
 
 def write_notes(folder, args, log):
     """Writes the training's log and the model card."""
-    files.write_whole({folder / "log.jsonl": as_lines(log)})
+    files.write_whole({folder / "log.jsonl": files.as_lines(log)})
     write_card(folder, args.model, card_text(args), settings(args) | {"loss at the end": f"{recent(log):.4f}"})
 
 

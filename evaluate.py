@@ -10,11 +10,11 @@ Success is an exact match of the answer (paper §5.1), in percent, with the stan
 
 from common import command_line, files
 
-import argparse
 import functools
 from argparse import Namespace
 
 from agent import options, rollouts
+from agent.play import play
 from desk import backend, chats, suites
 from desk.run_report import run_page
 from desk.tables import table
@@ -26,8 +26,8 @@ from planning import plan
 def main():
     args = arguments()
     if args.table:
-        print_table(args.table, args.html, getattr(args, "card", None))
-    elif "chats" in args:
+        print_table(args.table, args.html, args.card)
+    elif args.chats:
         print(chats.compare(args))
     elif args.model and args.plan:
         plan.print_collection(args)
@@ -41,17 +41,16 @@ def arguments() -> Namespace:
     options.add_task_arguments(parser)
     parser.add_argument("--table", nargs="+", metavar="FILE", help="print the table of these results, play nothing")
     parser.add_argument("--html", metavar="FILE", help="with --table: also write the run as a page")
-    parser.add_argument("--card", metavar="DIR", default=argparse.SUPPRESS,          # so that old outputs resume
-                        help="with --table: also put it into this adapter's model card")
+    parser.add_argument("--card", metavar="DIR", help="with --table: also put it into this adapter's model card")
     parser.add_argument("--suite", choices=suites.PROMPTS, help="play a standard benchmark instead of --tasks")
     parser.add_argument("--file", metavar="FILE", help="with --suite: its official file")
-    parser.add_argument("--chats", metavar="FILE", default=argparse.SUPPRESS,
+    parser.add_argument("--chats", metavar="FILE",
                         help="compare the model with and without the manual of these chats, and with its adapters")
     plan.add_argument(parser)
     args = parser.parse_args()
-    if (args.html or "card" in args) and not args.table:
+    if (args.html or args.card) and not args.table:
         parser.error("--html and --card need --table")
-    if args.table or args.model and (args.plan or "chats" in args):
+    if args.table or args.model and (args.plan or args.chats):
         return args
     one_source = bool(args.tasks) != bool(args.suite) and bool(args.suite) == bool(args.file)
     if not (args.model and args.out and one_source):
@@ -76,7 +75,8 @@ def play_tasks(args: Namespace) -> None:
     else:
         tasks = records.read_tasks(args.tasks)
     chat = backend.chat_with(args)
-    player = functools.partial(suites.attempt, chat) if args.suite else None
+    player = (functools.partial(suites.attempt, chat) if args.suite else
+              functools.partial(play, chat, max_steps=args.max_steps))
     report = lambda: f"{table([args.out])}\n\n{rollouts.summary(args.out)}"
     backend.play_planned(rollouts.trials(tasks, args), args, chat, player, report)
 

@@ -32,9 +32,9 @@ from formats.vllm import MERGE, RANKS, check_limits, check_lm_head, reasons_to_r
 from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
 from model import Llama
 
-__all__ = ["LoraLinear", "adapted", "adapted_linear", "adapters", "add_adapter", "export", "fold",
-           "layers", "load_adapter", "merge", "noise", "read_adapter", "save_adapter", "seed_dropout",
-           "stack", "trainable", "write_adapter"]
+__all__ = ["LoraLinear", "adapted", "adapted_linear", "add_adapter", "export", "fold", "layers", "load_adapter",
+           "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack", "trainable", "without_newest",
+           "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
@@ -73,16 +73,16 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def adapters(model: nn.Module, frozen: bool = True, newest: bool = True) -> Iterator[None]:
-    """Chooses the adapters that act inside. With newest=False, the model is the teacher of the newest adapter."""
-    before = [(layer, layer.use_frozen, layer.use_newest) for layer in layers(model).values()]
+def without_newest(model: nn.Module) -> Iterator[None]:
+    """Inside, the newest adapter does not act: the model is that adapter's teacher."""
+    adapted_layers = layers(model).values()
     try:
-        for layer, _, _ in before:
-            layer.use_frozen, layer.use_newest = frozen, newest
+        for layer in adapted_layers:
+            layer.use_newest = False
         yield
     finally:
-        for layer, use_frozen, use_newest in before:
-            layer.use_frozen, layer.use_newest = use_frozen, use_newest
+        for layer in adapted_layers:
+            layer.use_newest = True
 
 
 def fold(model: nn.Module) -> None:

@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
 
@@ -57,8 +57,7 @@ class Chat:
                      if TAG.fullmatch(token.strip())}
         self.ends = {i for i, token in self.special.items()                             # the tokens that end a turn
                      if token not in self.tags and not THOUGHT_TAG.fullmatch(token)}
-        markers = sorted(set(MARKER.findall(source)) - set(self.special.values()))      # e.g. Llama 2's [/INST]
-        self.markers = re.compile("|".join(map(re.escape, markers)) or "(?!)")
+        self.markers = alternatives(set(MARKER.findall(source)) - set(self.special.values()))   # e.g. Llama 2's [/INST]
         self.encode_template = functools.lru_cache(4096)(self._encode_template)
         self.encode_text = functools.lru_cache(4096)(self._encode_text)
         self.encode_hint = functools.lru_cache(4096)(self._encode_hint)
@@ -166,10 +165,7 @@ class Chat:
             for i, (before, after) in enumerate(zip(now, later)):
                 if before != after and not (i % 2 and before.startswith(after.removesuffix("<python>\n"))):
                     at = len(os.path.commonprefix([before, after]))
-                    raise ValueError(
-                        f"{self.path}: the chat template rewrites earlier messages when the conversation continues "
-                        f"({before[at:at + 40]!r} becomes {after[at:at + 40]!r}), but a prompt may only grow at its "
-                        "end; write a chat_template.jinja that renders each message by itself")
+                    raise rewrites(self.path, before[at:], after[at:])
         self.encode(self.grow(contents), ["a"] * len(contents))
 
     # ---- text with slots → ids
@@ -203,8 +199,7 @@ class Chat:
 
     def _encode_hint(self, text):
         """The coach's words. Our tags get the tokens that they have in the agent's own steps."""
-        tags = sorted(self.tags, key=len, reverse=True)
-        parts = re.split(f"({'|'.join(map(re.escape, tags)) or '(?!)'})", text)
+        parts = re.split(f"({alternatives(self.tags).pattern})", text)
         return [i for part in parts for i in ([self.tags[part]] if part in self.tags else self._encode_plain(part))]
 
     def _encode_plain(self, text):
@@ -238,6 +233,18 @@ class Chat:
                              f"but the model's vocabulary has only {self.vocab_size:,} tokens; "
                              "is this another model's tokenizer?")
         return ids
+
+
+def rewrites(path: Path, before: str, after: str) -> ValueError:
+    """The error of a template that changes what precedes a response when the conversation continues."""
+    return ValueError(f"{path}: the chat template rewrites earlier messages when the conversation continues "
+                      f"({before[:40]!r} becomes {after[:40]!r}), but a prompt may only grow at its end; "
+                      "write a chat_template.jinja that renders each message by itself")
+
+
+def alternatives(texts: Iterable[str]) -> re.Pattern:
+    """A pattern that matches each of these texts, the longest first."""
+    return re.compile("|".join(map(re.escape, sorted(texts, key=len, reverse=True))) or "(?!)")
 
 
 def as_text(token: str) -> str:

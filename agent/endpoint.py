@@ -285,10 +285,9 @@ def engine(args: Namespace) -> tuple[Endpoint, Callable]:
     url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
     if not re.match("https?://", url):
         raise ValueError(f"--base-url {url}: should begin with http:// or https://")
-    if args.adapter or args.tp > 1 or hasattr(args, "dtype"):
+    if args.adapter or args.tp > 1 or args.dtype:
         raise ValueError(f"--model {args.model}: a model behind an endpoint takes no --adapter, no --dtype and no --tp")
     secret()
     request = functools.partial(Request, max_new_tokens=args.max_new_tokens, temperature=args.temperature,
                                 top_p=args.top_p)
-    patience = getattr(args, "patience", PATIENCE)
-    return Endpoint(args.model.removeprefix("openai:"), url, args.batch, patience), request
+    return Endpoint(args.model.removeprefix("openai:"), url, args.batch, args.patience), request

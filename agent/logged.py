@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Callable
 
-from agent.chat import SLOT, Chat, as_text
+from agent.chat import SLOT, Chat, alternatives, as_text, rewrites
 from agent.protocol import THOUGHT_TAG
 from formats.chats import learned_messages
 
@@ -107,11 +107,7 @@ def behind(found: list[tuple[str, str]], text: str, chat: Chat) -> int:
         same = len(os.path.commonprefix([before, text[at:at + len(before)]]))
         kept = next((n for n in range(same, -1, -1) if text.startswith(reply, at + n)), None)
         if kept is None:
-            at += same
-            was, becomes = (before + reply)[same:same + 40], text[at:at + 40]
-            raise ValueError(f"{chat.path}: the chat template rewrites earlier messages when the conversation "
-                             f"continues ({was!r} becomes {becomes!r}), but a prompt may only grow at its end; "
-                             "write a chat_template.jinja that renders each message by itself")
+            raise rewrites(chat.path, (before + reply)[same:], text[at + same:])
         at += kept + len(reply)
     return at
 
@@ -149,10 +145,6 @@ def stop_ids(chat: Chat) -> set[int]:
 @functools.lru_cache
 def control_tokens(chat: Chat) -> re.Pattern:
     return re.compile(f"{alternatives(chat.special.values()).pattern}|{chat.markers.pattern}")
-
-
-def alternatives(tokens) -> re.Pattern:
-    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or "(?!)")
 
 
 # ---- messages as the template takes them

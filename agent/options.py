@@ -5,6 +5,7 @@ from common import ROOT, command_line
 import argparse
 from pathlib import Path
 
+from agent.endpoint import PATIENCE
 from agent.hints import KINDS
 
 
@@ -17,8 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="URL of the endpoint, whose key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
     add("--prefill", action="store_true",
         help="start the endpoint's response with its tag, if the server supports this (agent/server.py and vLLM do)")
-    add("--patience", type=number(float, 0), default=argparse.SUPPRESS, metavar="SECONDS",
-        help="how long to wait for a busy endpoint before giving up on a request [300]")
+    add("--patience", type=number(float, 0), default=PATIENCE, metavar="SECONDS",
+        help="how long to wait for a busy endpoint before giving up on a request")
     add("--adapter", action="append", default=[], metavar="DIR",
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",
@@ -32,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
     add("--batch", type=number(int, 1), default=32, help="agents at a time, in each replica")
-    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,      # not None, so old outputs resume
+    add("--dtype", choices=("float32", "bfloat16"),
         help="precision of the weights and the computation; adapters are float32 "
              "[bfloat16 on a GPU, and on a CPU with instructions for it if the checkpoint is stored in it]")
     add("--tp", type=number(int, 1), default=1, metavar="N",

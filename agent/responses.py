@@ -39,6 +39,17 @@ def code_in(text: str) -> str:
     return next(filter(None, map(_unfenced, [*tagged, *untagged, pieces[0][1]])), "")
 
 
+def before_stop(text: str, stops: list[str], ended: bool = False) -> tuple[str, str | None]:
+    """What a text says before the first of the `stops`, and which one that was. Unless it has ended, without what may
+    yet become one."""
+    found = [(text.index(one), one) for one in stops if one in text]
+    if found:
+        at, one = min(found)
+        return text[:at], one
+    begun = (n for one in stops if not ended for n in range(1, len(one)) if text.endswith(one[:n]))
+    return text[:len(text) - max(begun, default=0)], None
+
+
 def _after_thoughts(text):
     """What a reasoning model says after its thoughts."""
     *thoughts, rest = re.split("</think(?:ing)?>", text)

@@ -6,7 +6,6 @@ While one agent's code runs in the sandbox, the model continues with the others.
 from common import files
 
 import copy
-import functools
 import sys
 import time
 from argparse import Namespace
@@ -20,7 +19,7 @@ from tqdm import tqdm
 
 from agent.chat import Chat
 from agent.hints import hints_for, load_hints
-from agent.play import Execute, Generate, new_step, play
+from agent.play import Execute, Generate, new_step
 from formats import records
 from tools.sandbox import World
 
@@ -77,13 +76,12 @@ def seed_of(key: str, args: Namespace) -> int:
 # ---- playing
 
 def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output, chat: Chat,
-             start_engine: Callable, player: Callable | None = None) -> None:
+             start_engine: Callable, player: Callable) -> None:
     """Plays the trajectories that `output` does not hold yet and writes them there, with a progress bar. With
     several replicas, each plays its share.
 
     start_engine(args) → (what samples, what makes its requests), as scaling.parallel.sampler or endpoint.engine return
-    them; called only when the sandbox has started. player(trajectory) → its generator [`play`]."""
-    player = player or functools.partial(play, chat, max_steps=args.max_steps)
+    them; called only when the sandbox has started. player(trajectory) → its generator, such as `play`."""
     trajectories = list(trajectories)
     mine = trajectories[output.replica::output.replicas]
     todo = [t for t in mine if t["id"] not in output.done]

@@ -11,7 +11,6 @@ choices, penalties) is refused by name. --log keeps the requests with their answ
 
 from common import command_line, files
 
-import argparse
 import json
 import queue
 import re
@@ -29,6 +28,7 @@ from agent import logged, tool_calls
 from agent.chat import Chat
 from agent.endpoint import is_remote
 from agent.protocol import RESPONSES
+from agent.responses import before_stop
 from agent.served_prompts import Prompts
 from formats.chats import MESSAGE, TOOL, check_messages, normal_message
 from formats.records import mismatch
@@ -156,15 +156,7 @@ class Batch:
         """What a response says up to the text that stopped it, and that text. Unless it has ended, without what may yet
         become one, or a character."""
         text, _, _ = self.chat.heard(request.prompt, list(request.new_ids))
-        found = [(text.index(one), one) for one in stop if one in text]
-        if found:
-            at, one = min(found)
-            return text[:at], one
-        if not ended:
-            text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            begun = (n for one in stop for n in range(1, len(one)) if text.endswith(one[:n]))
-            text = text[:len(text) - max(begun, default=0)]
-        return text, None
+        return before_stop(text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}"), stop, ended)
 
     def calls(self, text: str, asked: Namespace) -> tuple[str, list[dict]]:
         """What a response says apart from its tool calls, and these in OpenAI's form."""
@@ -335,7 +327,7 @@ def main():
     add("--batch", type=number(int, 1), default=32, help="requests at a time; others wait")
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
-    add("--dtype", choices=("float32", "bfloat16"), default=argparse.SUPPRESS,
+    add("--dtype", choices=("float32", "bfloat16"),
         help="precision of the weights and the computation; adapters are float32")
     add("--log", metavar="FILE", help="JSONL: append each request with its answer, for tools/from_chats.py")
     args = parser.parse_args()

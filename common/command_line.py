@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
 
     def add_argument(self, *names, **options):
         """An option's help ends with its default."""
-        if options.get("default") not in (None, "", [], argparse.SUPPRESS):
+        if options.get("default") not in (None, "", []):
             default = options["default"]
             several = isinstance(default, (list, tuple))
             shown = " ".join(map(str, default)) if several else str(default).removeprefix(f"{ROOT}/")

@@ -106,10 +106,15 @@ def write_whole(contents: dict | Iterable[tuple]) -> None:
             part.unlink(missing_ok=True)
 
 
+def as_lines(records: Iterable[dict]) -> str:
+    """Records as JSONL."""
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
 # ---- the arguments that made a file
 
 # Arguments that are compared only if both runs have noted them.
-WHERE_KNOWN = "out", "hint_dir", "content of hint_dir", "content of data", "content of model"
+WHERE_KNOWN = "hint_dir", "content of hint_dir", "content of data", "content of model"
 MODEL = ".safetensors", ".json", ".jinja"                       # a model's files
 END = 2 ** 20                                                   # bytes
 
@@ -148,7 +153,8 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
     """Writes a stage's arguments, with checksums of what they name, to the file `note` beside the stage's output.
     Raises ValueError if the output was `made` already, with other arguments. Paths below ROOT are noted from there."""
     def portable(arguments):
-        text = json.dumps(arguments, default=str, sort_keys=True, ensure_ascii=False)
+        matter = {name: value for name, value in arguments.items() if name != "out"}
+        text = json.dumps(matter, default=str, sort_keys=True, ensure_ascii=False)
         return json.loads(text.replace(f'"{ROOT}/', '"'))
 
     sums = {}
@@ -161,9 +167,8 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
         elif name != "out":
             sums[name] = [checksum(x) for x in values]
     arguments = portable(arguments | {f"content of {name}": s for name, s in sums.items() if any(s)})
-    arguments.pop("out", None)
     before = arguments if not made else portable(read_json(note)) if note.exists() else {}
-    changed = [k for k in arguments | before if before.get(k, "") != arguments.get(k, "")
+    changed = [k for k in arguments | before if before.get(k) != arguments.get(k)
                and (k not in WHERE_KNOWN or k in before and k in arguments)]
     if changed or not before:
         changed = changed if before else [f"unknown ones: {note.name} is missing"]
@@ -189,25 +194,20 @@ class Output:
         self.replica, self.replicas = replica, replicas
         self.path = Path(file)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.file = open(self.part(replica), "a+b", buffering=0)
+        own = self.path.with_name(f"{self.path.name}.rank{replica}") if replica else self.path
+        self.file = open(own, "a+b", buffering=0)
         lock(self.file, file)
         self.file.seek(0)
         content = self.file.read()
         if replica == 0:
             matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox", "patience")}
             made = any(b"\n" in part.read_bytes() for part in (self.path, *self.parts()))
-            same_arguments(self.part("args"), matter, made)
+            same_arguments(self.path.with_name(f"{self.path.name}.args"), matter, made)
         end = content.rfind(b"\n") + 1
         if end < len(content):
             self.file.truncate(end)
         self.done = {r["id"] for part in (self.path, *self.parts()) if part.exists() for r in whole_lines(part)}
         self.synced = time.monotonic()
-
-    def part(self, name: int | str) -> Path:
-        """The path of a process's own part (an int), or of a file beside the output."""
-        if not name:
-            return self.path
-        return self.path.with_name(f"{self.path.name}.{f'rank{name}' if isinstance(name, int) else name}")
 
     def parts(self) -> list[Path]:
         """The other processes' parts."""

@@ -14,6 +14,7 @@ from itertools import zip_longest
 
 from agent import rollouts
 from agent.play import Generate, play
+from agent.responses import before_stop
 from desk import backend
 from desk.terminal import harmless, side_by_side
 from tools.sandbox import Sandbox, World
@@ -65,8 +66,8 @@ def ask(args: Namespace, beside: Namespace | None = None) -> None:
 def asked(question: str, n: int, trial: int, args: Namespace) -> dict:
     """The empty trajectory of a question, with the hints that --hints chooses. The trial numbers the agents, and all
     have the same seed."""
-    task = {"id": f"ask-{n}", "group": getattr(args, "group", ""), "template": getattr(args, "template", ""),
-            "question": question, "answer": []}
+    task = {"id": f"ask-{n}", "group": args.group or "", "template": args.template or "", "question": question,
+            "answer": []}
     if args.hints == "task" and not task["group"] and not (args.hint_dir / "common.md").exists():
         raise ValueError("--hints task: --group says of which group, and --template of which type of task")
     [trajectory] = rollouts.trials([task], Namespace(**vars(args) | {"trials": 1}))
@@ -139,7 +140,7 @@ def stream(wish: Generate, agent: Agent, say: Callable[[str], None]) -> tuple:
 
     def show(text):
         nonlocal shown
-        text = harmless(before_tag(text, wish.tag))
+        text = harmless(before_stop(text, [f"</{wish.tag}>"])[0])
         say(text[len(shown):])
         shown = text
 
@@ -158,11 +159,3 @@ def stream(wish: Generate, agent: Agent, say: Callable[[str], None]) -> tuple:
     if not shown.endswith("\n"):
         say("\n")
     return ended[0].new_ids, ended[0].ended
-
-
-def before_tag(text: str, tag: str) -> str:
-    """The text before the closing tag, or before what may become one."""
-    close = f"</{tag}>"
-    text, found, _ = text.partition(close)
-    partial = 0 if found else next((n for n in range(len(close), 0, -1) if text.endswith(close[:n])), 0)
-    return text[:len(text) - partial]

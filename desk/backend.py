@@ -29,7 +29,7 @@ def start_engine(args: Namespace) -> tuple[object, Callable]:
 
 
 def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint.Messages,
-                 player: Callable | None, report: Callable) -> None:
+                 player: Callable, report: Callable) -> None:
     """Plays what is planned (agent/rollouts.py) and writes it to args.out, in one process or, under torchrun, in many.
     Then prints report(), once."""
     from scaling import parallel

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from agent import endpoint, logged, tool_calls
 from agent.chat import Chat
+from desk.tables import markdown
 from formats.chats import learned_messages, read_chats
 from formats.weights import local_folder
 from scaling import parallel
@@ -188,12 +189,9 @@ def table(results: list[dict], records: list[dict]) -> str:
         tokens[agent] = sum(sum(r["prompts"]) for r in mine) / len(mine)
         rows.append([LABELS[agent], f"{sum(losses) / len(losses):.4f}", share(made, calls),
                      share(same, len(pairs)), f"{tokens[agent]:,.0f}"])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    rows.insert(1, ["-" * width for width in widths])
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     saved = tokens[TEACHER] - tokens[BARE]
-    return "\n".join([*lines, "", f"{len(records)} conversations, {len(pairs)} replies, {calls} tool calls; without "
-                      f"the manual, a conversation saves {saved:,.0f} input tokens ({saved / tokens[TEACHER]:.0%})"])
+    return (f"{markdown(rows)}\n\n{len(records)} conversations, {len(pairs)} replies, {calls} tool calls; without the "
+            f"manual, a conversation saves {saved:,.0f} input tokens ({saved / tokens[TEACHER]:.0%})")
 
 
 def share(part: int, whole: int) -> str:

@@ -7,6 +7,7 @@ as text and never run.
 import json
 import re
 from collections import Counter
+from html import escape
 from pathlib import Path
 
 from desk.effects import gain, rate
@@ -92,21 +93,16 @@ def page(name: str, title: str, data: dict) -> str:
     def read(file):
         return (PAGES / file).read_text(encoding="utf-8")
 
-    def escape(text):
-        return text.replace("&", "&amp;").replace("<", "&lt;")
-
     policy = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'"
-    body = read(f"{name}.html").replace("{{title}}", escape(title))
-    content = json.dumps(data, ensure_ascii=False)
-    for character, escaped in (("<", "\\u003c"), ("\u2028", "\\u2028"), ("\u2029", "\\u2029")):
-        content = content.replace(character, escaped)                 # none may end the script or a line
+    body = read(f"{name}.html").replace("{{title}}", escape(title, quote=False))
+    content = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")                # no text may end the script
     html = f"""<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <meta http-equiv="Content-Security-Policy" content="{policy}">
-<title>{escape(title)}</title>
+<title>{escape(title, quote=False)}</title>
 <style>
 {read("style.css")}{read(f"{name}.css")}</style>
 </head>

@@ -43,11 +43,14 @@ def table(paths: Sequence[str | Path]) -> str:
     rows = [{"agent": name, **describe(records.read_trajectories(file))} for name, file in zip(names(paths), paths)]
     last = ["all", *USAGE]
     columns = [*dict.fromkeys(column for row in rows for column in row if column not in last), *last]
-    cells = [columns, *([row.get(column, "") for column in columns] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |" for line in cells]
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return "\n".join([lines[0], rule, *lines[1:]])
+    return markdown([columns, *([row.get(column, "") for column in columns] for row in rows)])
+
+
+def markdown(rows: list[list[str]]) -> str:
+    """Rows of cells as a Markdown table; the first row is its head."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
 
 
 def names(paths: Sequence[str | Path]) -> list[str]:

@@ -13,12 +13,18 @@ trials (null for a single trial) and `input_tokens` is the mean per task. Agents
 by one line over the rounds; each agent with hints is a dashed line at its level.
 """
 
-import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line
+
 import json
 import math
-import statistics
 from html import escape
-from pathlib import Path
+
+from desk.tables import mean_usage, percent
+from formats.records import mismatch, read_lines, read_trajectories
 
 DOCS = Path(__file__).resolve().parent
 FIELDS = {"agent": str, "round": int, "hints": str, "success": (int, float), "input_tokens": (int, float)}
@@ -37,14 +43,9 @@ STYLE = """
 def read_results(file):
     """The agents of a result file. Raises ValueError naming file, line and field of what is wrong."""
     agents = []
-    for n, line in enumerate(Path(file).read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            agent = json.loads(line)
-        except json.JSONDecodeError:
-            raise ValueError(f"{file}, line {n}: not JSON") from None
-        for field, kind in FIELDS.items():
-            if not isinstance(agent, dict) or not isinstance(agent.get(field), kind):
-                raise ValueError(f"{file}, line {n}, field {field!r}: missing or of the wrong type")
+    for n, agent in read_lines(Path(file).read_bytes(), file):
+        if wrong := mismatch(agent, FIELDS):
+            raise ValueError(f"{file}, line {n}, field {wrong[0]!r}: {wrong[1]}")
         agents.append(agent)
     if not agents:
         raise ValueError(f"{file}: empty; it should hold one agent per line")
@@ -52,18 +53,14 @@ def read_results(file):
 
 
 def summarize(file, machine, commit):
-    """The line of a result file for one file of evaluate.py. As there, all groups of tasks have the same weight."""
-    records = [json.loads(line) for line in Path(file).read_text(encoding="utf-8").splitlines()]
-    trials = {}
-    for record in records:
-        groups = trials.setdefault(record["id"].rpartition("#")[2], {})
-        groups.setdefault(record["task"]["group"], []).append(record["success"])
-    rates = [100 * statistics.mean(statistics.mean(s) for s in groups.values()) for groups in trials.values()]
-    error = statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else None
+    """The line of a result file for one file of evaluate.py."""
+    records = read_trajectories(file)
+    success, error = percent(records)
     return {"agent": Path(file).stem, "round": len(records[0]["adapters"]),
             "hints": "some" if any(record["hints"] for record in records) else "none",
-            "success": round(statistics.mean(rates), 1), "error": error and round(error, 1), "trials": len(rates),
-            "input_tokens": round(statistics.mean(record["usage"]["input_tokens"] for record in records)),
+            "success": round(success, 1), "error": None if math.isnan(error) else round(error, 1),
+            "trials": len({record["id"].rpartition("#")[2] for record in records}),
+            "input_tokens": round(mean_usage(records, "input_tokens")),
             "command": f"evaluate.py --table {file}", "machine": machine, "commit": commit}
 
 
@@ -125,7 +122,7 @@ def draw(agents):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--add", metavar="NAME", help="write docs/results/NAME.jsonl from these results of evaluate.py")
     parser.add_argument("files", nargs="*", help="with --add: one file per agent")
     parser.add_argument("--machine", default="", help="with --add: the machine that ran it")
@@ -143,7 +140,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except ValueError as error:
-        raise SystemExit(f"draw.py: {error}") from None
+    command_line.run_stage(main)

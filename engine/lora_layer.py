@@ -37,7 +37,7 @@ class LoraLinear(nn.Linear):
         self.weight.requires_grad_(False)
         for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
             self.register_parameter(name, None)
-        self.scale, self.dropout, self.use_newest, self.use_frozen = 1.0, 0.0, True, True
+        self.scale, self.dropout, self.use_newest = 1.0, 0.0, True
         self.noise = None                                       # see `seed_dropout`
         self.part = slice(None)                                 # of lm_head's tokens: training/loss.py computes chunks
         self.train(base.training)
@@ -72,9 +72,9 @@ class LoraLinear(nn.Linear):
     def acting(self):
         """[(A, B, scale)] of the adapters that act: the newest, whose update may be the smallest, and the frozen ones
         as one."""
-        newest, frozen = (self.lora_A, self.lora_B, self.scale), (self.frozen_A, self.frozen_B, 1.0)
-        pairs = (self.use_newest, newest), (self.use_frozen, frozen)
-        return [pair for acts, pair in pairs if acts and pair[0] is not None]
+        newest = [(self.lora_A, self.lora_B, self.scale)] * (self.use_newest and self.lora_A is not None)
+        frozen = [(self.frozen_A, self.frozen_B, 1.0)] * (self.frozen_A is not None)
+        return newest + frozen
 
     def updates(self, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """[(z, B)] of the adapters that act, with z = scale A x (n, r) for rows x (n, in). Dropout acts on the newest
@@ -144,14 +144,12 @@ def load_adapter(model: nn.Module, path: str | Path, checkpoint: str | Path | No
     Raises ValueError, naming the file and the field or tensor, if the adapter is not supported or another model's."""
     _, adapter = read_adapter(path)
     file = Path(path) / "adapter_model.safetensors"
-    for name, (A, B, scale) in adapter.items():
-        try:
-            base = model.get_submodule(name)
-            if not isinstance(base, nn.Linear):
-                raise AttributeError
-        except AttributeError:
+    modules = dict(model.named_modules())
+    for name, (A, B, _) in adapter.items():
+        base = modules.get(name)
+        if not isinstance(base, nn.Linear):
             raise ValueError(f"{file}: {hf_name(name)}: this model has no such linear layer; "
-                             "the adapter is another model's") from None
+                             "the adapter is another model's")
         if (B.shape[0], A.shape[1]) != (base.out_features, base.in_features):
             weight = [base.out_features, base.in_features]
             raise ValueError(f"{file}: {hf_name(name)}: A {list(A.shape)} and B {list(B.shape)} do not fit "

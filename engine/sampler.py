@@ -249,16 +249,13 @@ class Sampler:
         positions = np.arange(len(token_slots)) + np.repeat(self.length[slots] - ends, counts)
         tokens = np.stack((self.ids[token_slots, positions], token_slots, positions))
         n = int((counts == 1).sum())
-        decode = self._plan_decode(slots[:n]) if n else None
+        first = slots[:n]                                       # in ascending order
+        decode = Decode(n, int(first[0]), int(first[-1]) + 1, int(self.length[first].max()),
+                        self._shared(first)) if n else None
         prefills = [Prefill(int(slot), int(end - count), int(end), int(self.length[slot]))
                     for slot, count, end in zip(slots[n:], counts[n:], ends[n:])]
         copies, self.copies = self.copies, []
         return Step(tokens, ends - 1, copies, decode, prefills)
-
-    def _plan_decode(self, slots):
-        """The Decode of these slots, which are in ascending order."""
-        length = int(self.length[slots].max())
-        return Decode(len(slots), int(slots[0]), int(slots[-1]) + 1, length, self._shared(slots))
 
     @torch.inference_mode()
     def run(self, step: Step) -> torch.Tensor:

@@ -18,7 +18,7 @@ import torch
 
 from engine.kernels import packed_attention
 from engine.sampler import ADMITTED
-from lora import adapters, add_adapter
+from lora import add_adapter, without_newest
 from model import Config
 from planning.memory import bare, by_layers, fused_attention, size, without_storage
 from training.examples import Example
@@ -91,7 +91,7 @@ def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: l
                 block.recompute = on_gpu or gpus > 1
 
             def teach():
-                with torch.no_grad(), adapters(model, newest=False):
+                with torch.no_grad(), without_newest(model):
                     hidden_states(model, row, backend.causal)
 
             def learn(rows):
@@ -218,7 +218,7 @@ def print_collection(args: argparse.Namespace) -> bool:
     gpus, memory, rate, bandwidth = given(args, 2500)
     if gpus % args.tp:
         raise ValueError(f"--tp {args.tp}: the number of GPUs has to be a multiple of it, but is {gpus}")
-    config, dtype = config_of(args.model), getattr(args, "dtype", "bfloat16")
+    config, dtype = config_of(args.model), args.dtype or "bfloat16"
 
     def plan(**other):
         parts, *costs = collection(config, argparse.Namespace(**vars(args) | other), getattr(torch, dtype))

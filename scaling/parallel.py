@@ -31,21 +31,21 @@ MANY = WORLD > 1
 REPLICA = None                                                  # with --tp: the DeviceMesh of this model's processes
 
 
-def device_and_dtype() -> tuple[torch.device, torch.dtype]:
-    """A GPU in bfloat16 where there is one (under torchrun this process's own), else the CPU in float32."""
+def this_device() -> torch.device:
+    """A GPU where there is one (under torchrun this process's own), else the CPU."""
     if not torch.cuda.is_available():
-        return torch.device("cpu"), torch.float32
+        return torch.device("cpu")
     if LOCAL >= torch.cuda.device_count():
         raise ValueError(f"torchrun started more processes here than there are GPUs ({torch.cuda.device_count()}); "
                          "--nproc-per-node sets their number")
     torch.cuda.set_device(LOCAL)
-    return torch.device("cuda", LOCAL), torch.bfloat16
+    return torch.device("cuda", LOCAL)
 
 
 def start() -> None:
     """Joins the other processes, if there are any."""
     if MANY and not dist.is_initialized():
-        backend = "cpu:gloo,cuda:nccl" if device_and_dtype()[0].type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if this_device().type == "cuda" else "gloo"
         dist.init_process_group(backend, timeout=timedelta(days=1))     # some processes have more to do than others
 
 
@@ -67,8 +67,8 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     whole: false under torchrun loads no weights; `shard` or `split` then gives every process its part.
     dtype: of all weights [bfloat16 on a GPU, float32 on a CPU]. linear_dtype: of linear layers' weights, where a single
     process runs on a CPU."""
-    device, default = device_and_dtype()
-    dtype = dtype or default
+    device = this_device()
+    dtype = dtype or (torch.bfloat16 if device.type == "cuda" else torch.float32)
     if device.type == "cuda":                                   # adapters on bfloat16 weights: TensorFloat-32
         torch.set_float32_matmul_precision("highest" if dtype == torch.float32 else "high")
     alone = device.type == "cpu" and not MANY
@@ -93,7 +93,7 @@ def replica(tp: int) -> tuple[int, int, bool]:
                          "start them with torchrun --nproc-per-node")
     if tp > 1:
         from torch.distributed.device_mesh import init_device_mesh  # here and below, as they take a second to import
-        mesh = init_device_mesh(device_and_dtype()[0].type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))
+        mesh = init_device_mesh(this_device().type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))
         REPLICA = mesh["part"]
     return RANK // tp, WORLD // tp, RANK % tp == 0
 
@@ -104,8 +104,8 @@ def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:
     Raises ValueError if --tp is given but this process belongs to no replica."""
     if args.tp > 1 and REPLICA is None:
         raise ValueError("--tp: only the model that plays the tasks of collect.py and evaluate.py is split")
-    device = device_and_dtype()[0].type
-    dtype = getattr(torch, args.dtype) if hasattr(args, "dtype") else fastest_dtype(args.model, device)
+    device = this_device().type
+    dtype = getattr(torch, args.dtype) if args.dtype else fastest_dtype(args.model, device)
     model = load(args.model, args.adapter, whole=args.tp == 1, dtype=dtype)
     if args.tp > 1:
         split(model, args.model)
@@ -187,7 +187,7 @@ def shard(model: Llama, path: str | Path) -> Llama:
     """Gives every process its shard of a model that was loaded without weights (FSDP2, block by block), and cuts the
     adapters, which every process has read, down to its rows. Blocks are recomputed in the backward pass under FSDP and
     on a GPU. A single process keeps its model."""
-    device, _ = device_and_dtype()
+    device = this_device()
     for block in model.layers:
         block.recompute = MANY or device.type == "cuda"
     if not MANY:
@@ -210,7 +210,7 @@ def shard(model: Llama, path: str | Path) -> Llama:
 def read_parts(model: Llama, path: str | Path) -> None:
     """Reads this process's shard, and no more, of every weight that is a DTensor without memory."""
     from torch.distributed.tensor import DTensor
-    device, _ = device_and_dtype()
+    device = this_device()
     tied, files, weights = model.config.tie_word_embeddings, weight_files(local_folder(path)), {}
     for name, p in model.named_parameters():
         if p.is_meta and not (tied and name == "lm_head.weight"):
@@ -250,7 +250,7 @@ def all_reduce_sum(x: torch.Tensor, group: dist.ProcessGroup | None = None) -> t
 def all_reduce_max(n: int) -> int:
     """The largest n of all processes."""
     if MANY:
-        dist.all_reduce(n := torch.tensor(n, device=device_and_dtype()[0]), dist.ReduceOp.MAX)
+        dist.all_reduce(n := torch.tensor(n, device=this_device()), dist.ReduceOp.MAX)
     return int(n)
 
 

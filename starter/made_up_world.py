@@ -20,13 +20,16 @@ For each group the seed decides what the tools are called, what they take and re
 abstract recipe is written down in these words.
 """
 
-import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from common import command_line
+
 import inspect
 import json
 import random
 import re
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 TRAIN, TEST = 10, 5     # tasks per template
@@ -700,22 +703,18 @@ def make_world(seed):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = command_line.Parser(__doc__)
     parser.add_argument("--out", type=Path, required=True, help="directory for all files")
     parser.add_argument("--seed", type=int, required=True, help="another seed, another world")
     args = parser.parse_args()
-    try:
-        files = make_world(args.seed)
-        if others := [file for file in (args.out / "hints").glob("*.md") if f"hints/{file.name}" not in files]:
-            raise ValueError(f"{others[0]}: belongs to another world; remove it or give another --out")
-        for name, text in files.items():
-            (args.out / name).parent.mkdir(parents=True, exist_ok=True)
-            (args.out / name).write_text(text)
-    except (OSError, ValueError) as error:
-        print(f"made_up_world.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    files = make_world(args.seed)
+    if others := [file for file in (args.out / "hints").glob("*.md") if f"hints/{file.name}" not in files]:
+        raise ValueError(f"{others[0]}: belongs to another world; remove it or give another --out")
+    for name, text in files.items():
+        (args.out / name).parent.mkdir(parents=True, exist_ok=True)
+        (args.out / name).write_text(text)
     print(f"{args.out}: {', '.join(files)}")
 
 
 if __name__ == "__main__":
-    main()
+    command_line.run_stage(main)

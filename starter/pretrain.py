@@ -104,9 +104,8 @@ def check(model, batches):
     for ids, targets in batches:
         ids, targets = torch.from_numpy(ids), torch.from_numpy(targets)
         _, logits, keep = loss_of(model, ids, targets)
-        ok = logits.argmax(-1) == targets.flatten()[keep]
         wrong = torch.zeros(targets.numel(), dtype=torch.bool)
-        wrong[keep] = ~ok
+        wrong[keep] = logits.argmax(-1) != targets.flatten()[keep]
         right += (~wrong.view(targets.shape).any(1)).sum().item()
         rows += len(ids)
     return right / rows
@@ -131,8 +130,7 @@ def grown(weights, layers):
     return out
 
 
-def save(model, config, out):
-    (out / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+def save(model, out):
     files.write_whole({out / "model.safetensors": lambda part: save_file(model.hf_state_dict(), part,
                                                                          metadata={"format": "pt"})})
 
@@ -232,7 +230,7 @@ def main():
                     state = {"update": update + 1, "model": model.state_dict(), "muon": muon.state,
                              "adam": adam.state_dict()}
                     files.write_whole({file: lambda part: torch.save(state, part)})
-                    save(model, config, args.out)
+                    save(model, args.out)
                 print(line, flush=True)
     finally:
         producer.kill()
@@ -241,7 +239,7 @@ def main():
             for name, weight in model.state_dict().items():
                 if f"model.{name}" in before:
                     weight.lerp_(before[f"model.{name}"], 0.5)
-    save(model, config, args.out)
+    save(model, args.out)
     print(f"wrote {args.out}/model.safetensors")
 
 

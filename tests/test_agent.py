@@ -469,8 +469,8 @@ def test_what_the_sandbox_lacks_is_said_or_with_require_sandbox_refused(monkeypa
     output = types.SimpleNamespace(replicas=1, replica=0, done=())
     args = types.SimpleNamespace(max_steps=1, tools=None, data=None, batch=1, require_sandbox=True)
     with pytest.raises(ValueError, match="--require-sandbox: .* kept from the network"):
-        rollouts.play_all([], args, output, None, start_engine)
+        rollouts.play_all([], args, output, None, start_engine, None)
     assert not loaded
     args.require_sandbox = False
-    rollouts.play_all([], args, output, None, start_engine)
+    rollouts.play_all([], args, output, None, start_engine, None)
     assert "cannot prevent: the network" in capsys.readouterr().err

@@ -13,7 +13,8 @@ import pytest
 import collect as collect_py
 from agent.chat import Chat
 from agent.play import is_right
-from desk.ask import before_tag, stream
+from agent.responses import before_stop
+from desk.ask import stream
 
 
 @pytest.fixture(scope="module")
@@ -136,4 +137,4 @@ def test_what_does_not_go_together_is_refused(arguments, says, monkeypatch, caps
 @pytest.mark.parametrize("text, shown", [
     ("a < b", "a < b"), ("a <", "a "), ("a </pyth", "a "), ("a </python> b", "a "), ("</p> x", "</p> x")])
 def test_the_closing_tag_is_never_shown(text, shown):
-    assert before_tag(text, "python") == shown
+    assert before_stop(text, ["</python>"])[0] == shown

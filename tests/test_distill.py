@@ -21,7 +21,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import distill
 import lora
 from agent.chat import Chat
-from lora import adapters, add_adapter, read_adapter
+from lora import add_adapter, read_adapter, without_newest
 from model import Config, Llama
 from training import trainer
 from training.examples import Example, balance, to_example, usable
@@ -122,7 +122,7 @@ def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model,
                record(chat, 333, steps=4, targets=[1, 3], corrective=[1])]
     row, = pack_by_prefix([replace(to_example(chat, r), teacher_file=n) for n, r in enumerate(records)], 10 ** 6)
     assert row.shared > 0 and len(row.examples) == 3                   # in one row, what all begin with once
-    with torch.no_grad(), autocast, adapters(model, newest=False):
+    with torch.no_grad(), autocast, without_newest(model):
         parts = hidden_states(model, row).split([len(x.at) for x in row.examples])
     states = dict(zip((x.teacher_file for x in row.examples), parts))
     with autocast:
@@ -132,7 +132,7 @@ def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model,
     teacher = copy.deepcopy(reference)
 
     def frozen_only(tokens):
-        with torch.no_grad(), adapters(teacher, newest=False):
+        with torch.no_grad(), without_newest(teacher):
             return teacher(tokens)
 
     expected = plain_loss(reference, frozen_only, chat, records, dropped)

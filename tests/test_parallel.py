@@ -259,7 +259,7 @@ def logits_of(model, adapters, tp):
     parallel.start()
     parallel.replica(tp)
     sampler, _ = parallel.sampler(Namespace(model=model, adapter=adapters, batch=4, max_length=64, max_new_tokens=9,
-                                            temperature=0.0, top_p=1.0, tp=tp))
+                                            temperature=0.0, top_p=1.0, tp=tp, dtype=None))
     with torch.inference_mode():
         logits = sampler.model(torch.arange(3, 40)[None])
     return logits, sum(p.numel() for p in sampler.model.layers.parameters())

@@ -22,7 +22,7 @@ from training.packing import Row, longest_row
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = argparse.Namespace(rank=16, alpha=32, lora_dropout=0.05, targets=TARGETS, kl_temperature=2.0, loss="kl",
-                              hint_dropout=1.0, adapter=[], batch=4, epochs=2, row=16384, plan=[1, 1])
+                              hint_dropout=1.0, adapter=[], dtype=None, batch=4, epochs=2, row=16384, plan=[1, 1])
 DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_layers=9, num_attention_heads=8,
             num_key_value_heads=2)
 WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8,
@@ -37,7 +37,7 @@ sys.path[:0] = [{root!r}, {root!r} + "/tests"]
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from scaling import parallel
-from lora import add_adapter, adapters, trainable
+from lora import add_adapter, trainable, without_newest
 from test_plan import SETTINGS
 from training.examples import Example
 from training.loss import chunked_loss
@@ -57,7 +57,7 @@ seen = pack([Example([1] * n, list(range(n - m, n)), [1] * m, [k / m] * m) for _
 with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
     for _ in range(2 if parallel.WORLD == 1 else 4):
         with record_function("update"):
-            with torch.no_grad(), adapters(model, newest=False):
+            with torch.no_grad(), without_newest(model):
                 for row in parallel.share(taught):
                     hidden_states(model, row)
             states = [torch.zeros(row.learned, model.config.hidden_size) for row in seen]

@@ -299,7 +299,7 @@ def main():
                   f"{', …' * (len(where) > 5)})")
     if not chats:
         raise ValueError(f"{', '.join(args.logs)}: nothing is left to learn from")
-    written = {args.out: "".join(json.dumps(chat, ensure_ascii=False) + "\n" for chat in chats)}
+    written = {args.out: files.as_lines(chats)}
     sources = [f"a manual of {len(manual)} sections"] if manual else []
     if args.bare_tools:
         tools = {json.dumps(tool, ensure_ascii=False): None for chat in chats for tool in chat["tools"]}

@@ -96,8 +96,7 @@ def read_questions(folder, split):
 def import_questions(folder, out):
     splits = {split: read_questions(folder, split) for split in SPLITS}
     out.mkdir(parents=True, exist_ok=True)
-    lines = {split: [json.dumps(task, ensure_ascii=False) + "\n" for task in tasks] for split, tasks in splits.items()}
-    files.write_whole({out / f"{split}.jsonl": "".join(lines[split]) for split in splits})
+    files.write_whole({out / f"{split}.jsonl": files.as_lines(tasks) for split, tasks in splits.items()})
     for split, tasks in splits.items():
         print(f"{out}/{split}.jsonl: {len(tasks)} tasks of {len({t['template'] for t in tasks})} templates")
 

@@ -22,7 +22,6 @@ from common import command_line, files
 
 import importlib
 import itertools
-import json
 import random
 from collections.abc import Sequence
 
@@ -68,8 +67,7 @@ def rehearse(out: Path, seed: int = 0, groups: Sequence[str] = GROUPS, scale: fl
         for split, some in split_tasks(group, module.TEMPLATES, module.draw_tasks(folder, rng), rng).items():
             tasks[split] += some
     import_toolqa.import_corpora(out / "external_corpus", out / "world", groups)
-    lines = {split: [json.dumps(task, ensure_ascii=False) + "\n" for task in some] for split, some in tasks.items()}
-    files.write_whole({out / f"{split}.jsonl": "".join(some) for split, some in lines.items()})
+    files.write_whole({out / f"{split}.jsonl": files.as_lines(some) for split, some in tasks.items()})
     return tasks
 
 

@@ -17,10 +17,9 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from common import command_line
+from common import command_line, files
 
 import datetime
-import json
 import random
 from itertools import combinations
 
@@ -629,8 +628,7 @@ def main():
     world = World(args.seed)
     tasks = make_tasks(world, args.seed)
     world.write(args.out / "world" / "world.sqlite")
-    for split, records in tasks.items():
-        (args.out / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    files.write_whole({args.out / f"{split}.jsonl": files.as_lines(some) for split, some in tasks.items()})
     print(f"{args.out}: world/world.sqlite, " + ", ".join(f"{k}.jsonl ({len(v)} tasks)" for k, v in tasks.items()))
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from engine.kernels import causal_attention
-from lora import adapters
+from lora import without_newest
 from training.packing import Row, hidden_states
 
 # ---- the definition
@@ -83,7 +83,7 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
             losses = F.cross_entropy(model.lm_head(x).float(), labels[chunk], reduction="none")
         else:
             # lm_head has no bias, so this divides the logits by the temperature.
-            with torch.no_grad(), adapters(model, newest=False):
+            with torch.no_grad(), without_newest(model):
                 taught = model.lm_head(teacher[chunk] / temperature)
             losses = backend.kl(model.lm_head(x / temperature), taught)
         loss = (losses * weights[chunk]).sum() / actions

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from agent.chat import Chat
 from engine.decoder import can_compile, compiled
 from engine.kernels import fast_bfloat16
-from lora import adapters, add_adapter, noise, seed_dropout, trainable
+from lora import add_adapter, noise, seed_dropout, trainable, without_newest
 from scaling import checkpoints, parallel
 from training.examples import batches, count_actions, to_example
 from training.loss import BACKENDS, chunked_loss, token_kl
@@ -116,7 +116,7 @@ class Trainer:
                 if not all(x.teacher_file.exists() for x in row.examples)]
         idle = Row([replace(examples[0], teacher_file=None)])
         for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
-            with torch.no_grad(), self.autocast, adapters(self.model, newest=False):
+            with torch.no_grad(), self.autocast, without_newest(self.model):
                 hidden = hidden_states(self.model, row)
             for x, states in zip(row.examples, hidden.split([len(x.at) for x in row.examples]), strict=True):
                 if x.teacher_file:
@@ -179,7 +179,7 @@ class Trainer:
         """Writes a checkpoint, and beside it the log so far for the user to read."""
         checkpoints.save(self.state(log), self.checkpoint)
         if parallel.RANK == 0:
-            files.write_whole({self.checkpoint.with_suffix(".jsonl"): as_lines(log)})
+            files.write_whole({self.checkpoint.with_suffix(".jsonl"): files.as_lines(log)})
 
     def restore(self):
         """Fills the adapter and the optimizer from a checkpoint. Returns its log, empty if there is no checkpoint."""
@@ -193,11 +193,6 @@ class Trainer:
 def same_number(rows, idle):
     """This process's rows, filled up with idle ones to the largest number of any process: FSDP needs equal numbers."""
     return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
-
-
-def as_lines(log: list[dict]) -> str:
-    """The log as JSONL."""
-    return "".join(json.dumps(entry) + "\n" for entry in log)
 
 
 def recent(log: list[dict]) -> float:

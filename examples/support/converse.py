@@ -187,7 +187,7 @@ def main():
     args = parser.parse_args()
     output = files.Output(args.out, vars(args))
     todo = [c for c in itertools.islice(customers(), *args.customers) if c.id not in output.done]
-    settings = {"adapter": [], "tp": 1, "max_new_tokens": 150, "max_length": 4096, "top_p": 1.0}
+    settings = {"adapter": [], "dtype": None, "tp": 1, "max_new_tokens": 150, "max_length": 4096, "top_p": 1.0}
     if todo:
         play(todo, Namespace(**vars(args) | settings), output)
     output.sync()

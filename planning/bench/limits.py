@@ -1,6 +1,6 @@
 """The machine's limits: a large matrix product, a large copy."""
 
-import time
+import timeit
 
 import torch
 
@@ -9,14 +9,8 @@ from planning.bench.harness import DEVICE
 
 def best(work, n=5):
     """Seconds of the fastest of n runs."""
-    seconds = []
-    for _ in range(n):
-        began = time.perf_counter()
-        work()
-        if DEVICE == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - began)
-    return min(seconds)
+    wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
+    return min(timeit.repeat(lambda: (work(), wait()), repeat=n, number=1))
 
 
 def product_rate(dtype):

@@ -51,7 +51,7 @@ def ours(how: Namespace, tasks: list[dict]) -> dict:
 
 def peer(how: Namespace, tasks: list[dict]) -> dict:
     """Every eighth task, by `Loop`."""
-    dtype = getattr(how, "dtype", name_of(fastest_dtype(how.model, DEVICE)))
+    dtype = how.dtype or name_of(fastest_dtype(how.model, DEVICE))
     loop = Loop(peer_model(local_folder(how.model), dtype, ""))
     return played(how, tasks[::EVERY], loop, lambda *work, **rules: Request(
         *work, how.max_new_tokens, how.temperature, how.top_p, **rules))
