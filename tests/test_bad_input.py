@@ -201,6 +201,7 @@ CASES = [                                                               # script
     (C, COLLECT, text("tasks.jsonl", b"\xff\xfe\n"), "tasks.jsonl, line 1: not UTF-8"),
     (C, COLLECT, text("tasks.jsonl", "[" * 100_000), "tasks.jsonl, line 1: n"),
     (C, COLLECT, text("tasks.jsonl", 2 * (json.dumps(TASK) + "\n")), "line 2, field 'id': 't1' is on line 1 already"),
+    (C, COLLECT, line("tasks.jsonl", answer=[]), "line 2, field 'answer': an empty list; give at least one"),
     (C, COLLECT, line("tasks.jsonl", question="\ud800"), r"tasks.jsonl, line 2: '.ud800' is half a character"),
     (C, COLLECT, line("tasks.jsonl", note=["\udfff"]), r"tasks.jsonl, line 2: '.udfff' is half a character"),
     (C, COLLECT, text("tasks.jsonl", '{"id": ' + "9" * 5000 + "}"), "tasks.jsonl, line 1: not JSON .Exceeds the limit"),

@@ -9,6 +9,7 @@ import pytest
 import chat_templates
 from agent.chat import Chat
 from chat_templates import PARALLEL, SINGLE
+from desk.chats import actions as spans
 from formats.chats import read_chats, read_training
 from training.examples import balance, count_actions, select, to_example
 
@@ -26,12 +27,6 @@ def chat_with(folder, template):
 def written(folder, *chats):
     (folder / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
     return folder / "chats.jsonl"
-
-
-def spans(example):
-    """(start, end) of each action, told apart by what precedes a reply."""
-    starts = [n for n, i in enumerate(example.at) if not n or i != example.at[n - 1] + 1]
-    return [(example.at[a] + 1, example.at[b - 1] + 2) for a, b in zip(starts, [*starts[1:], len(example.at)])]
 
 
 # ---- as the template writes it

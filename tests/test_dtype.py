@@ -4,7 +4,6 @@ from common.files import Output
 
 import argparse
 import resource
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora
+import make as recorded
 import model
 from agent import options
 from engine import kernels
@@ -20,8 +20,6 @@ from model import Sampler
 from scaling import parallel
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-import make as recorded  # noqa: E402
 
 
 def parsed(*given):

@@ -24,9 +24,6 @@ ROW_OF = {part: row for row, parts in enumerate(ROWS) for part in parts}
 NOT_OURS = {"tests", "runs", "data"}
 TOOLS_MAY_IMPORT = {"tools", "formats", "common"}        # the agent's world knows no agent and no model
 
-SHADOWS = {                                              # (file, name): why it is still there
-}
-
 
 def part(module: str) -> str:
     return module.split(".")[0]
@@ -119,5 +116,5 @@ def test_no_name_hides_an_imported_one_of_ours():
     for module, tree in TREES.items():
         ours = {name for _, name, _ in IMPORTS[module]}
         wrong += [f"{module}, line {line}: `{name}` hides the import of that name"
-                  for name, line in new_names(tree) if name in ours and (module, name) not in SHADOWS]
+                  for name, line in new_names(tree) if name in ours]
     assert not wrong, "\n".join(["rename these parameters and variables:", *wrong])

@@ -98,13 +98,3 @@ def test_one_small_coaching_round(tmp_path, stage):
     table = stage(evaluate, *adapted, "--adapter", tmp_path / "round2-adapter",
                    "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl")
     assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 30
-
-
-def test_bad_input_ends_in_one_line_and_status_2(tmp_path):
-    tasks = tmp_path / "tasks.jsonl"
-    tasks.write_text('{"id": "a"}\n')
-    run = script("evaluate.py", "--model", ROOT / "starter", "--tasks", tasks, "--out", tmp_path / "o.jsonl", status=2)
-    assert run.stderr.strip() == f"evaluate.py: {tasks}, line 1, field 'group': missing"
-    run = script("distill.py", "--model", ROOT / "starter", "--data", tmp_path / "none.jsonl", "--out", tmp_path / "a",
-                 status=2)
-    assert run.stderr.strip() == f"distill.py: {tmp_path / 'none.jsonl'}: no such file"

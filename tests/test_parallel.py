@@ -16,14 +16,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import make as recorded
 from formats.records import read_trajectories
 from lora import read_adapter
 from model import Config, Llama
 from test_distill import record, tiny_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT / "tests" / "recordings"))
-import make as recorded  # noqa: E402
 
 
 def instrument(change, die=10**9):

@@ -83,11 +83,6 @@ def wait_until(condition, seconds=10):
 
 # ---- normal life ----
 
-def test_printed_text_is_the_observation(box):
-    assert box.run("print('one'); print('two', end='')") == ("one\ntwo", None, False)
-    assert box.run("print()") == ("\n", None, False)
-
-
 def test_variables_functions_and_imports_last_from_step_to_step(box):
     box.run("import math\nx = 3\ndef area(r): return math.floor(math.pi * r * r)")
     assert box.run("x += 1; print(area(x))").text == "50\n"
@@ -125,11 +120,6 @@ def test_a_traceback_shows_only_the_agents_own_lines(box):
         "TypeError: 'NoneType' object is not subscriptable\n")
 
 
-def test_a_syntax_error_is_shown_with_its_line(box):
-    assert box.run("x = 1\ny = = 2").text == (
-        '  File "<python>", line 2\n    y = = 2\n        ^\nSyntaxError: invalid syntax\n')
-
-
 def test_complete_task_ends_the_step_with_strings(box):
     assert box.run("print(1); complete_task('found', 42.5); print(2)") == ("1\n", ("found", "42.5"), False)
     caught = box.run("try: complete_task('found', None)\nexcept BaseException: pass\nprint(2)")
@@ -144,12 +134,6 @@ def test_the_result_can_be_waited_for_with_select(world):
         assert fast.receive().text == "fast\n"
         assert select.select([slow], [], [], 10)[0] == [slow]
         assert slow.receive().text == "slow\n"
-
-
-def test_a_long_observation_is_cut_in_the_middle_with_a_note(box):
-    text = box.run("print('a' * 500_000 + 'b' * 500_000)").text
-    assert len(text) < 4100 and text.startswith("a" * 2000) and text.endswith("b" * 1999 + "\n")
-    assert "996,001 characters left out" in text
 
 
 def test_what_is_cut_and_left_out_adds_up():
@@ -315,8 +299,9 @@ ATTACKS = {
                          "    except OSError: pass", "its variables are lost"),
     "a deeply nested reply": ("import os\nfor fd in range(3, 64):\n    try: os.write(fd, b'[' * 60000 + b'\\n')\n"
                               "    except OSError: pass\nprint('done')", "done"),
-    "nothing read but the reply channel": ("import os\nprint(sorted(set(range(64)) - {fd for fd in range(64) "
-                                           "if not os.path.exists(f'/dev/fd/{fd}')}))", r"\[.*\]"),
+    "a socket that was left open": ("import os, stat\nfor fd in range(1024):\n  try: kind = os.fstat(fd).st_mode\n"
+                                    "  except OSError: continue\n  if stat.S_ISSOCK(kind): print('WORKED', fd)\n"
+                                    "print('done')", "^done\n$"),
     "gigabytes of output": ("for _ in range(10**5): print('x' * 10**4)",
                             "^x{2000}\n.* 1,000,096,000 characters left out"),
     "output that is no text": ("import os; os.write(1, bytes(range(256)))", "�"),
@@ -722,6 +707,8 @@ def test_protections_are_tried_not_assumed(world, tmp_path):
 def test_refused_system_calls_have_the_numbers_of_the_kernels_headers():
     table = SYSTEM_CALLS
     headers = "/usr/include/x86_64-linux-gnu/asm/unistd_64.h", "/usr/include/asm-generic/unistd.h"
+    if not any(map(os.path.exists, headers)):
+        pytest.skip("no headers of the kernel here")
     for column, header in enumerate(headers):
         if not os.path.exists(header):
             continue
