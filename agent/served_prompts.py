@@ -39,7 +39,7 @@ class Prompts:
         with self.lock:
             if asked.calling:
                 return logged.prompt(self.chat, asked.messages, asked.tools)
-            return asked.goes_on and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.goes_on)
+            return asked.continues and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.continues)
 
     def of_agent(self, messages):
         """The prompt as `Chat.prompt` writes it, or None if these are not the agent's messages."""
@@ -70,23 +70,23 @@ class Prompts:
                 next(pairs)
         return None
 
-    def of_any(self, messages, goes_on):
+    def of_any(self, messages, continues):
         """Any conversation in the model's chat template."""
         filled = [m | {"content": f"\ue000{n}\ue001"} for n, m in enumerate(messages)]
         slots = [self.chat.encode_hint(m["content"]) for m in messages]
-        for n, before in enumerate(hashes(messages)[:len(messages) - goes_on]):
+        for n, before in enumerate(hashes(messages)[:len(messages) - continues]):
             if messages[n]["role"] == "assistant":
                 start, ids, _ = self.recall(before, messages[n]["content"])
                 slots[n] = self.chat.encode_hint(start) + ids
-        text = self.chat.fill_template(filled, generate=not goes_on)
-        if goes_on:
+        text = self.chat.fill_template(filled, generate=not continues)
+        if continues:
             text = text.partition(filled[-1]["content"])[0] + filled[-1]["content"]
         return self.chat.encode(text, slots)[0]
 
     def remember(self, asked: Namespace, text: str, stopped_by: str | None, ids: list[int]) -> None:
         """Keeps a response to `asked` under what a client will say that it was: (the message's start, which was given,
         the ids that continue it, the code if the model put it into the monologue's turn)."""
-        before, start = (asked.messages[:-1], asked.messages[-1]["content"]) if asked.goes_on else (asked.messages, "")
+        before, start = (asked.messages[:-1], asked.messages[-1]["content"]) if asked.continues else (asked.messages, "")
         said, code, ask = start + text, "", before[-1]["content"] if before else ""
         text += stopped_by or ""
         if start in ("", *STARTS) and ask.endswith(THINK):

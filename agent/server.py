@@ -93,9 +93,9 @@ def read_request(body: bytes, model: str) -> Namespace:
         if m.get("content") is None and not m.get("tool_calls"):
             raise Refused(f"messages[{n}].content: missing", f"messages[{n}].content")
     messages, tools = [normal_message(m) for m in messages], asked.get("tools") or []
-    goes_on = bool(asked.get("continue_final_message"))
+    continues = bool(asked.get("continue_final_message"))
     calling = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
-    if goes_on and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or calling):
+    if continues and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or calling):
         raise Refused("continue_final_message needs a last message of the assistant, and neither tools, tool calls nor "
                       "add_generation_prompt", "continue_final_message")
     calls = 0 if asked.get("tool_choice") == "none" else 1 if asked.get("parallel_tool_calls") is False else unlimited
@@ -104,7 +104,7 @@ def read_request(body: bytes, model: str) -> Namespace:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
     return Namespace(body=asked, messages=messages, tools=tools, calling=calling, calls=calls if tools else 0,
-                     goes_on=goes_on, stop=stop, seed=asked.get("seed"),
+                     continues=continues, stop=stop, seed=asked.get("seed"),
                      max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
                      temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
@@ -229,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         message = {"content": text or None, "tool_calls": calls} if calls else {"content": text}
         choice = {"index": 0, "message": {"role": "assistant"} | message, **end}
         answer = common | {"object": "chat.completion", "choices": [choice], "usage": usage}
-        if not asked.goes_on and not self.is_gone():
+        if not asked.continues and not self.is_gone():
             self.server.log(asked.body, answer)
         if not asked.stream:
             return self.answer(200, answer)

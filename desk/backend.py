@@ -34,7 +34,7 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     Then prints report(), once."""
     from scaling import parallel
     parallel.start()
-    replica, replicas, leads = parallel.replica(args.tp)
+    replica, replicas, leads = parallel.join_replica(args.tp)
     planned, missing = list(planned), 0
     if leads:
         unused = ("hint_dir",) if getattr(args, "hints", "none") == "none" else ()

@@ -60,12 +60,12 @@ def serving(model: str, folder: Path, adapter: Path, rank: int, head: bool) -> s
     if head and config.get("tie_word_embeddings"):
         notes.append("The embeddings are tied to lm_head: never merge this adapter with PEFT, which would change both; "
                      "`lora.py merge` does not.")
-    most = next(limit for limit in RANKS if limit >= rank)
+    max_rank = next(limit for limit in RANKS if limit >= rank)
     return f"""{chr(10).join(notes)}
 This serves it. Without --generation-config, vLLM would sample as the model's generation_config.json says.
 
     vllm serve {shlex.quote(str(model))}{half} --generation-config vllm \\
-        --enable-lora --max-lora-rank {most} --lora-modules {shlex.quote(f"{name}={adapter}")}
+        --enable-lora --max-lora-rank {max_rank} --lora-modules {shlex.quote(f"{name}={adapter}")}
 
 This evaluates it there:
 

@@ -82,7 +82,7 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
 
 # ---- sampling: replicas, each on --tp processes --------------------------------------------------------------------
 
-def replica(tp: int) -> tuple[int, int, bool]:
+def join_replica(tp: int) -> tuple[int, int, bool]:
     """Joins the processes of a replica → (this process's replica, how many there are, whether this process leads). The
     leader plays; the others only compute.
 

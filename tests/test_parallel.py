@@ -256,7 +256,7 @@ def logits_of(model, adapters, tp):
 
     from scaling import parallel
     parallel.start()
-    parallel.replica(tp)
+    parallel.join_replica(tp)
     sampler, _ = parallel.sampler(Namespace(model=model, adapter=adapters, batch=4, max_length=64, max_new_tokens=9,
                                             temperature=0.0, top_p=1.0, tp=tp, dtype=None))
     with torch.inference_mode():
@@ -349,7 +349,7 @@ import torch
 from scaling import parallel
 {inspect.getsource(logits_and_gradients)}
 parallel.start()
-parallel.replica(2)
+parallel.join_replica(2)
 torch.save(logits_and_gradients(sys.argv[2:]), sys.argv[1] + str(parallel.RANK))
 parallel.stop()
 """
