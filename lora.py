@@ -102,6 +102,7 @@ def seed_dropout(model: nn.Module, seed: int, tokens: torch.Tensor, head_tokens:
     process or on which documents share the row. `tokens` (T,) are the row's numbers. `head_tokens` (N,) are those of
     the tokens that lm_head reads; after its attention the last block computes only these."""
     generator, last = torch.Generator().manual_seed(seed), len(model.layers) - 1
+    tokens, head_tokens = tokens.to(model.device), head_tokens.to(model.device)
     at_some = ("lm_head", f"layers.{last}.mlp.", f"layers.{last}.self_attn.o_proj")
     for name, layer in layers(model).items():
         numbers = head_tokens if name.startswith(at_some) else tokens, noise(layer.in_features, generator=generator)

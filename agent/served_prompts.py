@@ -86,7 +86,9 @@ class Prompts:
     def remember(self, asked: Namespace, text: str, stopped_by: str | None, ids: list[int]) -> None:
         """Keeps a response to `asked` under what a client will say that it was: (the message's start, which was given,
         the ids that continue it, the code if the model put it into the monologue's turn)."""
-        before, start = (asked.messages[:-1], asked.messages[-1]["content"]) if asked.continues else (asked.messages, "")
+        before, start = asked.messages, ""
+        if asked.continues:
+            before, start = before[:-1], before[-1]["content"]
         said, code, ask = start + text, "", before[-1]["content"] if before else ""
         text += stopped_by or ""
         if start in ("", *STARTS) and ask.endswith(THINK):

@@ -112,8 +112,10 @@ class Decoder:
 
 
 def can_compile() -> bool:
-    """Is there the C compiler that torch.compile needs?"""
-    return bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang", "cc")))
+    """Is there the C compiler that torch.compile needs, and is it exact? On a GPU, PyTorch before 2.11 replaces `addmm`
+    by a product and a sum, each rounded, so that an adapter's update is lost (LoraLinear.large_term_last)."""
+    exact = not torch.cuda.is_available() or tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 11)
+    return exact and (bool(os.environ.get("CC")) or any(map(shutil.which, ("gcc", "clang", "cc"))))
 
 
 def compiled(function: Callable, **options) -> Callable:

@@ -221,8 +221,10 @@ class Sampler:
                 later.append(request)
                 request.passed_over += 1
                 continue
-            # A slot whose whole content the prompt continues, or else the one that has waited longest.
-            slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, -self.used[s]))
+            # A slot whose whole content the prompt continues, or else the one that has waited longest. The decoder
+            # computes all slots up to the next power of two, so it gets the lowest ones.
+            low = lambda s: -int(s).bit_length() if self.decoder else 0
+            slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, low(s), -self.used[s]))
             source, n = ready.argmax(), len(request.prompt)
             kept = min(int(ready.max()), n - 1)                 # one token is left to compute
             if source != slot:

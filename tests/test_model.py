@@ -324,6 +324,14 @@ def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
         prompts = [prompt + text + [3 + turn] for prompt, text in zip(prompts, texts)]
 
 
+def test_single_requests_stay_in_the_first_slots_which_a_gpu_computes_up_to_the_highest_one(tiny):
+    sampler, waiting = (Sampler(tiny, batch=8, max_length=64, ahead=ahead) for ahead in (True, False))
+    for n in range(6):
+        for one in sampler, waiting:
+            one.generate([recorded.tokens(f"alone {n}", 9)], max_new_tokens=4)
+    assert list(sampler.used.nonzero()[0]) == [0] and len(waiting.used.nonzero()[0]) == 6
+
+
 def test_a_gpus_sizes_are_few_and_at_most_half_too_large():
     assert all(n <= above(n) <= max(256, 3 * n // 2) and below(n) <= n < 2 * max(below(n), 128)
                for n in range(1, 20000))

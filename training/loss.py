@@ -69,9 +69,9 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
     so that the results of a batch's rows add up. processes: how many share the model; FSDP averages their gradients, so
     each process multiplies its own by this number."""
     backend = backend or BACKENDS[model.device.type]
+    weights = torch.tensor([w for x in row.examples for w in x.weights], device=model.device)           # (N,)
+    labels = torch.tensor([t for x in row.examples for t in x.labels], device=model.device)             # (N,)
     hidden = hidden_states(model, row, backend.causal)                                                  # (N, C)
-    weights = torch.tensor([w for x in row.examples for w in x.weights], device=hidden.device)          # (N,)
-    labels = torch.tensor([t for x in row.examples for t in x.labels], device=hidden.device)            # (N,)
     actions = actions or weights.sum()                          # an action's weights add up to 1
     head_input = hidden.detach().requires_grad_(learn)
     size = chunk_size(model, len(hidden), backend.chunk_bytes)
@@ -83,7 +83,7 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
             losses = F.cross_entropy(model.lm_head(x).float(), labels[chunk], reduction="none")
         else:
             # lm_head has no bias, so this divides the logits by the temperature.
-            with torch.no_grad(), without_newest(model):
+            with torch.no_grad(), without_newest(model.lm_head):
                 taught = model.lm_head(teacher[chunk] / temperature)
             losses = backend.kl(model.lm_head(x / temperature), taught)
         loss = (losses * weights[chunk]).sum() / actions
