@@ -33,7 +33,7 @@ HEADING = re.compile(r"^#{1,6} +.*$", re.M)
 CUT = ("length", "content_filter")                              # finish_reasons of an unfinished reply
 EXPLANATIONS = ("title", "description", "examples", "$comment")         # in a schema: they permit and forbid nothing
 NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")         # {name: schema}
-VALUES = ("enum", "const", "default")
+VALUES = ("enum", "const", "default", "dependentRequired")
 
 
 class Unusable(Exception):
