@@ -27,7 +27,7 @@ DEEP = dict(vocab_size=2000, hidden_size=256, intermediate_size=704, num_hidden_
             num_key_value_heads=2)
 WIDE = dict(vocab_size=1000, hidden_size=1024, intermediate_size=2816, num_hidden_layers=4, num_attention_heads=8,
             num_key_value_heads=8)
-MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=20, num_attention_heads=8,
+MANY = dict(vocab_size=1000, hidden_size=384, intermediate_size=1056, num_hidden_layers=10, num_attention_heads=8,
             num_key_value_heads=8)
 WORDY = dict(vocab_size=60000, hidden_size=256, intermediate_size=704, num_hidden_layers=2, num_attention_heads=8,
              num_key_value_heads=2)
@@ -85,7 +85,6 @@ parallel.stop()
 
 
 @pytest.mark.parametrize("shape, lengths, processes, row", [
-    (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1)], 1, 16384),
     (WORDY, [(500, 300, 200, 4)], 1, 16384),
     (DEEP, [(900, 300, 60, 2), (700, 200, 40, 1), (800, 250, 50, 1)], 1, 1600),      # in two rows
     (MANY, [(200, 100, 30, 1), (900, 300, 100, 1)], 2, 16384),  # the second process holds more
@@ -199,9 +198,17 @@ def test_the_advised_batch_gives_each_gpu_a_trajectory(actions, batch, tmp_path,
     assert f"5 of the GPUs are idle in an update: one with --batch {batch} would" in capsys.readouterr().out
 
 
-def test_it_says_what_would_make_it_fit(tmp_path, capsys):
+def test_it_says_what_would_make_it_fit(tmp_path, capsys, monkeypatch):
+    distillation, plans = plan.distillation, {}
+
+    def planned_once(config, gpus, args, *rest):                # the same setting is planned again and again below
+        if (gpus, args.rank) not in plans:
+            plans[gpus, args.rank] = distillation(config, gpus, args, *rest)
+        return plans[gpus, args.rank]
+
+    monkeypatch.setattr(plan, "distillation", planned_once)
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama", "num_hidden_layers": 60}))
-    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 3], "row": 4096,
+    args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "rank": 512, "plan": [1, 2.5], "row": 4096,
                                                   "loss": "ce", "tp": 1, "max_length": 2048, "batch": 8})
     assert not plan.print_distillation(args)
     said = capsys.readouterr().out
@@ -210,7 +217,7 @@ def test_it_says_what_would_make_it_fit(tmp_path, capsys):
     planned = lambda gpus, rank: plan.distillation(plan.config_of(tmp_path), gpus,
                                                    argparse.Namespace(**vars(args) | {"rank": rank}),
                                                    plan.typical_update(8), plan.typical_row(4096))[0]
-    fits = lambda *setting: plan.table(planned(*setting), 3 * plan.GIB)[1]
+    fits = lambda *setting: plan.table(planned(*setting), 2.5 * plan.GIB)[1]
     # the least that is enough
     assert fits(gpus, 512) and not fits(gpus - 1, 512) and not fits(1, 2 * rank)
     assert plan.print_distillation(argparse.Namespace(**vars(args) | {"rank": rank}))
