@@ -24,7 +24,6 @@ FEW = 2                                                         # rows: see `pac
 MKL_WITHOUT_AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512" and "AuthenticAMD" in CPU
 
 
-
 def fast_bfloat16() -> bool:
     """Does this CPU have instructions for bfloat16 products?"""
     return "avx512_bf16" in CPU
