@@ -41,7 +41,7 @@ case $size in
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         corrections="--samples 3 --temperature 0.3"
-        first= later=([2]="--epochs 2" [3]="--epochs 2 --loss ce");;      # measured: docs/results.md
+        first= later=([2]= [3]="--loss ce");;                  # distill.py chooses the epochs (docs/coaching.md)
     *)                                         # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
@@ -121,7 +121,7 @@ rounds() {                                     # rounds kl | ce
             $again --tasks $new --hints task --trials 1 --seed $round --out $to/candidates$round.jsonl
             balance="--balance $to/candidates$round.jsonl"
         fi
-        $many distill.py $learn --loss $loss ${later[$round]:-${later[3]}} $adapters \
+        $many distill.py $learn --loss $loss ${later[$round]-${later[3]}} $adapters \
             --data $to/corrected$round.jsonl $balance --out $to/round$round
         adapters="$adapters --adapter $to/round$round"
         evaluate $((round + 3))-$loss-round$round $adapters

@@ -60,7 +60,8 @@ def main():
                         "constant after warm-up")
     p.add_argument("--warmup", type=command_line.number(int, 0), help=f"updates of warm-up {shown('warmup')}")
     p.add_argument("--epochs", type=command_line.number(int, 1),
-                   help="[2; in a small model's first round 2 to 10, so that it sees each type of task about 15 times]")
+                   help="[2; for a small model 2 to 10, so that it sees each type of task about 15 times, or in a "
+                        "later round each type with corrected actions about 10 times]")
     p.add_argument("--batch", type=command_line.number(int, 1),
                    help=f"at least this many actions per update {shown('batch')}; trajectories are not split")
     p.add_argument("--row", type=command_line.number(int, 1),

@@ -46,10 +46,12 @@ def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actio
 
 
 @pytest.mark.parametrize("each, epochs", [(1, 10), (2, 8), (5, 3), (8, 2), (24, 2)])
-def test_a_small_model_sees_each_type_of_task_about_fifteen_times(each, epochs):
+def test_a_small_model_sees_each_type_of_task_about_fifteen_times_or_if_corrected_ten(each, epochs):
     records = [{"task": {"template": template}} for template in "abc" for _ in range(each)]
     assert enough_epochs(records) == epochs
-    assert enough_epochs([*records, {"task": {"template": "a"}, "targets": [1]}]) == 2
+    corrected = [{"task": {"template": template}, "targets": [1]} for template in "abbb"]
+    assert enough_epochs(records + corrected) == 5              # two of each type, each ten times
+    assert enough_epochs(records + corrected[:1]) == 10 and enough_epochs(records + 5 * corrected) == 2
     assert enough_epochs([{"messages": []}]) == 2
 
 

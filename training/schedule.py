@@ -13,7 +13,8 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 ENOUGH = 0.0025             # the shortest reach that has worked was 0.0027, for two easy types of task
-FEW, USUAL = 10, 15                                             # passes over a type of task
+FEW, USUAL = 10, 15                                             # passes over a type of task …
+CORRECTED = 10                                                  # … and, in later rounds, over one that is corrected
 EPOCHS = 2                                                      # at least; also where these cannot be counted
 
 
@@ -26,16 +27,22 @@ def factor(update: int, updates: int, args: Namespace) -> float:
 def passes(records: Sequence[dict], epochs: int) -> float | None:
     """How often the training sees each type of task, on average; chats have no type and do not count. None without
     trajectories, and None with corrected actions, since the model knows most of their task already."""
-    tasks = [r for r in records if "task" in r]
-    if not tasks or any("targets" in r for r in tasks):
+    if any("targets" in r for r in records):
         return None
-    return len(tasks) * epochs / len({r["task"]["template"] for r in tasks})
+    return per_type(records, epochs)
+
+
+def per_type(records, epochs):
+    types = [r["task"]["template"] for r in records if "task" in r]
+    return len(types) * epochs / len(set(types)) if types else None
 
 
 def enough_epochs(records: Sequence[dict]) -> int:
-    """In how many epochs a small model sees each type of task about 15 times: 2 to 10."""
-    seen = passes(records, 1)
-    return EPOCHS if seen is None else min(max(round(USUAL / seen), EPOCHS), 10)
+    """In how many epochs a small model sees each type of task about 15 times or, in a later round, each type with
+    corrected actions about 10 times: 2 to 10."""
+    corrected = [r for r in records if "targets" in r]
+    seen, enough = per_type(corrected or records, 1), CORRECTED if corrected else USUAL
+    return EPOCHS if seen is None else min(max(round(enough / seen), EPOCHS), 10)
 
 
 def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:
