@@ -142,6 +142,12 @@ def test_a_small_run_plays_the_chosen_tasks_and_new_ones_in_later_rounds(tmp_pat
         assert played == [f"{prefix}{group} {n}" for group in ("coffee", "flights") for n in numbers]
 
 
+def test_a_small_run_learns_round_3_by_cross_entropy_and_chooses_no_epochs(tmp_path, monkeypatch):
+    called = commands("coach_toolqa.sh", tmp_path, **SMALL, **rehearsals(tmp_path))
+    learned = [parsed(module, words, monkeypatch) for module, words in called if module is distill]
+    assert [(args["loss"], args["epochs"]) for args in learned] == [("kl", None), ("kl", None), ("ce", None)]
+
+
 def test_a_share_of_the_templates_and_of_their_tasks(tmp_path):
     data = rehearsals(tmp_path)
     share = SMALL | {"ONLY": "", "SIZE": "small", "EVERY": "4", "EACH_TEST": "2"}
