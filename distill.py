@@ -45,6 +45,9 @@ def main():
     p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions, chats")
     p.add_argument("--balance", nargs="+", metavar="FILE",
                    help="candidate trajectories for the paper's data balancing (Appendix F)")
+    p.add_argument("--keep", nargs="+", metavar="FILE",
+                   help="trajectories with hints that stay in the student's prompt: of other tasks, so that it goes on "
+                        "following hints; or chats")
     p.add_argument("--verified", action="store_true",
                    help="learn only from records that end in success (corrected actions need collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
@@ -179,16 +182,17 @@ def card_text(args):
 
 def settings(args):
     """The settings that the model card lists."""
-    names = ("data", "balance", "verified", "loss", "rank", "alpha", "lora_dropout", "targets", "lr", "decay", "warmup",
-             "epochs", "batch", "kl_temperature", "hint_dropout", "seed", "weight")
+    names = ("data", "balance", "keep", "verified", "loss", "rank", "alpha", "lora_dropout", "targets", "lr", "decay",
+             "warmup", "epochs", "batch", "kl_temperature", "hint_dropout", "seed", "weight")
     return {name.replace("_", " "): getattr(args, name) for name in names}
 
 
 def select_records(args):
-    """For each seed, the records that its training learns from: all of --data, and some of --balance, which each seed
-    draws for itself. Raises ValueError if there are none."""
+    """For each seed, the records that its training learns from: all of --data, some of --balance, which each seed draws
+    for itself, and all of --keep, marked as `kept`. Raises ValueError if there are none."""
     successes_only = args.verified or args.loss == "ce"
     records, added = select(read(args.data), successes_only), [[]] * len(args.seed)
+    kept = [r | {"kept": True} for r in select(read(args.keep or []), successes_only)]
     if args.balance:
         candidates = select(read(args.balance), successes_only)
         added = [balance(records, candidates, random.Random(seed)) for seed in args.seed]
@@ -199,7 +203,7 @@ def select_records(args):
         if successes_only:
             missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
         raise ValueError(f"{', '.join(args.data)}: nothing is left to learn from ({missing})")
-    return [records + chosen for chosen in added]
+    return [records + chosen + kept for chosen in added]
 
 
 def check_tokens(record, chat, config):

@@ -222,13 +222,28 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
     assert sorted(c["task"]["template"] for c in few) == ["a0", "a2", "a3", "a4", "a5", "a6"]
 
 
+def selected(**arguments):
+    """The records that distill.py learns, of its first seed."""
+    usual = {"balance": None, "keep": None, "verified": False, "loss": "kl", "seed": [0]}
+    return distill.select_records(SimpleNamespace(**usual | arguments))[0]
+
+
 def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     for name, numbers in (("d", range(4)), ("c", range(4, 8))):
         (tmp_path / name).write_text("".join(json.dumps(record(chat, n) | fields | {"success": name == "d"}) + "\n"
                                              for n in numbers))
-    args = SimpleNamespace(data=[tmp_path / "d"], balance=[tmp_path / "c"], verified=True, loss="kl", seed=[0])
-    assert [[r["id"] for r in chosen] for chosen in distill.select_records(args)] == [["t0#0", "t1#0", "t2#0", "t3#0"]]
+    records = selected(data=[tmp_path / "d"], balance=[tmp_path / "c"], verified=True)
+    assert [r["id"] for r in records] == ["t0#0", "t1#0", "t2#0", "t3#0"]
+
+
+def test_the_student_sees_all_hints_of_what_is_kept(chat, tmp_path):
+    for name, number in (("d", 1), ("k", 2)):
+        fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+        (tmp_path / name).write_text(json.dumps(record(chat, number, targets=[2], corrective=[2]) | fields) + "\n")
+    learned, kept = selected(data=[tmp_path / "d"], keep=[tmp_path / "k"])
+    assert to_example(chat, learned) != to_example(chat, learned, 1.0)
+    assert to_example(chat, kept) == to_example(chat, kept, 1.0)
 
 
 @pytest.mark.parametrize("hint_dropout", [0.0, 1.0])

@@ -30,9 +30,10 @@ class Example:
 
 def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Random = random) -> Example:
     """A record → its tokens. Each hint section, and the corrective hint of a learned step, is left out with probability
-    `dropout`; other corrective hints always are. Labels and weights do not depend on what is left out."""
+    `dropout`, but none of a `kept` record's; other corrective hints always are. Labels and weights do not depend on
+    what is left out."""
     def keep():
-        return rng.random() >= dropout
+        return record.get("kept") or rng.random() >= dropout
 
     learned = learned_steps(record)
     hints = [h for h in record["hints"] if keep()]

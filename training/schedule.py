@@ -25,15 +25,16 @@ def factor(update: int, updates: int, args: Namespace) -> float:
 
 
 def passes(records: Sequence[dict], epochs: int) -> float | None:
-    """How often the training sees each type of task, on average; chats have no type and do not count. None without
-    trajectories, and None with corrected actions, since the model knows most of their task already."""
+    """How often the training sees each type of task, on average. Chats, which have no type, and kept records do not
+    count. None without trajectories, and None with corrected actions, since the model knows most of their task already.
+    """
     if any("targets" in r for r in records):
         return None
     return per_type(records, epochs)
 
 
 def per_type(records, epochs):
-    types = [r["task"]["template"] for r in records if "task" in r]
+    types = [r["task"]["template"] for r in records if "task" in r and not r.get("kept")]
     return len(types) * epochs / len(set(types)) if types else None
 
 
