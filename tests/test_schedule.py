@@ -49,7 +49,7 @@ def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actio
 def test_a_small_model_sees_each_type_of_task_about_fifteen_times_or_if_corrected_ten(each, epochs):
     records = [{"task": {"template": template}} for template in "abc" for _ in range(each)]
     assert enough_epochs(records) == epochs
-    assert enough_epochs([*records, {"task": {"template": "d"}, "kept": True}]) == epochs
+    assert enough_epochs([*records, {"task": {"template": "d"}, "targets": [1], "kept": True}]) == epochs
     corrected = [{"task": {"template": template}, "targets": [1]} for template in "abbb"]
     assert enough_epochs(records + corrected) == 5              # two of each type, each ten times
     assert enough_epochs(records + corrected[:1]) == 10 and enough_epochs(records + 5 * corrected) == 2

@@ -28,21 +28,21 @@ def passes(records: Sequence[dict], epochs: int) -> float | None:
     """How often the training sees each type of task, on average. Chats, which have no type, and kept records do not
     count. None without trajectories, and None with corrected actions, since the model knows most of their task already.
     """
-    if any("targets" in r for r in records):
-        return None
-    return per_type(records, epochs)
+    taught = [r for r in records if not r.get("kept")]
+    return None if any("targets" in r for r in taught) else per_type(taught, epochs)
 
 
 def per_type(records, epochs):
-    types = [r["task"]["template"] for r in records if "task" in r and not r.get("kept")]
+    types = [r["task"]["template"] for r in records if "task" in r]
     return len(types) * epochs / len(set(types)) if types else None
 
 
 def enough_epochs(records: Sequence[dict]) -> int:
     """In how many epochs a small model sees each type of task about 15 times or, in a later round, each type with
     corrected actions about 10 times: 2 to 10."""
-    corrected = [r for r in records if "targets" in r]
-    seen, enough = per_type(corrected or records, 1), CORRECTED if corrected else USUAL
+    taught = [r for r in records if not r.get("kept")]
+    corrected = [r for r in taught if "targets" in r]
+    seen, enough = per_type(corrected or taught, 1), CORRECTED if corrected else USUAL
     return EPOCHS if seen is None else min(max(round(enough / seen), EPOCHS), 10)
 
 
