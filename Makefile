@@ -7,7 +7,7 @@ coach: .venv/installed
 	PYTHON=.venv/bin/python ./coach.sh
 
 test: .venv/installed
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST:%=tests/test_%.py) tests
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder $(LONGEST:%=tests/test_%.py) tests
 
 lint: .venv/installed
 	.venv/bin/ruff check .

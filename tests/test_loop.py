@@ -39,7 +39,7 @@ def read(file):
 
 def test_one_small_coaching_round(tmp_path, stage):
     script("tools/starter_world.py", "--out", tmp_path)
-    templates = ("opening price", "listing host", "coauthor count")
+    templates = ("opening price", "listing host")
     tasks = [t for t in read(tmp_path / "train.jsonl") if t["template"] in templates]
     (tmp_path / "few.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
     agent = ["--model", ROOT / "starter", "--data", tmp_path / "world", "--temperature", 0.1, "--max-steps", 4,
@@ -50,14 +50,14 @@ def test_one_small_coaching_round(tmp_path, stage):
     stage(collect, *agent, "--tasks", tmp_path / "few.jsonl", "--hints", "task", "--trials", 2,
           "--out", tmp_path / "hinted.jsonl")
     hinted = read(tmp_path / "hinted.jsonl")
-    assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 60
-    assert sum(t["success"] for t in hinted) >= 54
+    assert len(hinted) == len({t["id"] for t in hinted}) == 2 * len(tasks) == 40
+    assert sum(t["success"] for t in hinted) >= 36
 
     stage(distill, *learn, "--data", tmp_path / "hinted.jsonl", "--epochs", 4, "--out", tmp_path / "round1")
     adapted = [*agent, "--adapter", tmp_path / "round1"]
     stage(collect, *adapted, "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "seen.jsonl")
     seen = read(tmp_path / "seen.jsonl")
-    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 22
+    assert all(t["hints"] == [] for t in seen) and sum(t["success"] for t in seen) >= 15
 
     hints = tmp_path / "round2"
     hints.mkdir()
@@ -97,4 +97,4 @@ def test_one_small_coaching_round(tmp_path, stage):
     assert 0 < right < len(corrected) and said.startswith(f"{right} records and ")
     table = stage(evaluate, *adapted, "--adapter", tmp_path / "round2-adapter",
                    "--tasks", tmp_path / "few.jsonl", "--trials", 1, "--out", tmp_path / "evaluated.jsonl")
-    assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 30
+    assert "airbnb" in table and "coffee" in table and len(read(tmp_path / "evaluated.jsonl")) == 20
