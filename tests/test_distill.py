@@ -105,7 +105,7 @@ def test_the_definition_is_pytorchs_kl_divergence_of_the_two_softmaxes():
 
 
 @pytest.mark.parametrize("dropped, fused, mixed", [
-    (0.0, False, False), (1.0, False, False), (1.0, False, True), (1.0, True, True)])
+    (0.0, False, False), (1.0, False, False), (1.0, True, False), (1.0, False, True), (1.0, True, True)])
 def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model, dropped, fused, mixed, monkeypatch):
     reference, autocast = copy.deepcopy(model).double(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=mixed)
     backend = replace(BACKENDS["cpu"], chunk_bytes=4 * 7 * 1536)
