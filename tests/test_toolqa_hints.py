@@ -77,8 +77,10 @@ def adapted_by_column(code, example, task):
     about = arguments_of(task["question"])
     dates = zip(sorted(set(re.findall(r"\d{4}-\d\d-\d\d", "".join(steps_of(example))))), about.pop("Date", []))
     code = re.sub(r"\d{4}-\d\d-\d\d", lambda date, new=dict(dates): new.get(date[0], date[0]), code)
+    if CODE in about:                                  # toolqa-qwen splits a flight into both in its code
+        code = re.sub(r'^flight = .*', f'flight = "{about[CODE]}{about[NUMBER]}"', code, flags=re.M)
     for column in (CODE, NUMBER, "Origin", "Dest", "FlightDate", "Airline", "DayOfWeek"):
-        condition = rf"(?<![\w]){column}=.*?(?=, [A-Z]\w+[=<>]|\")"
+        condition = rf"(?<![\w]){column}=(?!{{flight).*?(?=, [A-Z]\w+[=<>]|\")"
         if column in about:
             code = re.sub(condition, f"{column}={about[column]}", code)
         else:
