@@ -13,6 +13,7 @@ lint: .venv/installed
 	.venv/bin/ruff check .
 
 .venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; choose it with PYTHON=python3.12")'
 	[ -d .venv ] || $(PYTHON) -m venv .venv
 	.venv/bin/python -m pip install -q --no-compile -r requirements.txt
 	touch $@

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
-# where it stopped. For your own agent, copy this file, change `agent`, --model and the task files, and of the settings
-# of the trainings keep only --verified: the others suit the starter (README, "With a real model").
+# where it stopped. For your own agent, copy this file and change `agent`, --model, the task files and `mistakes`. Of the
+# settings of the trainings keep only --verified: the others suit the starter (README, "With a real model"). Where the
+# folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run it again.
 set -euo pipefail
 cd "$(dirname "$0")"
 

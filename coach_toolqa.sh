@@ -36,13 +36,13 @@ case $size in
         data=${DATA:-data/rehearsal} hints=${HINTS:-hints/toolqa-qwen} judge=${JUDGE:-$model}
         many=python trials=1 length=12288
         batch=${BATCH:-32}
-        long="--max-length 32768 --batch $((batch / 4))"       # for all hints at once
+        long="--max-length 32768 --batch $(((batch + 3) / 4))"       # for all hints at once
         local="--model $model --batch $batch"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
         learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         corrections="--samples 3 --temperature 0.3"
         first= later=([2]= [3]="--loss ce");;                  # distill.py chooses the epochs (docs/coaching.md)
-    *)                                         # the settings of the paper and its authors' code
+    70B | 8B)                                  # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit
         many="torchrun --standalone --nproc-per-node $processes" trials=3 length=32768
@@ -51,7 +51,13 @@ case $size in
         learn="--rank 128 --alpha 256 --lora-dropout 0.05 --lr 1e-5 --warmup 30 --kl-temperature 2 --batch 8"
         corrections="--samples 2"
         first="--epochs 2" later=([2]="--epochs 6" [3]="--epochs 6");;
+    *)
+        echo "SIZE=$size: 70B, 8B or small" >&2; exit 2;;
 esac
+
+for file in ${HUMANEVAL:-} ${GSM8K:-}; do
+    [ -f $file ] || { echo "$file: no such file" >&2; exit 2; }
+done
 
 [ -d $hints/round1 ] || { echo "$hints: no folder round1; HINTS names one with round1, round2, …" >&2; exit 2; }
 [ -d $hints/round2 ] || echo "$hints: no folder round2, so there is only round 1" >&2
@@ -76,6 +82,8 @@ choose() {                                     # choose FILE [N]: the first N li
         }' $tasks/templates $1
 }
 rehearse $data 0
+[ -f $data/train$split.jsonl ] || {
+    echo "$data: no train$split.jsonl; tools/import_toolqa.py makes it (docs/toolqa.md)" >&2; exit 2; }
 templates $data/*.jsonl | awk "NR % $every == 0" > $tasks/templates
 choose $data/train$split.jsonl ${EACH:-} > $tasks/train.jsonl
 choose $data/test$split.jsonl ${EACH_TEST:-} > $tasks/test.jsonl
@@ -115,6 +123,7 @@ rounds() {                                     # rounds kl | ce
             --out $to/flagged$round.jsonl
         [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
         $again --resample $to/flagged$round.jsonl $corrections --rollout --out $to/corrected$round.jsonl
+        grep -q '"success": true' $to/corrected$round.jsonl || continue         # no correction led to success
         if [ $size = small ]; then             # full trajectories with the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones

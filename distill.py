@@ -5,9 +5,10 @@
         --balance runs/demo/hinted1.jsonl --out runs/demo/round2
 
 The teacher is the current agent (the model with every --adapter) and sees the hints of each trajectory. The student is
-the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout. The loss at each
-sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the new adapter is trained
-(training/trainer.py). Below, a small model has fewer than 4 billion parameters (training/defaults.py).
+the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout, but all of what
+--keep names. The loss at each sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the
+new adapter is trained (training/trainer.py). Below, a small model has fewer than 4 billion parameters
+(training/defaults.py).
 """
 
 from common import command_line, files
@@ -31,7 +32,7 @@ from lora import TARGETS, save_adapter, stack
 from planning import plan as planning
 from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
-from training.examples import balance, batches, count_actions, read, select, spells, to_example, usable
+from training.examples import balance, batches, count_actions, read, select, spells, to_example
 from training.packing import longest_row
 from training.schedule import EPOCHS, enough_epochs
 from training.trainer import recent, say, train
@@ -46,8 +47,8 @@ def main():
     p.add_argument("--balance", nargs="+", metavar="FILE",
                    help="candidate trajectories for the paper's data balancing (Appendix F)")
     p.add_argument("--keep", nargs="+", metavar="FILE",
-                   help="trajectories with hints that stay in the student's prompt: of other tasks, so that it goes on "
-                        "following hints; or chats")
+                   help="records of other tasks, or chats, whose hints the student always sees, so that it still "
+                        "follows hints afterwards")
     p.add_argument("--verified", action="store_true",
                    help="learn only from records that end in success (corrected actions need collect.py --rollout)")
     p.add_argument("--val", metavar="FILE", help="records whose loss is printed after every epoch")
@@ -117,10 +118,10 @@ def distill(args):
         return say(f"{args.out}: already there")
 
     chat, records = Chat(local_folder(args.model)), select_records(args)        # a list for each seed
-    args.epochs = args.epochs or enough_epochs(records[0])
-    validation = [r for r in read([args.val]) if usable(r)] if args.val else []
-    if args.val and not validation:
-        raise ValueError(f"{args.val}: no finished actions")
+    if not args.epochs:
+        args.epochs = enough_epochs(records[0])
+        say(f"{args.epochs} epochs, to see each type of task often enough (docs/coaching.md); --epochs overrides this")
+    validation = usable_records([args.val], args) if args.val else []
 
     parallel.start()
     parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one for each training, if there are several
@@ -177,7 +178,8 @@ def mean_of(entries):
 def card_text(args):
     """What the model card says."""
     earlier = f" It stands on top of {', '.join(args.adapter)}: load these first." if args.adapter else ""
-    return f"Hints of {', '.join(args.data)}, distilled into a LoRA adapter for {args.model}.{earlier}"
+    data = ", ".join(args.data + (args.balance or []))
+    return f"Hints of {data}, distilled into a LoRA adapter for {args.model}.{earlier}"
 
 
 def settings(args):
@@ -189,21 +191,30 @@ def settings(args):
 
 def select_records(args):
     """For each seed, the records that its training learns from: all of --data, some of --balance, which each seed draws
-    for itself, and all of --keep, marked as `kept`. Raises ValueError if there are none."""
-    successes_only = args.verified or args.loss == "ce"
-    records, added = select(read(args.data), successes_only), [[]] * len(args.seed)
-    kept = [r | {"kept": True} for r in select(read(args.keep or []), successes_only)]
+    for itself, and all of --keep, marked as `kept`. Raises ValueError if --data or --keep has none."""
+    records, added = usable_records(args.data, args), [[]] * len(args.seed)
+    kept = [r | {"kept": True} for r in usable_records(args.keep, args)] if args.keep else []
     if args.balance:
-        candidates = select(read(args.balance), successes_only)
+        candidates = select(read(args.balance), successes_only(args))
         added = [balance(records, candidates, random.Random(seed)) for seed in args.seed]
         numbers = " or ".join(sorted({str(len(chosen)) for chosen in added}))
         say(f"{len(records)} records and {numbers} of {len(candidates)} candidates")
-    if not (records or any(added)):
-        missing = "no finished actions"
-        if successes_only:
-            missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
-        raise ValueError(f"{', '.join(args.data)}: nothing is left to learn from ({missing})")
     return [records + chosen + kept for chosen in added]
+
+
+def successes_only(args):
+    return args.verified or args.loss == "ce"
+
+
+def usable_records(files, args):
+    """The records of these files that can be learned. Raises ValueError if there are none."""
+    records = select(read(files), successes_only(args))
+    if not records:
+        missing = "no finished actions"
+        if successes_only(args):
+            missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
+        raise ValueError(f"{', '.join(map(str, files))}: nothing is left to learn from ({missing})")
+    return records
 
 
 def check_tokens(record, chat, config):
@@ -217,7 +228,7 @@ def check_tokens(record, chat, config):
 
 
 def measure(args):
-    """What `planning.print_distillation` needs to know of the records of --data. Sets args.epochs if it is None."""
+    """What `planning.print_distillation` needs to know of the records. Sets args.epochs if it is None."""
     chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0], []
     args.epochs = args.epochs or enough_epochs(records)
     for batch in batches(records, args.batch, random.Random(args.seed[0])):

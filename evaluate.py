@@ -27,10 +27,10 @@ def main():
     args = arguments()
     if args.table:
         print_table(args.table, args.html, args.card)
-    elif args.chats:
-        print(chats.compare(args))
     elif args.model and args.plan:
         plan.print_collection(args)
+    elif args.chats:
+        print(chats.compare(args))
     else:
         play_tasks(args)
 
@@ -55,6 +55,8 @@ def arguments() -> Namespace:
     one_source = bool(args.tasks) != bool(args.suite) and bool(args.suite) == bool(args.file)
     if not (args.model and args.out and one_source):
         parser.error("give --model, --out, and --tasks or --suite with --file; or --model and --chats; or --table")
+    if args.suite and (args.hints != "none" or args.kinds or args.hints_for):
+        parser.error("a --suite has no hints; it takes no --hints, --kinds and --hints-for")
     return args
 
 

@@ -134,7 +134,7 @@ class Block(nn.Module):
             x, y = x.index_select(1, at), y.index_select(2, at)
         return self.after(x, y)
 
-    # The steps before and after `attend` are methods of their own, so that distill.py can compile each of them into a
+    # The steps before and after `attend` are methods of their own, so that training can compile each of them into a
     # few kernels on a GPU. `attend` has its own kernels.
 
     def before(self, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> tuple[torch.Tensor, ...]:

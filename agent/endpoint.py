@@ -195,6 +195,9 @@ class Endpoint:
                 raise self.failed(problem)
             if after > 10:
                 self.say(f"asks us to wait, for {after:.0f} seconds")
+            else:
+                self.say(f"no answer now ({status or str(self.failed(answer))[len(self.url) + 2:]}); "
+                         f"asking again for up to {self.patience:g} seconds")
             time.sleep(wait)
             waited, pause = waited + wait, 2 * pause
 

@@ -44,9 +44,9 @@ def read_sections(file: Path) -> list[dict]:
     for head, after in zip(heads, [*heads[1:], None]):
         kind, title = head[1], head[2].strip()
         body, templates = text[head.end():after.start() if after else None].strip(), None
-        if body.startswith("for:"):
-            first, _, body = body.partition("\n")
-            templates = [name.strip() for name in first.removeprefix("for:").split(",") if name.strip()]
+        if body[:4].lower() == "for:":
+            first, _, body = body[4:].partition("\n")
+            templates = [name.strip() for name in first.split(",") if name.strip()]
         if not body.strip() or templates == []:
             line = text[:head.start()].count("\n") + 1
             raise ValueError(f"{file}, line {line}: the section {title!r} is empty"
@@ -84,4 +84,4 @@ def documentation(tools: Path, data: Path | None = None) -> str:
 
     Raises SandboxError, naming the file, if the module cannot be loaded."""
     with World(tools, data, Limits(output=1 << 20)) as world, world.start() as box:
-        return f"## tools: {Path(tools).stem}\n{box.run(DOCUMENTATION).text.strip()}"
+        return f"## tools: functions that are there already\n{box.run(DOCUMENTATION).text.strip()}"

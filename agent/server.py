@@ -188,6 +188,8 @@ class Handler(BaseHTTPRequestHandler):
                 self.close_connection = True                            # as the body is not read
                 raise Refused(f"a body needs a Content-Length of at most {LONGEST_BODY} bytes", status=413)
             body = self.rfile.read(int(length))
+            if self.headers.get("Origin"):                              # any page in the user's browser could ask
+                raise Refused("requests of web pages are refused; call the model from your own server", status=403)
             if self.path != "/v1/chat/completions":
                 raise Refused(f"there is no {self.path}; there are {PATHS}", status=404)
             asked = read_request(body, self.server.name)
@@ -300,7 +302,11 @@ def serve(args: Namespace) -> None:
     """Serves until it is interrupted."""
     chat = Chat(local_folder(args.model))
     name = args.name or Path([args.model, *args.adapter][-1]).resolve().name
-    output = files.Output(args.log, {"model": args.model, "adapter": args.adapter}) if args.log else None
+    try:
+        output = files.Output(args.log, {"model": args.model, "adapter": args.adapter}) if args.log else None
+    except ValueError as e:
+        raise ValueError(str(e).replace("remove it or give another --out", "give another --log")
+                         .replace("--out", "--log")) from None
     try:
         server = Server((args.host, args.port), name, Prompts(chat), None, output)
     except OSError as e:

@@ -76,6 +76,7 @@ def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:
     file = Path(file)
     part = file.with_name(file.name + ".part")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "ab") as held:
             lock(held, file)
             part.write_text(content, encoding="utf-8") if isinstance(content, str) else content(part)

@@ -63,19 +63,20 @@ def play(chat: Chat, records: list[dict], args: Namespace, done: set[str]) -> It
     engine, request = start(args, [], room)
     states, head = teacher_states(engine.model, taught), engine.model.lm_head
     for name, adapters, dropout in agents:
+        mine = [n for n, r in enumerate(todo) if f"{name}/{r['id']}" not in done]
+        if not mine:
+            continue
         if adapters:
             engine = request = None                             # two models may not fit
             engine, request = start(args, adapters, room)
-        examples = [to_example(chat, r, dropout) for r in todo]
-        for n, replies in greedy(chat, examples, engine, request, name):
-            kl = [0.0] * len(replies)                           # the teacher does not diverge from itself
+        examples = [to_example(chat, todo[n], dropout) for n in mine]
+        for k, replies in greedy(chat, examples, engine, request, name):
+            kl, chat_id = [0.0] * len(replies), todo[mine[k]]["id"]     # the teacher does not diverge from itself
             if name != TEACHER:
-                kl = divergence(engine.model, examples[n], states[n], head)
-            key = f"{name}/{todo[n]['id']}"
-            if key not in done:
-                yield {"id": key, "agent": name, "chat": todo[n]["id"], "kl": kl,
-                       "replies": [chat.decode(ids) for ids in replies],
-                       "prompts": [start for start, _ in actions(examples[n])]}
+                kl = divergence(engine.model, examples[k], states[mine[k]], head)
+            yield {"id": f"{name}/{chat_id}", "agent": name, "chat": chat_id, "kl": kl,
+                   "replies": [chat.decode(ids) for ids in replies],
+                   "prompts": [start for start, _ in actions(examples[k])]}
 
 
 def start(args, adapters, room):

@@ -43,7 +43,7 @@ def question(trajectory: dict, mistake: Mistake, n: int) -> str:
              for i, step in enumerate(trajectory["steps"][:n + 1], 1)]
     parts = {"mistake": mistake.judge, "question": trajectory["task"]["question"],
              "before": "\n\n".join(steps[:n]) or "none", "step": steps[n]}
-    return PROMPT.format_map({k: re.sub(r"<(?=/?verdict)", "&lt;", v) for k, v in parts.items()})
+    return PROMPT.format_map({k: re.sub(r"(?i)<(?=/?verdict)", "&lt;", v) for k, v in parts.items()})
 
 
 def verdict(text: str) -> bool | None:

@@ -120,7 +120,10 @@ class Sampler:
 
     def generate(self, prompts: list[list[int]], max_new_tokens: int = 64, temperature: float = 0.0, top_p: float = 1.0,
                  stop_ids: Iterable[int] = (), seed: object = 0) -> list[list[int]]:
-        """Continues each prompt until a stop id, which is the last of its new ids, or to max_new_tokens."""
+        """Continues each prompt until a stop id, which is the last of its new ids, to max_new_tokens, or until its slot
+        is full. Raises ValueError if a prompt is longer than a slot."""
+        if longer := [len(prompt) for prompt in prompts if len(prompt) > self.max_length]:
+            raise ValueError(f"a prompt has {longer[0]} tokens; this sampler's max_length is {self.max_length}")
         stop_ids = set(stop_ids)
         requests = [Request(i, prompt, max_new_tokens, temperature, top_p, lambda ids: ids[-1] in stop_ids,
                             f"{seed}/{i}") for i, prompt in enumerate(prompts)]
@@ -210,6 +213,8 @@ class Sampler:
             request.ended = "length"
             ended.append(request)
         considered = [r for r in considered if not r.ended]
+        wanted = self.batch - len(free) + len(considered)       # the decoder computes all slots up to a power of two
+        lowest = max(8, 1 << (wanted - 1).bit_length()) if self.decoder else self.batch
         if len(considered) > 1:
             cached = {id(r): np.minimum(self._common(r.prompt), self.cached).max() for r in considered}
             considered.sort(key=lambda r: (-(r.passed_over // self.batch), -cached[id(r)]))
@@ -221,10 +226,8 @@ class Sampler:
                 later.append(request)
                 request.passed_over += 1
                 continue
-            # A slot whose whole content the prompt continues, or else the one that has waited longest. The decoder
-            # computes all slots up to the next power of two, so it gets the lowest ones.
-            low = lambda s: -int(s).bit_length() if self.decoder else 0
-            slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, low(s), -self.used[s]))
+            # A slot whose whole content the prompt continues, or else, of the lowest, the one that has waited longest.
+            slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, s < lowest, -self.used[s]))
             source, n = ready.argmax(), len(request.prompt)
             kept = min(int(ready.max()), n - 1)                 # one token is left to compute
             if source != slot:

@@ -139,8 +139,8 @@ def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None =
     text, fits = table(parts, memory)
     print(f"{count(config) / 1e9:.3g}B parameters in bfloat16, an adapter of rank {args.rank} in float32, "
           f"{gpus} GPU{'s' * (gpus > 1)}; an update of {sum(n.actions for n in lengths)} actions in {len(lengths)} "
-          f"trajectories of {max(n.teacher for n in lengths):,} tokens with hints, "
-          f"{max(n.student for n in lengths):,} without\n\n{text}\n")
+          f"trajectories of {max(n.teacher for n in lengths):,} tokens for the teacher, "
+          f"{max(n.student for n in lengths):,} for the student\n\n{text}\n")
     rows = -(-rows // gpus)                                     # of each GPU
     costs = zip((teacher, student), received, strict=True)
     first, update = (max(flops / rate, received / bandwidth) for flops, received in costs)

@@ -297,7 +297,7 @@ def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
     assert refused.returncode == 2 and refused.stderr.startswith("agent: nothing.py: no such file")
     (tmp_path / "shop.md").write_text(text)
     section, = load_hints(tmp_path)
-    assert section["kind"] == "tools" and section["name"] == "shop/shop"
+    assert section["kind"] == "tools" and section["name"] == "shop/functions that are there already"
     lines = section["text"].splitlines()
     assert lines[1] == "price(item, currency='EUR'): What an item costs, as a text."
     assert lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3

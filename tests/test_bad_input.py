@@ -316,6 +316,11 @@ CASES = [                                                               # script
     (D, DISTILL + " --val {f}/none.jsonl", nothing, "none.jsonl: no such file"),
     (D, DISTILL + " --loss ce", FAILED, "nothing is left to learn from"),
     (D, DISTILL + " --verified", FAILED, "nothing is left to learn from"),
+    (D, DISTILL + " --verified --balance {f}/good.jsonl",
+     lambda f: (replaced("true", "true", "good.jsonl")(f), FAILED(f)),
+     "played.jsonl: nothing is left to learn from"),
+    (D, DISTILL + " --verified --keep {f}/bad.jsonl", replaced('"success": true', '"success": false', "bad.jsonl"),
+     "bad.jsonl: nothing is left to learn from"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --adapter {f}/adapter0", nothing, "endpoint takes no --adapter"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --dtype float32", nothing,
      "endpoint takes no --adapter, no --dtype"),
@@ -394,6 +399,7 @@ CASES = [                                                               # script
     (C, COLLECT, config(max_position_embeddings=30),
      r"t1#2: its first prompt has \d+ tokens, and no other one is shorter than the 30 that"),
     (C, COLLECT + " --rollout", nothing, "--control and --rollout need --resample"),
+    (C, RESAMPLE + " --hints task", nothing, "it takes no --hints, --kinds and --hints-for"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --base-url nonsense", nothing,
      "--base-url nonsense: should begin with http"),
     # more adapters
@@ -445,7 +451,7 @@ CASES = [                                                               # script
       for name in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step is named twice"),
     (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),
-     "val.jsonl: no finished actions"),
+     r"val.jsonl: nothing is left to learn from \(no finished actions"),
     # tables and suites
     (E, TABLE, line("played.jsonl", adapters=[{}]), r"line 2, field 'adapters\[0\]': not a text"),
     (E, TABLE, line("played.jsonl", usage={"seconds": None}), "line 2, field 'usage.seconds': not a"),

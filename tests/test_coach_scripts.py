@@ -27,10 +27,10 @@ printf '%q ' "$@" >> {log}; echo >> {log}
 out=; for word in "$@"; do [ "$before" = --out ] && out=$word; before=$word; done
 case $out in
     "" | data/*) ;;
-    *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "coffee: opening price"}}' > "$out";;
+    *.jsonl) mkdir -p "$(dirname "$out")"; echo '{{"template": "coffee: opening price", "success": true}}' > "$out";;
     *) mkdir -p "$out"; touch "$out"/{{arguments.json,log.jsonl}};;
 esac
-if [[ -n "${{NOTHING:-}}" && $out == *flagged* ]]; then : > "$out"; fi
+if [[ -n "${{NOTHING:-}}" && $out == *$NOTHING* ]]; then : > "$out"; fi
 """
 STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, lora, review)}
 READ = (    # the options that name outputs of earlier stages
@@ -93,16 +93,17 @@ def rehearsals(tmp_path):
     return {"DATA": str(tmp_path / "data")}
 
 
-SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hints/toolqa", "HUMANEVAL": "h.gz"}
+SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hints/toolqa", "HUMANEVAL": "README.md"}
 
 
 @pytest.mark.parametrize("script, environment, stages", [
     ("coach.sh", {}, {"collect": 7, "review": 4, "distill": 3, "evaluate": 7}),
     ("coach.sh", {"NOTHING": "flagged"}, {"collect": 3, "review": 2, "distill": 1, "evaluate": 5}),
-    ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "h.gz", "GSM8K": "g.jsonl"},
+    ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "README.md", "GSM8K": "LICENSE"},
      {"collect": 12, "review": 4, "distill": 6, "evaluate": 21}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
     ("coach_toolqa.sh", SMALL, {"collect": 5, "review": 2, "distill": 3, "evaluate": 12}),
+    ("coach_toolqa.sh", SMALL | {"NOTHING": "corrected"}, {"collect": 5, "review": 2, "distill": 1, "evaluate": 8}),
     ("coach_toolqa.sh", SMALL | {"ALL": "1"}, {"collect": 10, "review": 4, "distill": 7, "evaluate": 20}),
 ])
 def test_every_flag_is_known_and_every_file_was_made_before(script, environment, stages, tmp_path, monkeypatch):
@@ -191,7 +192,13 @@ def test_tasks_without_spaces_between_fields_are_chosen_alike(tmp_path):
     assert chosen and {task["group"] for task in chosen} == {"coffee"}
 
 
-def test_a_small_run_needs_a_model(tmp_path):
-    environment = os.environ | {"ONLY": "coffee", "RUN": str(tmp_path / "run"), "MODEL": ""}
+@pytest.mark.parametrize("environment, message", [
+    ({"ONLY": "coffee", "MODEL": ""}, "SIZE=small, or ONLY without SIZE: give MODEL"),
+    ({"SIZE": "70b"}, "SIZE=70b: 70B, 8B or small"),
+    ({"SIZE": "8B", "GSM8K": "none.jsonl"}, "none.jsonl: no such file"),
+    ({"SIZE": "8B", "DATA": "none"}, "none: no train.jsonl; tools/import_toolqa.py makes it (docs/toolqa.md)"),
+])
+def test_what_is_missing_is_named_before_anything_is_played(environment, message, tmp_path):
+    environment = os.environ | {"RUN": str(tmp_path / "run")} | environment
     done = subprocess.run(["bash", ROOT / "coach_toolqa.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr == "SIZE=small, or ONLY without SIZE: give MODEL\n"
+    assert done.returncode == 2 and done.stderr == f"{message}\n"

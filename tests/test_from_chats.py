@@ -121,6 +121,22 @@ def test_a_section_that_goes_on_in_the_logs_is_another_text(tmp_path, monkeypatc
         converted(tmp_path, monkeypatch, capsys, {"messages": [*kinder, REPLY]}, manual="Be kind")
 
 
+def test_without_a_manual_the_chats_have_no_hints(tmp_path, monkeypatch, capsys):
+    (tmp_path / "logs.jsonl").write_text(json.dumps({"messages": [*ASKED, REPLY]}))
+    monkeypatch.setattr(sys, "argv", ["from_chats.py", str(tmp_path / "logs.jsonl"), "--out", str(tmp_path / "out")])
+    from_chats.main()
+    chat, = read_chats(tmp_path / "out")
+    assert chat["hints"] == [] and chat["messages"][0]["content"] == SYSTEM
+    assert "1 chats of 1 records, with no hints: for distill.py --keep" in capsys.readouterr().out
+
+
+def test_the_line_ends_of_a_system_message_do_not_matter(tmp_path, monkeypatch, capsys):
+    for ends in "\r\n", "\u00a0\n":
+        asked = [ASKED[0] | {"content": SYSTEM.replace("\n", ends)}, ASKED[1]]
+        (chat,), said = converted(tmp_path, monkeypatch, capsys, {"messages": [*asked, REPLY]})
+        assert [hint["name"] for hint in chat["hints"]] == ["Shop", "Refunds"] and "another text" not in said
+
+
 DESCRIBED = {"type": "function", "function": {
     "name": "refund", "description": "Pays money back.", "strict": True, "parameters": {
         "title": "Refund", "description": "What to pay back.", "type": "object", "required": ["description"],
@@ -208,10 +224,16 @@ def test_the_divergence_is_the_definitions_and_the_replies_are_greedy(tmp_path, 
         "evaluate.py", "--chats", str(file), "--model", str(tmp_path), "--dtype", "float32", "--max-new-tokens", "5",
         "--adapter", str(tmp_path / "adapter"),
         "--out", str(tmp_path / "out.jsonl")])
-    for _ in range(2):                                                  # the second time, from the file
+    sampled = []
+    monkeypatch.setattr(chats, "greedy", lambda *a, real=chats.greedy: sampled.append(a[-1]) or real(*a))
+    for cut in 2, 3:                                                    # the second time, from the file but for one
         evaluate.main()
+        lines = (tmp_path / "out.jsonl").read_text().splitlines(keepends=True)
+        assert len(lines) == 3
+        (tmp_path / "out.jsonl").write_text("".join(lines[:cut]))
         said = capsys.readouterr().out
         assert re.search(r"\| with the manual +\| 0\.0000 ", said) and "| without " in said
+    assert sampled == [chats.TEACHER, chats.BARE, chats.COACHED, chats.COACHED]
     results = {r["agent"]: r for r in map(json.loads, open(tmp_path / "out.jsonl"))}
     assert len(results) == 3
     record, = read_chats(file)

@@ -187,8 +187,14 @@ def test_a_conversation_pays_for_its_new_tokens_only_and_a_common_beginning_is_c
     assert sampler.prefilled - before == 1                                  # a known prompt costs one token
 
 
-def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_longer(tiny):
-    sampler = Sampler(tiny, batch=2, max_length=100)
+def test_a_prompt_that_is_longer_than_a_slot_is_refused(tiny):
+    with pytest.raises(ValueError, match="a prompt has 11 tokens; this sampler's max_length is 10"):
+        Sampler(tiny, batch=2, max_length=10).generate([[1, 2], [3] * 11])
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_waiting_conversation_keeps_its_slot_while_another_one_has_waited_longer(ahead, tiny):
+    sampler = Sampler(tiny, batch=2, max_length=100, ahead=ahead)
     old, recent, new = (recorded.tokens(name, 20) for name in ("old", "recent", "new"))
     for prompt in (old, recent, new):                                       # `new` takes the slot of `old`
         sampler.generate([prompt], max_new_tokens=1)
@@ -325,11 +331,11 @@ def test_a_conversation_goes_on_from_what_was_decoded_ahead_of_it(tiny):
 
 
 def test_single_requests_stay_in_the_first_slots_which_a_gpu_computes_up_to_the_highest_one(tiny):
-    sampler, waiting = (Sampler(tiny, batch=8, max_length=64, ahead=ahead) for ahead in (True, False))
-    for n in range(6):
+    sampler, waiting = (Sampler(tiny, batch=16, max_length=64, ahead=ahead) for ahead in (True, False))
+    for n in range(10):
         for one in sampler, waiting:
             one.generate([recorded.tokens(f"alone {n}", 9)], max_new_tokens=4)
-    assert list(sampler.used.nonzero()[0]) == [0] and len(waiting.used.nonzero()[0]) == 6
+    assert list(sampler.used.nonzero()[0]) == list(range(8)) and len(waiting.used.nonzero()[0]) == 10
 
 
 def test_a_gpus_sizes_are_few_and_at_most_half_too_large():

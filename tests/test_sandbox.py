@@ -112,6 +112,12 @@ def test_stdout_and_stderr_come_in_the_order_they_were_written(box):
     assert lines[:4] == ["a", "b", "c", "d"] and lines[-1] == "ValueError: e"
 
 
+def test_code_that_closes_its_output_keeps_its_variables(box):
+    assert box.run("import sys\nx = 1\nwith sys.stdout: print(2)").text == "2\n"
+    assert box.run("sys.stdout.close(); print(3)").text.endswith("ValueError: I/O operation on closed file.\n")
+    assert box.run("sys.stdout.close(); complete_task('found', x)").completed == ("found", "1")
+
+
 def test_a_traceback_shows_only_the_agents_own_lines(box):
     box.run("def look(name):\n    return price(name)")
     assert box.run("x = 1\nlook('gold')").text == (

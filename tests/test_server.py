@@ -113,9 +113,9 @@ def server():
     server.shutdown()
 
 
-def send(server, body, path="/v1/chat/completions", method="POST"):
+def send(server, body, path="/v1/chat/completions", method="POST", headers=()):
     connection = http.client.HTTPConnection(*server.server_address, timeout=300)
-    connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body))
+    connection.request(method, path, body if isinstance(body, bytes | None) else json.dumps(body), dict(headers))
     answer = connection.getresponse()
     content = answer.read()
     connection.close()
@@ -293,6 +293,10 @@ def test_bad_requests_are_answered_in_openais_form(server, body, status, param, 
         assert error.keys() == {"message", "type", "param", "code"} and error["message"]
         assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
         assert code != "context_length_exceeded" or endpoint.TOO_LONG.search(content.decode())
+
+
+def test_a_page_in_the_users_browser_gets_no_answer(server):
+    assert send(server, {}, headers={"Origin": "http://a.page"})[0] == 403
 
 
 def test_other_paths(server):

@@ -7,8 +7,8 @@ Each line of the logs is one of
     {"request": {"messages": …, "tools": …}, "response": {"choices": […]}}      a request of the OpenAI SDK, answered
 or of a similar shape, as tracing tools export them. The manual is looked for in the system message: as a whole, or
 section by section. Each section found becomes a hint and leaves the message, whose other text stays. With --bare-tools,
-the descriptions in a tool's schema become a hint, too, and leave the schema. A record without the manual, or one that
-cannot be learned from, is left out and reported.
+the descriptions in a tool's schema become a hint, too, and leave the schema. Without both, the chats have no hints, as
+distill.py --keep wants them. A record without the manual, or one that cannot be learned from, is left out and reported.
 """
 
 import sys
@@ -150,14 +150,14 @@ def read_manual(file: str | Path) -> list[dict]:
 
 def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]:
     """Looks for the manual's sections in a text → the hints, the names of those whose text differs there, and the
-    rest of the text. White space makes no difference."""
+    rest of the text. White space makes no difference, except that a heading is a line of its own."""
     hints, changed = [], []
     for section in manual:
         heads = headings(section["text"])
-        end = r"(?=[ \t]*$)" if heads else r"(?!\w)"            # a longer text is another one
+        end = r"(?=[^\S\n]*$)" if heads else r"(?!\w)"         # a longer text is another one
         match = re.search(as_written(section["text"]) + end, text, re.M)
         if not match and heads:                                 # another version of the section: up to the next heading
-            match = re.search(rf"^{as_written(heads)}[ \t]*$(?:\n(?!#{{1,6}} ).*)*", text, re.M)
+            match = re.search(rf"^{as_written(heads)}[^\S\n]*$(?:\n(?!\s*#{{1,6}} ).*)*", text, re.M)
             changed += [section["name"]] if match else []
         if match:
             hints.append({"name": section["name"], "text": match[0].strip()})
@@ -246,7 +246,7 @@ def convert(paths: list[str], manual: list[dict], bare_tools: bool) -> tuple[lis
                 chat, changed = with_hints(normal(chat), manual) if manual else (normal(chat), [])
                 if bare_tools:
                     chat = with_tool_hints(chat)
-                if not chat["hints"]:
+                if bare_tools and not chat["hints"]:
                     raise Unusable("its tools have no descriptions")
             except Unusable as e:
                 report[f"left out, {e}"].append(where)
@@ -287,8 +287,6 @@ def main():
                         "for the agent to send once it has learned them")
     parser.add_argument("--out", required=True, metavar="FILE", help="JSONL of chats")
     args = parser.parse_args()
-    if not args.manual and not args.bare_tools:
-        parser.error("give --manual FILE, or --bare-tools FILE if the manual is in the tools' descriptions, or both")
     files.refuse_overwriting(args.out, [*args.logs, args.manual, args.bare_tools])
     files.refuse_overwriting(args.bare_tools, [*args.logs, args.manual])
     manual = read_manual(args.manual) if args.manual else []
@@ -301,6 +299,7 @@ def main():
         raise ValueError(f"{', '.join(args.logs)}: nothing is left to learn from")
     written = {args.out: files.as_lines(chats)}
     sources = [f"a manual of {len(manual)} sections"] if manual else []
+    sources += ["no hints: for distill.py --keep"] if not manual and not args.bare_tools else []
     if args.bare_tools:
         tools = {json.dumps(tool, ensure_ascii=False): None for chat in chats for tool in chat["tools"]}
         written[args.bare_tools] = "[\n" + ",\n".join(tools) + "\n]\n"
@@ -310,8 +309,6 @@ def main():
     if text := next(kept, None):
         short = text[:200] + " …" * (len(text) > 200)
         print(f"the system message keeps what is not in the manual, for example: {short}")
-    for file in written:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
     files.write_whole(written)
     print(f"{args.out}: {len(chats)} chats of {records} records, with {' and '.join(sources)}")
 

@@ -25,7 +25,8 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
     def complete_task(report, answer):
         """Ends the task with a report of what was done and the answer."""
         texts = cut(str(report), limit), cut(str(answer), limit)
-        console.flush()
+        if not console.closed:
+            console.flush()
         reply(*texts)
         select.select([requests], [], [])                # the step is over, even if the code catches what is raised
         raise Completed
@@ -42,7 +43,7 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
             names.update(given)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        console = sys.stdout = sys.stderr = open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
+        console = sys.stdout = sys.stderr = opened()
         name = f"<python {step}>"                        # so that tracebacks find the lines of earlier steps
         linecache.cache[name] = len(code), None, code.splitlines(True), name
         try:
@@ -50,14 +51,21 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
         except Completed:
             pass
         except BaseException as error:
+            console = opened() if console.closed else console
             try:
                 console.write(cut(explain(error, given), limit))
             except BaseException:                        # say its text does not fit into memory
                 console.write(f"{type(error).__name__}, with a text that cannot be shown\n")
+        console = opened() if console.closed else console            # by the code
         if redefined := [name for name in given if vars(main).get(name) is not given[name]]:
             console.write(REDEFINED.format(", ".join(redefined)))
         console.flush()
         reply()
+
+
+def opened():
+    """The step's output as a text file."""
+    return open(1, "w", buffering=1, errors="backslashreplace", closefd=False)
 
 
 def quiet(given):

@@ -60,7 +60,6 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
         try:
             for update in range(start, len(updates)):
                 if model.device.type == "cuda" and update - start == COMPILE_AFTER:
-                    say("compiling kernels, which takes about as long as these updates did")
                     trainer.compile()
                 optimizer.param_groups[0]["lr"] = args.lr * factor(update, len(updates), args)
                 loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
@@ -130,7 +129,7 @@ class Trainer:
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
             examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
-        nothing = to_example(self.chat, batch[0], 1.0)
+        nothing = to_example(self.chat, min(batch, key=count_actions), 1.0) if parallel.MANY else examples[0]
         idle = Row([replace(nothing, weights=[0.0] * len(nothing.at))])
         total = 0.0
         for row in same_number(pack(examples, self.limits[1]), idle):
@@ -163,6 +162,7 @@ class Trainer:
     def compile(self):
         """Fuses the kernels between attentions, and those of the loss (torch.compile)."""
         if can_compile():
+            say("compiling kernels, which takes about as long as these updates did")
             self.backend = replace(self.backend, kl=compiled(token_kl))
             for block in self.model.layers:
                 block.before, block.after = compiled(block.before), compiled(block.after)

@@ -26,7 +26,7 @@ from datetime import date, timedelta
 
 from tqdm import tqdm
 
-from agent import logged
+from agent import logged, tool_calls
 from agent.chat import Chat
 from formats.chats import normal_message
 from formats.weights import local_folder
@@ -93,7 +93,7 @@ def prompt(described: bool) -> tuple[str, list[dict]]:
     return "\n\n".join(system), [{"type": "function", "function": function} for function in functions]
 
 
-def converse(customer: Customer, system: str, tools: list[dict]) -> Iterator[list[dict]]:
+def converse(chat: Chat, customer: Customer, system: str, tools: list[dict]) -> Iterator[list[dict]]:
     """Yields the messages so far whenever the agent is to reply, and is sent the reply's text, or None if it was cut
     off. Returns the record for the log."""
     messages, made = [{"role": "system", "content": system}], []
@@ -103,7 +103,7 @@ def converse(customer: Customer, system: str, tools: list[dict]) -> Iterator[lis
             text = yield messages
             if text is None:
                 return {"id": customer.id, "messages": messages, "tools": tools, "success": False}
-            messages.append(to_message(text, len(messages)))
+            messages.append(to_message(chat, text, len(messages)))
             calls = messages[-1].get("tool_calls", [])
             for call in calls:
                 tool, arguments = call["function"]["name"], json.loads(call["function"]["arguments"])
@@ -115,20 +115,13 @@ def converse(customer: Customer, system: str, tools: list[dict]) -> Iterator[lis
     return {"id": customer.id, "messages": messages, "tools": tools, "success": made == customer.calls}
 
 
-def to_message(text: str, n: int) -> dict:
-    """A reply's text → message number n. Lines that are well-formed calls become its tool calls."""
-    content, calls = [], []
-    for line in text.splitlines():
-        try:
-            call = json.loads(line)
-        except ValueError:
-            call = None
-        if isinstance(call, dict) and isinstance(call.get("name"), str) and isinstance(call.get("arguments"), dict):
-            function = {"name": call["name"], "arguments": json.dumps(call["arguments"], ensure_ascii=False)}
-            calls.append({"id": f"call-{n}-{len(calls)}", "type": "function", "function": function})
-        else:
-            content.append(line)
-    return {"role": "assistant", "content": "\n".join(content)} | ({"tool_calls": calls} if calls else {})
+def to_message(chat: Chat, text: str, n: int) -> dict:
+    """A reply's text → message number n, with the calls in it as its tool calls."""
+    content, calls = tool_calls.split(chat, text)
+    calls = [{"id": f"call-{n}-{k}", "type": "function",
+              "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
+             for k, (name, arguments) in enumerate(calls)]
+    return {"role": "assistant", "content": content} | ({"tool_calls": calls} if calls else {})
 
 
 def answer(customer: Customer, tool: str, arguments: dict) -> dict:
@@ -151,7 +144,7 @@ def play(todo: list[Customer], args: Namespace, output: files.Output) -> None:
     chat, (engine, to_request) = Chat(local_folder(args.model)), parallel.sampler(args)
     ends = logged.stop_ids(chat)
     system, tools = prompt(args.described)
-    talks = {customer.id: converse(customer, system, tools) for customer in todo}
+    talks = {customer.id: converse(chat, customer, system, tools) for customer in todo}
 
     def go_on(key, text):
         """Adds the conversation's next reply to the queue, or writes the conversation if it is over. Is it over?"""
