@@ -123,7 +123,8 @@ rounds() {                                     # rounds kl | ce
             --out $to/flagged$round.jsonl
         [ -s $to/flagged$round.jsonl ] || continue             # none of these mistakes was made: nothing to learn
         $again --resample $to/flagged$round.jsonl $corrections --rollout --out $to/corrected$round.jsonl
-        grep -q '"success": true' $to/corrected$round.jsonl || continue         # no correction led to success
+        [[ $loss = kl && $learn != *--verified* ]] ||          # only successes are learned: is there one?
+            grep -q '"success": true' $to/corrected$round.jsonl || continue
         if [ $size = small ]; then             # full trajectories with the corrections: those of round 1 …
             balance="--balance $run/hinted1.jsonl"
         elif [ $round -gt 2 ]; then            # … or in the paper, from round 3 on, new ones

@@ -18,6 +18,7 @@ import json
 import os
 import random
 from argparse import BooleanOptionalAction, Namespace
+from datetime import timedelta
 from itertools import zip_longest
 from pathlib import Path
 from statistics import mean
@@ -34,7 +35,7 @@ from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example
 from training.packing import longest_row
-from training.schedule import EPOCHS, enough_epochs
+from training.schedule import FEWEST, enough_epochs
 from training.trainer import recent, say, train
 
 
@@ -88,7 +89,7 @@ def main():
     fill_in(args, planning.count(planning.config_of(args.model)))
     if args.plan:
         measured = measure(args) if args.data else ()
-        args.epochs = args.epochs or EPOCHS
+        args.epochs = args.epochs or FEWEST
         return planning.print_distillation(args, *measured)
     if len(set(args.seed)) < len(args.seed):
         p.error("--seed: the same seed twice would train the same adapter twice")
@@ -107,10 +108,10 @@ def distill(args):
     note, adapter = args.out / "arguments.json", args.out / "adapter_model.safetensors"
     unfinished = args.out / checkpoints.UNFINISHED
     if parallel.RANK == 0:
-        before = note.read_bytes() if note.exists() else None
-        made = adapter.exists() or any(unfinished.glob("checkpoint*")) or any(unfinished.glob("seed*"))
-        files.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, made)
-        if note.read_bytes() != before:                         # another run left its teacher's hidden states
+        noted = note.read_bytes() if note.exists() else None
+        started = adapter.exists() or any(unfinished.glob("checkpoint*")) or any(unfinished.glob("seed*"))
+        files.same_arguments(note, {k: v for k, v in vars(args).items() if k != "row"}, started)
+        if note.read_bytes() != noted:                          # hidden states of a teacher with other arguments
             checkpoints.tidy(args.out)
     if adapter.exists():
         if parallel.RANK == 0:
@@ -123,7 +124,7 @@ def distill(args):
         say(f"{args.epochs} epochs, to see each type of task often enough (docs/coaching.md); --epochs overrides this")
     validation = usable_records([args.val], args) if args.val else []
 
-    parallel.start()
+    parallel.start(timedelta(hours=1))                          # its processes do the same at the same time
     parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one for each training, if there are several
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]

@@ -107,7 +107,7 @@ def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> 
     undecided = [m for m in mistakes if m.kind == "judge"]
     if undecided and not args.judge:
         raise ValueError(f"{undecided[0].place}: give the model that judges with --judge")
-    first, verdicts, unreadable = {}, {}, 0                           # (trajectory's id, mistake's name) → step or None
+    first, verdicts, unreadable = {}, {}, 0     # first, verdicts: (trajectory's id, mistake's name) → step or None
     for t in trajectories:
         text = json.dumps(t)                                          # a copy for each detector, which may change it
         first |= {(t["id"], m.name): m.first_step(json.loads(text) if m.kind == "python" else t)
@@ -117,9 +117,10 @@ def find(trajectories: list[dict], mistakes: list[Mistake], args: Namespace) -> 
         verdicts, unreadable = judge.first_steps(trajectories, judged, args)
     agreements = [judge.agreement(m.name, {key: first[key] for key in verdicts if key[1] == m.name}, verdicts)
                   for m in judged if m.kind != "judge"]
-    first = verdicts | first
-    found = [Finding(t, m, first.get((t["id"], m.name))) for t in trajectories for m in mistakes]
-    return [finding for finding in found if finding.step is not None], unreadable, agreements
+    steps = verdicts | first                                          # with both, the detector decides
+    found = [Finding(t, m, n) for t in trajectories for m in mistakes
+             if (n := steps.get((t["id"], m.name))) is not None]
+    return found, unreadable, agreements
 
 
 # ---- --try

@@ -68,7 +68,7 @@ class Chat:
 
     def prompt(self, question: str, hints: list[str], steps: list[dict],
                ask: str | None = None) -> tuple[list[int], dict[tuple[int, str], tuple[int, int]]]:
-        """What the model sees of a trajectory: the task, the hints, then step by step monologue, code and observation.
+        """What the model sees of a trajectory: the hints, the task, then step by step monologue, code and observation.
 
         Arguments as in `protocol.conversation`. Returns the ids and, without `ask`, where the sampled tokens are in
         them: {(step, "monologue" | "code"): (start, end)}."""

@@ -16,7 +16,7 @@ from tools.sandbox import Limits, World
 
 KINDS = ("tools", "practice", "example")
 SECTION = re.compile(rf"^## ({'|'.join(KINDS)}): *(.+)$", re.M)
-START_ONE = "start one with '## tools: …', '## practice: …' or '## example: …'"
+HOW_TO_START = "start one with '## tools: …', '## practice: …' or '## example: …'"
 
 
 def load_hints(directory: str | Path) -> list[dict]:
@@ -34,12 +34,12 @@ def read_sections(file: Path) -> list[dict]:
     text = files.read_text(file)
     for n, line in enumerate(text.splitlines(), 1):
         if line.startswith("## ") and not SECTION.match(line):
-            raise ValueError(f"{file}, line {n}: {line!r} does not start a section; {START_ONE}")
+            raise ValueError(f"{file}, line {n}: {line!r} does not start a section; {HOW_TO_START}")
     heads = list(SECTION.finditer(text))
     before = text[:heads[0].start() if heads else None]
     if before.strip():
         line = before[:len(before) - len(before.lstrip())].count("\n") + 1
-        raise ValueError(f"{file}, line {line}: text outside a section; {START_ONE}")
+        raise ValueError(f"{file}, line {line}: text outside a section; {HOW_TO_START}")
     sections = []
     for head, after in zip(heads, [*heads[1:], None]):
         kind, title = head[1], head[2].strip()

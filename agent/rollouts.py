@@ -178,14 +178,15 @@ def check_protections(world: World, required: bool, report: bool) -> None:
 
 def check_room(trajectories: list[dict], player: Callable, limit: int | None) -> None:
     """Raises ValueError if no trajectory's first prompt fits into `limit` tokens. None: the limit is not known."""
-    for trajectory in trajectories if limit else ():
+    if not trajectories or not limit:
+        return
+    for trajectory in trajectories:
         wish = next(player(copy.deepcopy(trajectory)))
-        if isinstance(wish, Execute) or len(wish.prompt) < limit:
+        if isinstance(wish, Execute) or len(wish.prompt) < limit:       # Execute: it repeats steps that have fitted
             return
-    if trajectories and limit:
-        raise ValueError(f"{trajectory['id']}: its first prompt has {len(wish.prompt):,} tokens, and no other one is "
-                         f"shorter than the {limit:,} that --max-length and the model allow; "
-                         "show fewer hints, or give a larger --max-length")
+    raise ValueError(f"{trajectory['id']}: its first prompt has {len(wish.prompt):,} tokens, and no other one is "
+                     f"shorter than the {limit:,} that --max-length and the model allow; "
+                     "show fewer hints, or give a larger --max-length")
 
 
 def summary(file: str | Path) -> str:

@@ -68,6 +68,8 @@ def lock(opened: IO | int, name: str | Path) -> None:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise ValueError(f"{name}: another run is writing to it; wait for it or give another --out") from None
+    except OSError as e:                                        # say Lustre that is mounted without locks
+        raise ValueError(f"{name}: its file system locks no files ({e.strerror}); write elsewhere") from None
 
 
 def write_part(file: str | Path, content: str | Callable[[Path], None]) -> Path:

@@ -1,4 +1,4 @@
-"""The LLM judge: does a step have a mistake that is described in words? (paper §3.2, one prompt per mistake)
+"""The LLM judge: does a step have a mistake that is described in words? (paper §3.2 and Appendix E)
 
 A judge reasons and then gives a verdict on one step at a time, from the first step on. A verdict that cannot be read is
 asked for again. If no attempt can be read, it counts as no mistake and is reported; it is never guessed.

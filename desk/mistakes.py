@@ -99,7 +99,8 @@ class Mistake:
         check_fields(file, header, {"groups": [str], "templates": [str]} | dict.fromkeys(kinds, str))
         self.groups, self.templates = header.get("groups"), header.get("templates")
         given = [kind for kind in kinds if kind in header]
-        if len(given) != 1 and given[1:] != ["judge"]:               # with both, the detector decides
+        detector_and_judge = len(given) == 2 and given[1] == "judge"
+        if len(given) != 1 and not detector_and_judge:
             raise ValueError(f"{file}: give one of {listed(kinds)}, or a detector and the judge that is compared with "
                              f"it, not {' and '.join(given) or 'none'}")
         self.kind = given[0]

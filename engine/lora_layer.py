@@ -1,4 +1,5 @@
-"""The adapted linear layer, y = W x + Σ_i scale_i B_i A_i x, and how a model gets such layers from an adapter's files.
+"""The adapted linear layer, y = W x + Σ_i scale_i B_i A_i x (LoRA, Hu et al., 2021; paper §3.1), and how a model gets
+such layers from an adapter's files.
 
 lora.py makes, trains and exports adapters.
 """
@@ -70,8 +71,8 @@ class LoraLinear(nn.Linear):
         return y if self.bias is None else y.add_(self.bias)
 
     def acting(self):
-        """[(A, B, scale)] of the adapters that act: the newest, whose update may be the smallest, and the frozen ones
-        as one."""
+        """[(A, B, scale)] of the adapters that act: the newest, then the frozen ones as one. The newest comes first, as
+        its update may be the smallest, and sums of low precision begin with it."""
         newest = [(self.lora_A, self.lora_B, self.scale)] * (self.use_newest and self.lora_A is not None)
         frozen = [(self.frozen_A, self.frozen_B, 1.0)] * (self.frozen_A is not None)
         return newest + frozen

@@ -22,7 +22,7 @@ from engine.decoder import Decoder
 from engine.kernels import causal_attention, decode_attention, unseen
 from engine.sampling import draw, to_device
 
-ADMITTED = 4096                                                 # a step with more prompt tokens admits no other prompt
+ADMITTED = 4096                                                 # prompt tokens of a step, unless one prompt has more
 
 
 @dataclass(eq=False)
@@ -222,14 +222,15 @@ class Sampler:
             common = self._common(request.prompt)
             ready = np.minimum(common, self.cached)             # with keys and values
             soon = common.max() - ready.max() > 16              # another request computes it in this very step
-            if not free or pending > ADMITTED or soon:
+            n = len(request.prompt)
+            kept = min(int(ready.max()), n - 1)                 # one token is left to compute
+            if not free or pending and pending + n - kept > ADMITTED or soon:
                 later.append(request)
                 request.passed_over += 1
                 continue
             # A slot whose whole content the prompt continues, or else, of the lowest, the one that has waited longest.
             slot = max(free, key=lambda s: (ready[s] if ready[s] == self.cached[s] else 0, s < lowest, -self.used[s]))
-            source, n = ready.argmax(), len(request.prompt)
-            kept = min(int(ready.max()), n - 1)                 # one token is left to compute
+            source = ready.argmax()
             if source != slot:
                 self.copies.append((slot, int(source), kept))
             self.ids[slot, :n], self.length[slot], self.cached[slot] = request.prompt, n, kept

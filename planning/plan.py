@@ -188,7 +188,7 @@ def collection(config: Config, args: argparse.Namespace, dtype: torch.dtype = to
         if getattr(config, name) % args.tp:
             raise ValueError(f"--tp {args.tp} does not divide {name}, which is {getattr(config, name)}")
     length = min(args.max_length, config.max_position_embeddings)
-    prompts = min(args.batch, 1 + ADMITTED // length)           # in one pass, each of that length
+    prompts = min(args.batch, max(1, ADMITTED // length))       # in one pass, each of that length
     shard = replace(config, **{name: getattr(config, name) // args.tp for name in divided})
 
     def measure(shard):

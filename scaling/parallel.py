@@ -34,6 +34,7 @@ REPLICA = None                                                  # with --tp: the
 def this_device() -> torch.device:
     """A GPU where there is one (under torchrun this process's own), else the CPU."""
     if not torch.cuda.is_available():
+        report_unused_gpu()
         return torch.device("cpu")
     if LOCAL >= torch.cuda.device_count():
         raise ValueError(f"torchrun started more processes here than there are GPUs ({torch.cuda.device_count()}); "
@@ -42,11 +43,22 @@ def this_device() -> torch.device:
     return torch.device("cuda", LOCAL)
 
 
-def start() -> None:
-    """Joins the other processes, if there are any."""
+@functools.cache
+def report_unused_gpu() -> None:
+    """Says that PyTorch cannot use this machine's GPU. Under torchrun, raises ValueError."""
+    if Path("/dev/nvidiactl").exists() and os.environ.get("CUDA_VISIBLE_DEVICES") != "":
+        problem = ("this PyTorch cannot use this machine's GPU: it is built for the CPU or for another driver "
+                   "(docs/scaling.md, Versions); CUDA_VISIBLE_DEVICES= computes on the CPU")
+        if MANY:
+            raise ValueError(problem)
+        print(f"WARNING: {problem}", file=sys.stderr)
+
+
+def start(patience: timedelta = timedelta(days=1)) -> None:
+    """Joins the other processes, if there are any. patience: how long one may wait for the others."""
     if MANY and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if this_device().type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(days=1))     # some processes have more to do than others
+        dist.init_process_group(backend, timeout=patience)
 
 
 def stop() -> None:
@@ -92,9 +104,9 @@ def join_replica(tp: int) -> tuple[int, int, bool]:
         raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, but is {WORLD}; "
                          "start them with torchrun --nproc-per-node")
     if tp > 1:
-        from torch.distributed.device_mesh import init_device_mesh  # here and below, as they take a second to import
-        mesh = init_device_mesh(this_device().type, (WORLD // tp, tp), mesh_dim_names=("replica", "part"))
-        REPLICA = mesh["part"]
+        from torch.distributed.device_mesh import DeviceMesh  # here and below, as they take a second to import
+        group, _ = dist.new_subgroups(tp, timeout=timedelta(days=1))    # some processes have more to do than others
+        REPLICA = DeviceMesh.from_group(group, this_device().type)
     return RANK // tp, WORLD // tp, RANK % tp == 0
 
 
@@ -250,7 +262,7 @@ def all_reduce_sum(x: torch.Tensor, group: dist.ProcessGroup | None = None) -> t
 def all_reduce_max(n: int) -> int:
     """The largest n of all processes."""
     if MANY:
-        dist.all_reduce(n := torch.tensor(n, device=this_device()), dist.ReduceOp.MAX)
+        dist.all_reduce(n := torch.tensor(n), dist.ReduceOp.MAX)        # on the CPU: no GPU has to wait
     return int(n)
 
 

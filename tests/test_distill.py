@@ -258,8 +258,8 @@ def test_a_trainings_settings_take_effect(hint_dropout, chat, model, tmp_path, m
     monkeypatch.setattr(torch.optim, "AdamW", AdamW)
     monkeypatch.setattr(trainer, "fast_bfloat16", lambda: False)
     records, before = [record(chat, n) for n in range(4)], copy.deepcopy(model)
-    args = SimpleNamespace(model=None, rank=2, alpha=4, lora_dropout=0.25, targets=lora.TARGETS, lr=1e-9, decay=True,
-                           warmup=2, epochs=2, batch=6, row=None, loss="kl", kl_temperature=T, seed=0,
+    args = SimpleNamespace(model=None, adapter=[], rank=2, alpha=4, lora_dropout=0.25, targets=lora.TARGETS, lr=1e-9,
+                           decay=True, warmup=2, epochs=2, batch=6, row=None, loss="kl", kl_temperature=T, seed=0,
                            hint_dropout=hint_dropout)
     log = trainer.train(model, chat, records, args, tmp_path / "checkpoint", tmp_path / "teacher", records[:1])
     assert steps == [pytest.approx([1e-9 * f, 0.02]) for f in (0.5, 0.75, 0.5, 0.25)]

@@ -74,7 +74,7 @@ def trained(layer, pair, scale=1.0):
 
 
 def definition(layer, x):
-    """The paper's equation in float64 with the adapters of a layer that act."""
+    """LoRA's equation (Hu et al., 2021) in float64 with the adapters of a layer that act."""
     double = lambda p: None if p is None else p.double()
     pairs = [(A.double(), B.double(), scale) for A, B, scale in layer.acting()]
     return lora.adapted_linear(x.double(), double(layer.weight), double(layer.bias), pairs)
@@ -93,7 +93,7 @@ def test_a_layer_with_a_frozen_and_a_new_adapter_gives_the_definition_gradients_
         assert (ours.double() - theirs).norm() < 1e-6 * theirs.norm()
 
 
-def test_the_definition_is_the_papers_equation():
+def test_the_definition_is_the_equation_of_lora():
     """y = W x + b + Σ_i scale_i B_i A_i x, by loops over numbers."""
     torch.manual_seed(0)
     W, b, x = torch.randn(3, 4).tolist(), torch.randn(3).tolist(), torch.randn(4).tolist()

@@ -8,8 +8,8 @@ import torch
 from training.defaults import LARGE, fill_in
 from training.schedule import enough_epochs, factor, passes, unfit_settings
 
-PAPER = {"lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
-SMALL = {"lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
+PAPER = {"adapter": [], "lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
+SMALL = {"adapter": [], "lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
 
 
 @pytest.mark.parametrize("warmup, decay, expected", [
@@ -22,7 +22,8 @@ def test_warm_up_and_decay(warmup, decay, expected):
 
 
 @pytest.mark.parametrize("settings, updates", [
-    (PAPER, 1250), (SMALL, 21), (SMALL | {"decay": True}, 114), (SMALL | {"lr": 3e-4, "decay": True}, 18)])
+    (PAPER, 1250), (PAPER | {"adapter": ["round1"]}, 138),
+    (SMALL, 21), (SMALL | {"decay": True}, 114), (SMALL | {"lr": 3e-4, "decay": True}, 18)])
 def test_no_warning_about_settings_that_have_worked_or_many_updates_of_the_papers(settings, updates):
     assert unfit_settings(Namespace(**settings), updates) == []
 

@@ -19,7 +19,7 @@ from formats.chats import is_chat, learned_messages, read_training
 
 @dataclass
 class Example:
-    """A record as tokens. N is the number of tokens in its learned actions."""
+    """A record as tokens. N is the number of tokens in its learned actions; labels[i] is tokens[at[i] + 1]."""
     tokens: list[int]
     at: list[int]                                               # (N,) positions at which an action's token is predicted
     labels: list[int] = field(default_factory=list)             # (N,) those tokens
@@ -35,23 +35,29 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
     def keep():
         return record.get("kept") or rng.random() >= dropout
 
+    def shown(n, step):
+        return step if step["hint"] is None or (n in learned and keep()) else step | {"hint": None}
+
     learned = learned_steps(record)
     hints = [h for h in record["hints"] if keep()]
     if is_chat(record):
         tokens, spans = logged.tokens(chat, record, hints)
         actions = [range(*span) for span in spans]
     else:
-        steps = [s if s["hint"] is None or (n in learned and keep()) else s | {"hint": None}
-                 for n, s in enumerate(record["steps"][:max(learned) + 1])]
+        steps = [shown(n, s) for n, s in enumerate(record["steps"][:max(learned) + 1])]
         tokens, spans = chat.prompt(record["task"]["question"], [h["text"] for h in hints], steps)
-        actions = [[i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
-                   for n in learned]
+        actions = [positions(spans, n) for n in learned]
     example = Example(tokens, [])
     for action in actions:
         example.at += [i - 1 for i in action]
         example.labels += [tokens[i] for i in action]
         example.weights += [1 / len(action)] * len(action)
     return example
+
+
+def positions(spans: dict, n: int) -> list[int]:
+    """Where step n's monologue and code are. A monologue that ran on into the code has both in its span."""
+    return [i for part in ("monologue", "code") if (n, part) in spans for i in range(*spans[n, part])]
 
 
 # ---- which records are learned
@@ -106,38 +112,39 @@ def select(records: Sequence[dict], successes_only: bool) -> list[dict]:
 def balance(corrected: list[dict], candidates: list[dict], rng: random.Random) -> list[dict]:
     """Full trajectories to train on together with the corrected actions (paper, Appendix F):
     1. Templates with few corrected actions are filled up to the mean, from the same template.
-    2. Groups with few examples are filled up to the largest, templates with more mistakes first.
+    2. Groups with few examples are filled up to the largest, from the templates with the most corrected actions first
+       (the paper: from the tasks that failed most in earlier rounds).
     3. As many again as 1 and 2 added, but at least a quarter of the corrected and one of each template that is missing,
        are drawn from the tasks not yet chosen, from the templates with the fewest examples first.
-    The steps are the paper's, the amounts ours. `corrected` may hold full trajectories, too; each counts as one.
+    The steps are otherwise the paper's; the amounts are ours. `corrected` may hold full trajectories, too; each counts
+    as one.
     """
     if chats := [r["id"] for r in corrected + candidates if is_chat(r)]:
         raise ValueError(f"{chats[0]}: a chat belongs to no type of task, so it cannot be balanced; "
                          "leave out --balance")
-    mistakes, pool = Counter(r["task"]["template"] for r in corrected), {}
+    counted, pool = Counter(r["task"]["template"] for r in corrected), {}       # pool: {template: its candidates}
     for t in rng.sample(candidates, len(candidates)):
         pool.setdefault(t["task"]["template"], []).append(t)
-    chosen, mean = [], round(sum(mistakes.values()) / max(len(mistakes), 1))
-    for template, n in mistakes.items():
-        while n < mean and pool.get(template):
-            chosen.append(pool[template].pop())
-            n += 1
+    # 1.
+    mean = round(sum(counted.values()) / max(len(counted), 1))
+    chosen = [pool[name].pop() for name, n in counted.items() for _ in range(min(mean - n, len(pool.get(name, ()))))]
+    # 2.
     groups = Counter(r["task"]["group"] for r in corrected + chosen)
+    templates = sorted(pool, key=lambda name: -counted[name])
     for group in sorted({t["task"]["group"] for t in candidates}):
-        templates = sorted(pool, key=lambda name: -mistakes[name])
-        rest = [t for template in templates for t in pool[template] if t["task"]["group"] == group]
-        added = rest[:max(groups.values(), default=0) - groups[group]]
+        waiting = [t for name in templates for t in pool[name] if t["task"]["group"] == group]
+        added = waiting[:max(groups.values(), default=0) - groups[group]]
         chosen += added
         for t in added:
             pool[t["task"]["template"]].remove(t)
+    # 3.
     tasks = {t["task"]["id"] for t in corrected + chosen}
-    have = Counter(t["task"]["template"] for t in corrected + chosen)
-    rest = []                                                   # (how many its template would have before it, itself)
-    for template, trajectories in pool.items():
-        rest += zip(count(have[template]), [t for t in trajectories if t["task"]["id"] not in tasks])
-    rest.sort(key=lambda pair: pair[0])
-    missing = [n for n, _ in rest].count(0)
-    return chosen + [t for _, t in rest[:max(len(chosen), len(corrected) // 4, missing)]]
+    have, ranked = Counter(t["task"]["template"] for t in corrected + chosen), []
+    for name, trajectories in pool.items():                     # (how many of its template come before it, candidate)
+        ranked += zip(count(have[name]), [t for t in trajectories if t["task"]["id"] not in tasks])
+    ranked.sort(key=lambda pair: pair[0])
+    missing = [n for n, _ in ranked].count(0)
+    return chosen + [t for _, t in ranked[:max(len(chosen), len(corrected) // 4, missing)]]
 
 
 def batches(records: list[dict], size: int, rng: random.Random) -> Iterator[list[dict]]:

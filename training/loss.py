@@ -30,8 +30,9 @@ def kl_divergence(student_logits: Sequence, teacher_logits: Sequence, temperatur
 
 
 def cross_entropy(student_logits: Sequence, targets: Sequence) -> torch.Tensor:
-    """The paper's comparison (--loss ce): cross-entropy on the sampled tokens, with the same means. targets: for each
-    action, its tokens, (n,)."""
+    """The paper's comparison (§5.4, Table 7; --loss ce): cross-entropy on the sampled tokens, with the same means.
+
+    targets: for each action, its tokens, (n,)."""
     return torch.stack([F.cross_entropy(*action) for action in zip(student_logits, targets, strict=True)]).mean()
 
 
@@ -55,19 +56,21 @@ class Backend:
 BACKENDS = {"cuda": Backend(2 ** 26), "cpu": Backend(2 ** 25)}
 
 
-def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None = None, temperature: float = 1.0,
-                 learn: bool = True, actions: int | None = None, processes: int = 1,
+def chunked_loss(model: torch.nn.Module, row: Row, teacher_hidden: torch.Tensor | None = None,
+                 temperature: float = 1.0, learn: bool = True, actions: int | None = None, processes: int = 1,
                  backend: Backend | None = None) -> torch.Tensor:
     """The same loss of a packed row: `kl_divergence` or, without a teacher, `cross_entropy` → (). With `learn` the
     gradients are added to the adapter's parameters.
+
+        loss = Σ_i w_i · KL_i / actions            over the row's tokens i; w_i = 1 / the number of tokens in i's action
 
     It saves memory: the (N, V) logits never exist as a whole. The model runs up to lm_head once for the row. Then one
     chunk of tokens after the other goes through lm_head, the loss and their backward pass, and its logits are freed
     before the next chunk's are computed. A last backward pass goes from lm_head's input through the rest of the model.
 
-    teacher: what lm_head reads in the teacher's pass, (N, C). actions: how many the whole batch has [those of the row],
-    so that the results of a batch's rows add up. processes: how many share the model; FSDP averages their gradients, so
-    each process multiplies its own by this number."""
+    teacher_hidden: what lm_head reads in the teacher's pass, (N, C). actions: how many the whole batch has [those of
+    the row], so that the results of a batch's rows add up. processes: how many share the model; FSDP averages their
+    gradients, so each process multiplies its own by this number."""
     backend = backend or BACKENDS[model.device.type]
     weights = torch.tensor([w for x in row.examples for w in x.weights], device=model.device)           # (N,)
     labels = torch.tensor([t for x in row.examples for t in x.labels], device=model.device)             # (N,)
@@ -79,18 +82,18 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher: torch.Tensor | None 
     for start in range(0, len(hidden), size):
         chunk = model.lm_head.part = slice(start, start + size)         # lm_head's dropout needs to know, too
         x = head_input[chunk]
-        if teacher is None:
+        if teacher_hidden is None:
             losses = F.cross_entropy(model.lm_head(x).float(), labels[chunk], reduction="none")
         else:
             # lm_head has no bias, so this divides the logits by the temperature.
             with torch.no_grad(), without_newest(model.lm_head):
-                taught = model.lm_head(teacher[chunk] / temperature)
-            losses = backend.kl(model.lm_head(x / temperature), taught)
+                teacher_logits = model.lm_head(teacher_hidden[chunk] / temperature)
+            losses = backend.kl(model.lm_head(x / temperature), teacher_logits)
         loss = (losses * weights[chunk]).sum() / actions
         if learn:
             (loss * processes).backward()
         total += loss.detach()
-        taught = None                                           # its logits are freed before the next chunk's
+        teacher_logits = None                                   # freed before the next chunk's are computed
     if learn and hidden.requires_grad:                          # false if only lm_head has an adapter
         hidden.backward(head_input.grad)
     return total

@@ -23,7 +23,7 @@ class Row:
 
     @property
     def length(self) -> int:
-        """Tokens."""
+        """How many tokens the row computes."""
         return self.shared + sum(len(x.tokens) - self.shared for x in self.examples)
 
     @property
@@ -60,14 +60,11 @@ def pack_by_prefix(examples: Sequence[Example], limit: int) -> list[Row]:
     rows = []
     for x in sorted(examples, key=lambda x: x.tokens):
         if rows:
-            row = rows[-1]
-            n = len(row.examples)
-            shared = common_prefix(row, x)
-            longer = Row([*row.examples, x], shared)
-            if longer.length <= limit and n * shared >= (n - 1) * row.shared:
-                rows[-1] = longer
+            joint = Row([*rows[-1].examples, x], common_prefix(rows[-1], x))
+            if joint.length <= min(limit, rows[-1].length + len(x.tokens)):
+                rows[-1] = joint
                 continue
-        rows.append(Row([x], len(x.tokens)))
+        rows.append(Row([x], len(x.tokens)))                    # alone, all of it can still be shared
     return [row if len(row.examples) > 1 else Row(row.examples) for row in rows]
 
 

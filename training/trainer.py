@@ -36,9 +36,10 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
           validation: list[dict] = (), all_records: list[dict] = ()) -> list[dict]:
     """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
 
-    A checkpoint is written to the folder `checkpoint` once a minute. Training resumes from it if there is one, and ends
-    with the same adapter: bit for bit on a CPU, with the same machine and number of processes. `teacher` is the folder
-    of the teacher's hidden states. Trainings can share it; `all_records` are then the records of all."""
+    A checkpoint is written to the folder `checkpoint` about once a minute, less often where that takes long. Training
+    resumes from it if there is one, and ends with the same adapter: bit for bit on a CPU, with the same machine and
+    number of processes. `teacher` is the folder of the teacher's hidden states. Trainings can share it; `all_records`
+    are then the records of all."""
     trainer = Trainer(model, chat, [*(all_records or records), *validation], args, checkpoint, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
@@ -55,7 +56,7 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
     log = trainer.restore()
     if args.loss == "kl":
         trainer.run_teacher()
-    saved, clock, start = len(log), time.time(), len(log)
+    saved, clock, start, took = len(log), time.time(), len(log), 0.0
     with tqdm(total=len(updates), initial=start, unit="update", disable=parallel.RANK > 0) as progress:
         try:
             for update in range(start, len(updates)):
@@ -63,7 +64,8 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
                     trainer.compile()
                 optimizer.param_groups[0]["lr"] = args.lr * factor(update, len(updates), args)
                 loss = trainer.loss(updates[update], f"{args.seed} {update}", args.hint_dropout)
-                norm = parallel.full_tensor(torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0)).item()
+                norm = torch.nn.utils.clip_grad_norm_(trainer.parameters, 1.0, **trainer.at_once)
+                norm = parallel.full_tensor(norm).item()
                 if not math.isfinite(loss + norm):
                     raise ValueError(f"update {update + 1}: the loss or its gradient is NaN or infinite; "
                                      "a lower --lr may help, or --model or an --adapter is damaged")
@@ -73,14 +75,15 @@ def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespa
                 if validation and update + 1 in ends:
                     log[-1]["validation_loss"] = trainer.validate(validation)
                     say(f"update {update + 1}: validation loss {log[-1]['validation_loss']:.4f}")
-                if parallel.broadcast(time.time() - clock > 60):
+                if parallel.broadcast(time.time() - clock > max(60, 20 * took)):    # at most a twentieth of the time
+                    began = time.monotonic()
                     trainer.save(log)
-                    saved, clock = len(log), time.time()
+                    saved, clock, took = len(log), time.time(), time.monotonic() - began
                 progress.update()
                 progress.set_postfix(loss=f"{recent(log):.4f}")
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept (a checkpoint is written once a "
-                                    "minute); the same command resumes from there") from None
+            raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept (a checkpoint is written about once "
+                                    "a minute); the same command resumes from there") from None
     return log
 
 
@@ -94,8 +97,10 @@ class Trainer:
         self.model = parallel.shard(model, args.model).train()
         self.chat, self.records, self.args, self.checkpoint = chat, records, args, checkpoint
         self.parameters = trainable(self.model)
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02)
         device = self.model.device.type
+        self.at_once = {"foreach": True} if device == "cuda" else {}    # PyTorch would not choose it for FSDP's shards
+        self.optimizer = torch.optim.AdamW(self.parameters, lr=args.lr, betas=(0.9, 0.999), weight_decay=0.02,
+                                           **self.at_once)
         self.backend = BACKENDS[device]
         self.limits = row_limits(self.model.config, device, parallel.WORLD, args.row)
         bfloat16 = device == "cuda" or fast_bfloat16()
@@ -129,16 +134,19 @@ class Trainer:
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
             examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
-        nothing = to_example(self.chat, min(batch, key=count_actions), 1.0) if parallel.MANY else examples[0]
-        idle = Row([replace(nothing, weights=[0.0] * len(nothing.at))])
+        # FSDP needs as many rows from every process. An idle row is the batch's shortest record, with weight 0.
+        shortest = min(batch, key=lambda r: count_actions([r]))
+        idle = to_example(self.chat, shortest, 1.0) if parallel.MANY else examples[0]
+        idle = Row([replace(idle, weights=[0.0] * len(idle.at))])
         total = 0.0
         for row in same_number(pack(examples, self.limits[1]), idle):
-            taught = torch.cat([self.teacher_hidden(x) for x in row.examples]) if self.args.loss == "kl" else None
+            kl = self.args.loss == "kl"
+            teacher_hidden = torch.cat([self.teacher_hidden(x) for x in row.examples]) if kl else None
             if self.args.lora_dropout and learn:
                 self.seed_dropout(row, seed)
             with self.autocast, torch.set_grad_enabled(learn):
-                total += chunked_loss(self.model, row, taught, self.args.kl_temperature, learn, count_actions(batch),
-                                      parallel.WORLD, self.backend)
+                total += chunked_loss(self.model, row, teacher_hidden, self.args.kl_temperature, learn,
+                                      count_actions(batch), parallel.WORLD, self.backend)
         return parallel.all_reduce_sum(total).item()
 
     def teacher_hidden(self, x):
@@ -154,7 +162,7 @@ class Trainer:
         seed_dropout(self.model, crc32(seed.encode()), torch.cat(drawn), torch.cat(at_actions))
 
     def validate(self, records):
-        """The mean loss of an action, without hints."""
+        """The mean loss of an action; the teacher sees all hints, the student none."""
         parts = list(batches(records, 64, random.Random(0)))
         losses = [self.loss(part, "", 1.0, learn=False) * count_actions(part) for part in parts]
         return sum(losses) / count_actions(records)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Template:
-    """A kind of question. Its name and its numbers of tasks are the paper's; the wordings are ours."""
+    """A kind of question. Its name and its numbers of tasks are those of the authors' released questions;
+    the wordings are ours."""
 
     name: str
     counts: tuple[int, int, int]                       # tasks in train, val and test
