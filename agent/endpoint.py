@@ -122,7 +122,7 @@ class Endpoint:
     def __init__(self, name: str, base_url: str, parallel: int, patience: float = PATIENCE):
         self.name, self.url, self.patience = name, base_url.rstrip("/") + "/chat/completions", patience
         self.pool, self.pending = ThreadPoolExecutor(parallel), set()
-        self.names, self.said = {name: name for name in SUCCESSORS}, set()
+        self.names, self.said, self.worked = {name: name for name in SUCCESSORS}, set(), False
 
     @property
     def idle(self) -> bool:
@@ -181,6 +181,7 @@ class Endpoint:
                 if wrong := mismatch(answer, ANSWER) or (None if answer["choices"] else ("choices", "empty")):
                     raise self.failed(f"not an answer of a chat endpoint (field {wrong[0]!r}: {wrong[1]}): "
                                       f"{json.dumps(answer)[:200]}")
+                self.worked = True
                 return answer["choices"][0], answer.get("usage") or {}
             problem = f"{status or ''} {answer}".strip()
             if status in (400, 413, 422, 500) and TOO_LONG.search(answer):
@@ -189,6 +190,9 @@ class Endpoint:
                 raise Ended("refused")
             if status in (400, 422) and self.does_without(answer, body):
                 continue
+            if status in (400, 422) and self.worked:            # others have been answered: it is what this one says
+                self.say(f"rejects a conversation, which ends by 'refused' ({problem[:150]})")
+                raise Ended("refused")
             again = status is None or status in (408, 409, 429) or status >= 500
             wait = min(max(pause, after), LONGEST_PAUSE)
             if not again or NO_QUOTA.search(answer) or waited + wait > self.patience:

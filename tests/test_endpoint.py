@@ -181,6 +181,17 @@ def test_one_conversation_ends_and_the_others_go_on(server, stage, tmp_path, cap
     assert f"{stop} " in out and err.count("these trajectories end by 'empty'") == (stop == "empty")
 
 
+def test_what_one_conversation_says_does_not_end_the_others(server, stage, tmp_path, capfd):
+    """Such as a character that the server rejects, once it has answered others."""
+    rejected = error(400, "null characters are not allowed")
+    server.answer = lambda body: rejected if "Twice 3?" in body["messages"][0]["content"] else play(body)
+    stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--batch", 1,
+          "--out", tmp_path / "o.jsonl")
+    stops = {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")}
+    assert stops == {f"t{n}#0": "refused" if n == 3 else "complete" for n in range(6)}
+    assert "rejects a conversation, which ends by 'refused' (400 " in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("rejected, says, sent_instead", [
     ("max_tokens", "'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead.",
      "max_completion_tokens"),

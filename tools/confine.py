@@ -77,7 +77,7 @@ def reopen_files() -> None:
         return
     for fd in map(int, os.listdir("/proc/self/fd")):
         try:
-            regular = stat.S_ISREG(os.fstat(fd).st_mode)
+            regular = fd == 0 or stat.S_ISREG(os.fstat(fd).st_mode)     # 0: /dev/null
         except OSError:                                     # the listing itself
             continue
         if regular:
@@ -214,6 +214,7 @@ REFUSED = {
     "swapon": (167, 224), "swapoff": (168, 225), "quotactl": (179, 60), "acct": (163, 89),
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
+    "vmsplice": (278, 75), "splice": (275, 76), "tee": (276, 77),       # pipes would hold memory that no limit counts
     "flock": (73, 32),                                      # also a file that can only be read
     # the kernel itself
     "sync": (162, 81), "syncfs": (306, 267),                # writes to all disks, while others wait
@@ -225,15 +226,20 @@ REFUSED = {
     "capset": (126, 91), "iopl": (172, None), "ioperm": (173, None), "modify_ldt": (154, None), "vhangup": (153, 58),
     "lookup_dcookie": (212, 18), "timer_create": (222, 107),       # a timer's SIGCONT would end the pause between steps
 }
+# They succeed and do nothing: they would flush the disk, or empty the page cache, for everybody.
+SKIPPED = {"fsync": (74, 82), "fdatasync": (75, 83), "sync_file_range": (277, 84), "fadvise64": (221, 223)}
 CLONE_THREAD, CLONE_FILES, O_TRUNC, SELF = 0x10000, 0x400, 0o1000, "the process's own id"
-# fcntl: duplicates, flags and locks. No lease, for which others wait 45 s, no watching of directories, no large pipes.
-FCNTL = *range(8), 36, 37, 38, 1030
+# fcntl: duplicates and flags. No lease, for which others wait 45 s, no watching of directories, no large pipes. Locks
+# do nothing: others would see them, wait for them, and find them when the trajectory is over.
+FCNTL, LOCKS = (*range(8), 36, 37, 38, 1030), (6, 7, 37, 38)
 # ioctl: what isatty asks (in two versions), a terminal's size, bytes to read, (not) blocking, closed on exec or not.
 IOCTL = 0x5401, 0x802C542A, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451
 # Opened to read and truncate, which the first two versions of Landlock let pass; or with access mode 3, neither to read
 # nor to write, which all of them let pass.
 OPEN = O_TRUNC, os.O_ACCMODE, O_TRUNC | os.O_ACCMODE
-CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether it is allowed (else refused) with these
+# Number on x86_64 and aarch64, argument, mask, values; True: only these values are allowed; False: these are refused;
+# None: with these the call succeeds and does nothing.
+CONDITIONS = [
     ((56, 220), 0, CLONE_THREAD | CLONE_FILES, [CLONE_THREAD | CLONE_FILES], True),     # clone: threads, which share
                                                             # their open files, but no processes
     ((62, 129), 0, 0xFFFFFFFF, [SELF], True),               # kill, tgkill: itself
@@ -243,6 +249,7 @@ CONDITIONS = [   # number on x86_64 and aarch64, argument, mask, values, whether
     ((302, 261), 0, 0xFFFFFFFF, [0], True),                 # prlimit64: its own limits
     ((2, None), 1, O_TRUNC | os.O_ACCMODE, OPEN, False),    # open, openat
     ((257, 56), 2, O_TRUNC | os.O_ACCMODE, OPEN, False),
+    ((72, 25), 1, 0xFFFFFFFF, LOCKS, None),
     ((72, 25), 1, 0xFFFFFFFF, FCNTL, True),
     ((16, 29), 1, 0xFFFFFFFF, IOCTL, True),
 ]
@@ -250,20 +257,23 @@ NEW_CALLS = 424     # from here on, the same numbers on all machines: answered a
 
 
 def restrict_system_calls():
-    """Seccomp: REFUSED and CONDITIONS as a BPF program, which the kernel runs before every system call."""
+    """Seccomp: REFUSED, SKIPPED and CONDITIONS as a BPF program, which the kernel runs before every system call."""
     machines = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}       # column of the tables, AUDIT_ARCH
     machine = os.uname().machine
     if machine not in machines or sys.maxsize < 2**32:
         return
     column, architecture = machines[machine]
     load, mask, equal, at_least, ret = 0x20, 0x54, 0x15, 0x35, 0x06          # BPF's LD, AND, JEQ, JGE and RET
-    allow, refuse, unknown, kill = 0x7FFF0000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS, 0x80000000
+    allow, kill = 0x7FFF0000, 0x80000000
+    skip, refuse, unknown = 0x50000, 0x50000 | errno.EPERM, 0x50000 | errno.ENOSYS
     number, argument = 0, [16 + 8 * i for i in range(6)]                     # byte offsets in struct seccomp_data
     code = [(load, 0, 0, 4), (equal, 1, 0, architecture), (ret, 0, 0, kill),
             (load, 0, 0, number), (at_least, 0, 1, NEW_CALLS), (ret, 0, 0, unknown)]
     for numbers in REFUSED.values():
         if numbers[column] is not None:
             code += [(equal, 0, 1, numbers[column]), (ret, 0, 0, refuse)]
+    for numbers in SKIPPED.values():
+        code += [(equal, 0, 1, numbers[column]), (ret, 0, 0, skip)]
     for numbers, index, bits, values, allowed in CONDITIONS:
         if numbers[column] is not None:
             n = len(values)
@@ -272,7 +282,7 @@ def restrict_system_calls():
             for left, value in zip(range(n, 0, -1), values):                 # lines from here on to the refusal
                 value = os.getpid() if value is SELF else value
                 code.append((equal, left if allowed else left - 1, int(left == 1 and not allowed), value))
-            code.append((ret, 0, 0, refuse))
+            code.append((ret, 0, 0, skip if allowed is None else refuse))
     code.append((ret, 0, 0, allow))
     program = b"".join(struct.pack("HBBI", *line) for line in code)
     buffer = ctypes.create_string_buffer(program, len(program))

@@ -114,13 +114,13 @@ class Interpreter:
                 return self.died(printed)
             if self.replies in ready:
                 try:
-                    chunk = os.read(self.replies, 1 << 16)
+                    chunk = os.read(self.replies, 1 << 12)      # a flood does not keep it from counting threads
                 except BlockingIOError:
                     continue
                 if not chunk:
                     return self.died(printed)
                 *lines, self.unread = (self.unread + chunk).split(b"\n")
-                for reply in filter(None, (self.check(line, nonce) for line in lines)):
+                for reply in filter(None, (self.check(line, nonce) for line in lines if nonce.encode() in line)):
                     os.kill(self.pid, signal.SIGSTOP)    # threads it has left behind wait for the next step
                     self.read(printed)
                     completed = reply[1:] or None
