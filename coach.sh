@@ -29,7 +29,8 @@ evaluate 3-round1 $adapters
 # Later rounds: play without hints, find the mistakes, repeat those steps with a hint against the mistake. Distil these
 # corrections, all trajectories of the same tasks with round 1's hints, and some of earlier rounds. (The paper plays the
 # same tasks again, three times, and takes only as many trajectories as balance the corrections. The starter knows its
-# tasks by heart, so it plays new ones. Two seeds make different copying errors, so their adapters are averaged; round 3 applies half.)
+# tasks by heart, so it plays new ones. Two seeds make different copying errors, so their adapters are averaged;
+# --weight 0.5 halves round 3's.)
 for round in 2 3; do
     new="--tasks $tasks/train$round.jsonl --trials 1 --seed $round" mistakes="--hint-dir hints/starter/round$round"
     again="--resample $run/flagged$round.jsonl --samples 2 --rollout --temperature 0.3"

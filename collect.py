@@ -59,7 +59,7 @@ def main():
     if (args.control or args.rollout) and not args.resample:
         parser.error("--control and --rollout need --resample")
     if args.resample and (args.hints != "none" or args.kinds or args.hints_for):
-        parser.error("--resample plays the flagged prompts as they are; it takes no --hints, --kinds and --hints-for")
+        parser.error("--resample plays the flagged prompts as they are; it takes no --hints, --kinds or --hints-for")
 
     if args.resample:
         planned = rollouts.corrections(records.read_flagged(args.resample), args, args.samples, args.control)

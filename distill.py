@@ -5,9 +5,9 @@
         --balance runs/demo/hinted1.jsonl --out runs/demo/round2
 
 The teacher is the current agent (the model with every --adapter) and sees the hints of each trajectory. The student is
-the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout, but all of what
---keep names. The loss at each sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the
-new adapter is trained (training/trainer.py). Below, a small model has fewer than 4 billion parameters
+the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout; of the --keep records
+it sees all hints. The loss at each sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only
+the new adapter is trained (training/trainer.py). Below, a small model has fewer than 4 billion parameters
 (training/defaults.py).
 """
 
@@ -121,7 +121,7 @@ def distill(args):
     chat, records = Chat(local_folder(args.model)), select_records(args)        # a list for each seed
     if not args.epochs:
         args.epochs = enough_epochs(records[0])
-        say(f"{args.epochs} epochs, to see each type of task often enough (docs/coaching.md); --epochs overrides this")
+        say(f"{args.epochs} epochs, chosen for these records (docs/coaching.md); --epochs overrides this")
     validation = usable_records([args.val], args) if args.val else []
 
     parallel.start(timedelta(hours=1))                          # its processes do the same at the same time

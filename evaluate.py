@@ -56,7 +56,7 @@ def arguments() -> Namespace:
     if not (args.model and args.out and one_source):
         parser.error("give --model, --out, and --tasks or --suite with --file; or --model and --chats; or --table")
     if args.suite and (args.hints != "none" or args.kinds or args.hints_for):
-        parser.error("a --suite has no hints; it takes no --hints, --kinds and --hints-for")
+        parser.error("a --suite has no hints; it takes no --hints, --kinds or --hints-for")
     return args
 
 

@@ -102,7 +102,8 @@ class Messages:
 
 class Ended(Exception):
     """A conversation that this endpoint will never continue; str() of it is how its trajectory ends: "length", its
-    prompt with a response does not fit into the model's context; "refused", a content filter; "empty", no text."""
+    prompt with a response does not fit into the model's context; "refused", a content filter or a rejected request;
+    "empty", no text."""
 
 
 class NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -190,8 +191,8 @@ class Endpoint:
                 raise Ended("refused")
             if status in (400, 422) and self.does_without(answer, body):
                 continue
-            if status in (400, 422) and self.worked:            # others have been answered: it is what this one says
-                self.say(f"rejects a conversation, which ends by 'refused' ({problem[:150]})")
+            if status in (400, 422) and self.worked:            # other requests were answered: the fault is in this one
+                self.say(f"rejects a conversation; its trajectory ends with 'refused' ({problem[:150]})")
                 raise Ended("refused")
             again = status is None or status in (408, 409, 429) or status >= 500
             wait = min(max(pause, after), LONGEST_PAUSE)

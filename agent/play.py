@@ -15,7 +15,7 @@ from agent.responses import code_in, monologue_in
 @dataclass
 class Generate:
     """An agent yields this to get text. It receives (the response, how it ended): "stop" or "length"; from an endpoint
-    also "refused" by a content filter, or "empty"."""
+    also "refused", by a content filter or a rejected request, or "empty"."""
     prompt: list        # token ids, or messages for an endpoint
     tag: str            # the response ends where this tag closes
     seed: str

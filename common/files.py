@@ -63,7 +63,8 @@ def refuse_overwriting(out: str | Path | None, inputs: Iterable[str | Path | Non
 
 
 def lock(opened: IO | int, name: str | Path) -> None:
-    """Keeps other runs from writing to an open file or directory until it is closed. Raises ValueError if one does."""
+    """Keeps other runs from writing to an open file or directory until it is closed. Raises ValueError if one does, or
+    if the file system has no locks."""
     try:
         fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

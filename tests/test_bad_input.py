@@ -399,7 +399,7 @@ CASES = [                                                               # script
     (C, COLLECT, config(max_position_embeddings=30),
      r"t1#2: its first prompt has \d+ tokens, and no other one is shorter than the 30 that"),
     (C, COLLECT + " --rollout", nothing, "--control and --rollout need --resample"),
-    (C, RESAMPLE + " --hints task", nothing, "it takes no --hints, --kinds and --hints-for"),
+    (C, RESAMPLE + " --hints task", nothing, "it takes no --hints, --kinds or --hints-for"),
     (C, COLLECT.replace("{f}/model", "openai:m") + " --base-url nonsense", nothing,
      "--base-url nonsense: should begin with http"),
     # more adapters

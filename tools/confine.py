@@ -215,7 +215,7 @@ REFUSED = {
     "inotify_init": (253, None), "inotify_init1": (294, 26), "fanotify_init": (300, 262),
     "name_to_handle_at": (303, 264), "open_by_handle_at": (304, 265),
     "vmsplice": (278, 75), "splice": (275, 76), "tee": (276, 77),       # pipes would hold memory that no limit counts
-    "flock": (73, 32),                                      # also a file that can only be read
+    "flock": (73, 32),                                      # it locks even a file opened read-only
     # the kernel itself
     "sync": (162, 81), "syncfs": (306, 267),                # writes to all disks, while others wait
     "bpf": (321, 280), "perf_event_open": (298, 241), "userfaultfd": (323, 282), "keyctl": (250, 219),

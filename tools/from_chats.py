@@ -7,8 +7,9 @@ Each line of the logs is one of
     {"request": {"messages": …, "tools": …}, "response": {"choices": […]}}      a request of the OpenAI SDK, answered
 or of a similar shape, as tracing tools export them. The manual is looked for in the system message: as a whole, or
 section by section. Each section found becomes a hint and leaves the message, whose other text stays. With --bare-tools,
-the descriptions in a tool's schema become a hint, too, and leave the schema. Without both, the chats have no hints, as
-distill.py --keep wants them. A record without the manual, or one that cannot be learned from, is left out and reported.
+the descriptions in a tool's schema become a hint, too, and leave the schema. With neither option, the chats have no
+hints, as distill.py --keep wants them. With --manual, a record without the manual is left out and reported; so is any
+record that cannot be learned from.
 """
 
 import sys
@@ -150,7 +151,8 @@ def read_manual(file: str | Path) -> list[dict]:
 
 def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]:
     """Looks for the manual's sections in a text → the hints, the names of those whose text differs there, and the
-    rest of the text. White space makes no difference, except that a heading is a line of its own."""
+    rest of the text. White space makes no difference, except that each heading must be on
+    its own line."""
     hints, changed = [], []
     for section in manual:
         heads = headings(section["text"])

@@ -12,8 +12,8 @@ of real models.
 from argparse import Namespace
 from collections.abc import Sequence
 
-SHORT = 0.005               # a reach that gives a warning; two easy types of task were once learned with 0.0027
-FEW, USUAL = 10, 15         # passes over each type of task: so few give a warning; what a first round aims at
+SHORT = 0.005               # a shorter reach gives a warning; two easy types of task were once learned with 0.0027
+FEW, USUAL = 10, 15         # passes over each type of task: fewer give a warning; what a first round aims at
 CORRECTED = 10              # what a later round aims at, for each type with corrected actions
 FEWEST, MOST = 2, 10        # epochs
 
@@ -26,8 +26,7 @@ def factor(update: int, updates: int, args: Namespace) -> float:
 
 def passes(records: Sequence[dict], epochs: int) -> float | None:
     """How often the training sees each type of task, on average. Chats, which have no type, and kept records do not
-    count. None without trajectories, and None with corrected actions: how many passes these need depends on what is
-    learned beside them (docs/coaching.md)."""
+    count. None without trajectories, and None with corrected actions: FEW was measured for first rounds only."""
     counted = [r for r in records if not r.get("kept")]
     return None if any("targets" in r for r in counted) else per_type(counted, epochs)
 
@@ -48,7 +47,8 @@ def enough_epochs(records: Sequence[dict]) -> int:
 
 def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:
     """A sentence on each setting that does not fit the number of updates, or how often each type of task is seen
-    (`passes`). On top of an earlier round, a fifth of the reach is enough: the paper's round 2 has 0.0025."""
+    (`passes`). On top of an earlier round, the limit is a fifth of SHORT: the paper's round 2 reaches only
+    0.0025."""
     lines = []
     if args.warmup > updates / 2:
         lines.append(f"--warmup {args.warmup} is long for {updates} updates; try --warmup {max(updates // 20, 1)}")

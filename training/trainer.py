@@ -134,9 +134,10 @@ class Trainer:
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
             examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
-        # FSDP needs as many rows from every process. An idle row is the batch's shortest record, with weight 0.
-        shortest = min(batch, key=lambda r: count_actions([r]))
-        idle = to_example(self.chat, shortest, 1.0) if parallel.MANY else examples[0]
+        # FSDP needs the same number of rows from every process. An idle row is the batch's record with the fewest
+        # actions, at weight 0.
+        fewest = min(batch, key=lambda r: count_actions([r]))
+        idle = to_example(self.chat, fewest, 1.0) if parallel.MANY else examples[0]
         idle = Row([replace(idle, weights=[0.0] * len(idle.at))])
         total = 0.0
         for row in same_number(pack(examples, self.limits[1]), idle):
