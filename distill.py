@@ -207,14 +207,14 @@ def successes_only(args):
     return args.verified or args.loss == "ce"
 
 
-def usable_records(files, args):
+def usable_records(paths, args):
     """The records of these files that can be learned. Raises ValueError if there are none."""
-    records = select(read(files), successes_only(args))
+    records = select(read(paths), successes_only(args))
     if not records:
         missing = "no finished actions"
         if successes_only(args):
             missing = "no successes; corrected actions count as such only if collect.py played them with --rollout"
-        raise ValueError(f"{', '.join(map(str, files))}: nothing is left to learn from ({missing})")
+        raise ValueError(f"{', '.join(map(str, paths))}: nothing is left to learn from ({missing})")
     return records
 
 

@@ -189,7 +189,7 @@ def test_what_one_conversation_says_does_not_end_the_others(server, stage, tmp_p
           "--out", tmp_path / "o.jsonl")
     stops = {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")}
     assert stops == {f"t{n}#0": "refused" if n == 3 else "complete" for n in range(6)}
-    assert "rejects a conversation; its trajectory ends with 'refused' (400  " in capfd.readouterr().err
+    assert "rejects a conversation; its trajectory ends with 'refused' (400 " in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("rejected, says, sent_instead", [

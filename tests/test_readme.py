@@ -13,7 +13,8 @@ from formats.records import read_trajectories
 ROOT = Path(__file__).resolve().parent.parent
 TEXTS = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "starter/README.md"]
 OTHERS_FLAGS = {"--standalone", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--rdzv-id",
-                "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task",              # torchrun's, Slurm's
+                "--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--mem",
+                "--kill-on-bad-exit",                                                              # torchrun's, Slurm's
                 "--max-lora-rank", "--generation-config", "--tensor-parallel-size",
                 "--enable-auto-tool-choice", "--tool-call-parser"}                                 # vLLM's
 
