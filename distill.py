@@ -35,7 +35,7 @@ from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
 from training.examples import balance, batches, count_actions, read, select, spells, to_example
 from training.packing import longest_row
-from training.schedule import FEWEST, enough_epochs
+from training.schedule import FEWEST_EPOCHS, enough_epochs
 from training.trainer import recent, say, train
 
 
@@ -89,7 +89,7 @@ def main():
     fill_in(args, planning.count(planning.config_of(args.model)))
     if args.plan:
         measured = measure(args) if args.data else ()
-        args.epochs = args.epochs or FEWEST
+        args.epochs = args.epochs or FEWEST_EPOCHS
         return planning.print_distillation(args, *measured)
     if len(set(args.seed)) < len(args.seed):
         p.error("--seed: the same seed twice would train the same adapter twice")

@@ -116,6 +116,12 @@ class NoRedirects(urllib.request.HTTPRedirectHandler):
 OPENER = urllib.request.build_opener(NoRedirects)
 
 
+def short(problem: str) -> str:
+    """A server's words on one line, without the key."""
+    problem, key = " ".join(problem.split())[:300], secret()
+    return problem.replace(key, "(the key)") if key else problem
+
+
 class Endpoint:
     """The counterpart of sampler.Sampler: `add` requests, and `step` returns those that have ended. At most `parallel`
     requests are sent at a time."""
@@ -192,7 +198,7 @@ class Endpoint:
             if status in (400, 422) and self.does_without(answer, body):
                 continue
             if status in (400, 422) and self.worked:            # other requests were answered: the fault is in this one
-                self.say(f"rejects a conversation; its trajectory ends with 'refused' ({problem[:150]})")
+                self.say(f"rejects a conversation; its trajectory ends with 'refused' ({short(problem)})")
                 raise Ended("refused")
             again = status is None or status in (408, 409, 429) or status >= 500
             wait = min(max(pause, after), LONGEST_PAUSE)
@@ -201,8 +207,7 @@ class Endpoint:
             if after > 10:
                 self.say(f"asks us to wait, for {after:.0f} seconds")
             else:
-                self.say(f"no answer now ({status or str(self.failed(answer))[len(self.url) + 2:]}); "
-                         f"asking again for up to {self.patience:g} seconds")
+                self.say(f"no answer now ({status or short(answer)}); asking again for up to {self.patience:g} seconds")
             time.sleep(wait)
             waited, pause = waited + wait, 2 * pause
 
@@ -238,9 +243,8 @@ class Endpoint:
             print(f"{self.url}: {message}", file=sys.stderr)
 
     def failed(self, problem: str) -> ValueError:
-        """The error of one line, without the key."""
-        problem, key = " ".join(problem.split())[:300], secret()
-        return ValueError(f"{self.url}: {problem.replace(key, '(the key)') if key else problem}")
+        """The error of one line."""
+        return ValueError(f"{self.url}: {short(problem)}")
 
     def post(self, body: dict) -> tuple[int | None, dict | str, float]:
         """Sends a body → the status, the answer (or, unless the status is 200, what went wrong), and the seconds to

@@ -151,8 +151,7 @@ def read_manual(file: str | Path) -> list[dict]:
 
 def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]:
     """Looks for the manual's sections in a text → the hints, the names of those whose text differs there, and the
-    rest of the text. White space makes no difference, except that each heading must be on
-    its own line."""
+    rest of the text. White space makes no difference, except that each heading must be on its own line."""
     hints, changed = [], []
     for section in manual:
         heads = headings(section["text"])

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 SHORT = 0.005               # a shorter reach gives a warning; two easy types of task were once learned with 0.0027
 FEW, USUAL = 10, 15         # passes over each type of task: fewer give a warning; what a first round aims at
 CORRECTED = 10              # what a later round aims at, for each type with corrected actions
-FEWEST, MOST = 2, 10        # epochs
+FEWEST_EPOCHS, MOST_EPOCHS = 2, 10
 
 
 def factor(update: int, updates: int, args: Namespace) -> float:
@@ -42,7 +42,7 @@ def enough_epochs(records: Sequence[dict]) -> int:
     counted = [r for r in records if not r.get("kept")]
     corrected = [r for r in counted if "targets" in r]
     seen, aim = per_type(corrected or counted, epochs=1), CORRECTED if corrected else USUAL
-    return FEWEST if seen is None else min(max(round(aim / seen), FEWEST), MOST)
+    return FEWEST_EPOCHS if seen is None else min(max(round(aim / seen), FEWEST_EPOCHS), MOST_EPOCHS)
 
 
 def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> list[str]:
