@@ -78,9 +78,12 @@ def adapted_by_column(code, example, task):
     dates = zip(sorted(set(re.findall(r"\d{4}-\d\d-\d\d", "".join(steps_of(example))))), about.pop("Date", []))
     code = re.sub(r"\d{4}-\d\d-\d\d", lambda date, new=dict(dates): new.get(date[0], date[0]), code)
     if CODE in about:                                  # toolqa-qwen splits a flight into both in its code
-        code = re.sub(r'^flight = .*', f'flight = "{about[CODE]}{about[NUMBER]}"', code, flags=re.M)
+        flight = about[CODE] + about[NUMBER]
+        values = ", ".join(f'"{about.get(column)}"' for column in ("Origin", "Dest", "FlightDate"))
+        code = re.sub(r"^flight = .*", f'flight = "{flight}"', code, flags=re.M)
+        code = re.sub(r"^flight, origin, dest, day = .*", f'flight, origin, dest, day = "{flight}", {values}', code)
     for column in (CODE, NUMBER, "Origin", "Dest", "FlightDate", "Airline", "DayOfWeek"):
-        condition = rf"(?<![\w]){column}=(?!{{flight).*?(?=, [A-Z]\w+[=<>]|\")"
+        condition = rf"(?<![\w]){column}=(?!{{(?:flight|origin|dest|day)\b).*?(?=, [A-Z]\w+[=<>]|\")"
         if column in about:
             code = re.sub(condition, f"{column}={about[column]}", code)
         else:
