@@ -82,8 +82,10 @@ def adapted_by_column(code, example, task):
         values = ", ".join(f'"{about.get(column)}"' for column in ("Origin", "Dest", "FlightDate"))
         code = re.sub(r"^flight = .*", f'flight = "{flight}"', code, flags=re.M)
         code = re.sub(r"^flight, origin, dest, day = .*", f'flight, origin, dest, day = "{flight}", {values}', code)
+    if "Airline" in about:
+        code = re.sub(r"^airline = .*", f'airline = "{about["Airline"]}"', code, flags=re.M)
     for column in (CODE, NUMBER, "Origin", "Dest", "FlightDate", "Airline", "DayOfWeek"):
-        condition = rf"(?<![\w]){column}=(?!{{(?:flight|origin|dest|day)\b).*?(?=, [A-Z]\w+[=<>]|\")"
+        condition = rf"(?<![\w]){column}=(?!{{(?:flight|origin|dest|day|airline)\b).*?(?=, [A-Z]\w+[=<>]|\")"
         if column in about:
             code = re.sub(condition, f"{column}={about[column]}", code)
         else:
