@@ -46,7 +46,7 @@ def main():
                    help="adapter of an earlier round, which stays frozen; can be repeated, in order")
     p.add_argument("--data", nargs="+", metavar="FILE", help="trajectories with hints, corrected actions, chats")
     p.add_argument("--balance", nargs="+", metavar="FILE",
-                   help="candidate trajectories for the paper's data balancing (Appendix F)")
+                   help="candidate trajectories for the paper's data balancing (Appendix F); each epoch draws some")
     p.add_argument("--keep", nargs="+", metavar="FILE",
                    help="records of other tasks, or chats, whose hints the student always sees, so that it still "
                         "follows hints afterwards")
@@ -118,19 +118,16 @@ def distill(args):
             checkpoints.tidy(args.out)
         return say(f"{args.out}: already there")
 
-    chat, records = Chat(local_folder(args.model)), select_records(args)        # a list for each seed
-    if not args.epochs:
-        args.epochs = enough_epochs(records[0])
-        say(f"{args.epochs} epochs, chosen for these records (docs/coaching.md); --epochs overrides this")
+    chat, selected = Chat(local_folder(args.model)), select_records(args)
     validation = usable_records([args.val], args) if args.val else []
 
     parallel.start(timedelta(hours=1))                          # its processes do the same at the same time
     parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one for each training, if there are several
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    all_records = list({id(r): r for selected in records for r in selected}.values())
-    logs = [train_one(chat, selected, all_records, validation, args, seed, part)
-            for selected, seed, part in zip(records, args.seed, parts, strict=True)]
+    records = list({id(r): r for epochs in selected for epoch in epochs for r in epoch}.values())
+    logs = [train_one(chat, epochs, records, validation, args, seed, part)
+            for epochs, seed, part in zip(selected, args.seed, parts, strict=True)]
     log = [mean_of(entries) for entries in zip_longest(*logs)]
     parallel.wait()                                             # until every process has read the parts
     if parallel.RANK == 0:
@@ -142,20 +139,20 @@ def distill(args):
     parallel.stop()
 
 
-def train_one(chat, records, all_records, validation, args, seed, folder):
-    """Trains an adapter with one seed and writes it to `folder`, if it is not there yet. Returns the training's log.
-    `all_records` are the records of all seeds, which share their teacher's hidden states."""
+def train_one(chat, epochs, records, validation, args, seed, folder):
+    """Trains an adapter with one seed on its epochs' records and writes it to `folder`, if it is not there yet. Returns
+    the training's log. `records` are those of all seeds, which share their teacher's hidden states."""
     if not (folder / "adapter_model.safetensors").exists():
         folder.mkdir(parents=True, exist_ok=True)
         gc.collect()                                            # the previous seed's model, which refers to itself
         model = parallel.load(args.model, args.adapter, whole=False,
                               linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
-        for r in all_records + validation:
+        for r in records + validation:
             check_tokens(r, chat, model.config)
         args = Namespace(**vars(args) | {"seed": seed})
         unfinished = args.out / checkpoints.UNFINISHED
-        log = train(model, chat, records, args, unfinished / f"checkpoint{seed}", unfinished / "teacher", validation,
-                    all_records)
+        log = train(model, chat, epochs, args, unfinished / f"checkpoint{seed}", unfinished / "teacher", validation,
+                    records)
         if parallel.RANK == 0:
             write_notes(folder, args, log)
         save_adapter(model, folder, base_model=args.model, write=parallel.RANK == 0)           # last: it marks the end
@@ -191,16 +188,23 @@ def settings(args):
 
 
 def select_records(args):
-    """For each seed, the records that its training learns from: all of --data, some of --balance, which each seed draws
-    for itself, and all of --keep, marked as `kept`. Raises ValueError if --data or --keep has none."""
-    records, added = usable_records(args.data, args), [[]] * len(args.seed)
+    """For each seed, the records of each epoch: all of --data, some of --balance, drawn anew for each epoch, and all of
+    --keep, marked as `kept`. Sets args.epochs if it is None. Raises ValueError if --data or --keep has none."""
+    records = usable_records(args.data, args)
     kept = [r | {"kept": True} for r in usable_records(args.keep, args)] if args.keep else []
+    candidates = select(read(args.balance), successes_only(args)) if args.balance else []
+
+    def draw(rng):
+        return records + (balance(records, candidates, rng) if args.balance else []) + kept
+
+    first = draw(random.Random(args.seed[0]))
     if args.balance:
-        candidates = select(read(args.balance), successes_only(args))
-        added = [balance(records, candidates, random.Random(seed)) for seed in args.seed]
-        numbers = " or ".join(sorted({str(len(chosen)) for chosen in added}))
-        say(f"{len(records)} records and {numbers} of {len(candidates)} candidates")
-    return [records + chosen + kept for chosen in added]
+        say(f"{len(records)} records and in each epoch {len(first) - len(records) - len(kept)} of {len(candidates)} "
+            "candidates")
+    if not args.epochs:
+        args.epochs = enough_epochs(first)
+        say(f"{args.epochs} epochs, chosen for these records (docs/coaching.md); --epochs overrides this")
+    return [[draw(rng) for _ in range(args.epochs)] for rng in map(random.Random, args.seed)]
 
 
 def successes_only(args):
@@ -230,8 +234,7 @@ def check_tokens(record, chat, config):
 
 def measure(args):
     """What `planning.print_distillation` needs to know of the records. Sets args.epochs if it is None."""
-    chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0], []
-    args.epochs = args.epochs or enough_epochs(records)
+    chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0][0], []
     for batch in batches(records, args.batch, random.Random(args.seed[0])):
         examples = [(to_example(chat, r), to_example(chat, r, 1.0), count_actions([r])) for r in batch]
         updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])

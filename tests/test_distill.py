@@ -223,9 +223,22 @@ def test_balancing_fills_rare_mistakes_small_groups_and_keeps_what_was_learned()
 
 
 def selected(**arguments):
-    """The records that distill.py learns, of its first seed."""
-    usual = {"balance": None, "keep": None, "verified": False, "loss": "kl", "seed": [0]}
-    return distill.select_records(SimpleNamespace(**usual | arguments))[0]
+    """The records that distill.py learns with its first seed, in the first epoch."""
+    usual = {"balance": None, "keep": None, "verified": False, "loss": "kl", "epochs": 1, "seed": [0]}
+    return distill.select_records(SimpleNamespace(**usual | arguments))[0][0]
+
+
+def test_each_epoch_has_candidates_of_its_own(chat, tmp_path):
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    for name, numbers in (("d", range(8)), ("c", range(8, 40))):
+        (tmp_path / name).write_text("".join(json.dumps(record(chat, n) | fields) + "\n" for n in numbers))
+    usual = {"keep": None, "verified": False, "loss": "kl", "epochs": 3, "seed": [0, 1]}
+    args = SimpleNamespace(data=[tmp_path / "d"], balance=[tmp_path / "c"], **usual)
+    drawn = [[[r["id"] for r in epoch] for epoch in epochs] for epochs in distill.select_records(args)]
+    assert [len(epochs) for epochs in drawn] == [3, 3]
+    assert {tuple(ids[:8]) for epochs in drawn for ids in epochs} == {tuple(f"t{n}#0" for n in range(8))}
+    assert len({tuple(sorted(ids[8:])) for epochs in drawn for ids in epochs}) == 6
+    assert {len(ids) for epochs in drawn for ids in epochs} == {8 + 2}
 
 
 def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):
@@ -261,7 +274,7 @@ def test_a_trainings_settings_take_effect(hint_dropout, chat, model, tmp_path, m
     args = SimpleNamespace(model=None, adapter=[], rank=2, alpha=4, lora_dropout=0.25, targets=lora.TARGETS, lr=1e-9,
                            decay=True, warmup=2, epochs=2, batch=6, row=None, loss="kl", kl_temperature=T, seed=0,
                            hint_dropout=hint_dropout)
-    log = trainer.train(model, chat, records, args, tmp_path / "checkpoint", tmp_path / "teacher", records[:1])
+    log = trainer.train(model, chat, [records] * 2, args, tmp_path / "checkpoint", tmp_path / "teacher", records[:1])
     assert steps == [pytest.approx([1e-9 * f, 0.02]) for f in (0.5, 0.75, 0.5, 0.25)]
     assert {layer.dropout for layer in lora.layers(model).values()} == {0.25}
     with torch.no_grad():

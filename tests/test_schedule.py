@@ -40,10 +40,11 @@ def test_the_papers_settings_are_too_slow_for_ten_updates():
 ])
 def test_few_passes_over_each_type_of_task_are_too_few_unless_they_correct_actions(records, epochs, seen):
     records = [{"task": {"template": template}, **more} for template, more in records]
-    assert passes(records, epochs) == seen
-    warned = unfit_settings(Namespace(**SMALL), 100, passes(records, epochs))
+    records *= epochs
+    assert passes(records) == seen
+    warned = unfit_settings(Namespace(**SMALL), 100, passes(records))
     assert [line[:45] for line in warned] == (["the model will see each type of task 6.0 time"] if seen == 6 else [])
-    assert passes([*records, {"messages": []}], epochs) == seen and passes([{"messages": []}], epochs) is None
+    assert passes([*records, {"messages": []}]) == seen and passes([{"messages": []}]) is None
 
 
 @pytest.mark.parametrize("each, epochs", [(1, 10), (2, 8), (5, 3), (8, 2), (24, 2)])

@@ -24,16 +24,17 @@ def factor(update: int, updates: int, args: Namespace) -> float:
     return warm_up * (1 - update / updates) if args.decay else warm_up
 
 
-def passes(records: Sequence[dict], epochs: int) -> float | None:
-    """How often the training sees each type of task, on average. Chats, which have no type, and kept records do not
-    count. None without trajectories, and None with corrected actions: FEW was measured for first rounds only."""
+def passes(records: Sequence[dict]) -> float | None:
+    """How often a training sees each type of task, on average; `records` are those of all epochs. Chats, which have no
+    type, and kept records do not count. None without trajectories, and None with corrected actions: FEW was measured
+    for first rounds only."""
     counted = [r for r in records if not r.get("kept")]
-    return None if any("targets" in r for r in counted) else per_type(counted, epochs)
+    return None if any("targets" in r for r in counted) else per_type(counted)
 
 
-def per_type(records, epochs):
+def per_type(records):
     types = [r["task"]["template"] for r in records if "task" in r]
-    return len(types) * epochs / len(set(types)) if types else None
+    return len(types) / len(set(types)) if types else None
 
 
 def enough_epochs(records: Sequence[dict]) -> int:
@@ -41,7 +42,7 @@ def enough_epochs(records: Sequence[dict]) -> int:
     corrected actions about 10 times: 2 to 10."""
     counted = [r for r in records if not r.get("kept")]
     corrected = [r for r in counted if "targets" in r]
-    seen, aim = per_type(corrected or counted, epochs=1), CORRECTED if corrected else USUAL
+    seen, aim = per_type(corrected or counted), CORRECTED if corrected else USUAL
     return FEWEST_EPOCHS if seen is None else min(max(round(aim / seen), FEWEST_EPOCHS), MOST_EPOCHS)
 
 

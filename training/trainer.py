@@ -32,24 +32,27 @@ from training.schedule import factor, passes, unfit_settings
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about as long
 
 
-def train(model: torch.nn.Module, chat: Chat, records: list[dict], args: Namespace, checkpoint: Path, teacher: Path,
-          validation: list[dict] = (), all_records: list[dict] = ()) -> list[dict]:
-    """Trains a new adapter on `model`, which is changed in place. Returns the log, one object per update.
+def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Namespace, checkpoint: Path,
+          teacher: Path, validation: list[dict] = (), all_records: list[dict] = ()) -> list[dict]:
+    """Trains a new adapter on `model`, which is changed in place, with the records of each epoch. Returns the log, one
+    object per update.
 
     A checkpoint is written to the folder `checkpoint` about once a minute, less often where that takes long. Training
     resumes from it if there is one, and ends with the same adapter: bit for bit on a CPU, with the same machine and
     number of processes. `teacher` is the folder of the teacher's hidden states. Trainings can share it; `all_records`
     are then the records of all."""
-    trainer = Trainer(model, chat, [*(all_records or records), *validation], args, checkpoint, teacher)
+    seen = [r for records in epochs for r in records]
+    all_records = all_records or {id(r): r for r in seen}.values()
+    trainer = Trainer(model, chat, [*all_records, *validation], args, checkpoint, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
-    epochs = [list(batches(records, args.batch, rng)) for _ in range(args.epochs)]
-    updates = [batch for epoch in epochs for batch in epoch]
-    ends = {sum(map(len, epochs[:n])) for n in range(1, args.epochs + 1)}
-    say(f"{len(records)} records, {count_actions(records)} actions; {len(updates)} updates in {args.epochs} "
-        f"epoch{'s' * (args.epochs > 1)}; {trainer.sizes()}")
-    for line in unfit_settings(args, len(updates), passes(records, args.epochs)):
+    by_epoch = [list(batches(records, args.batch, rng)) for records in epochs]
+    updates = [batch for epoch in by_epoch for batch in epoch]
+    ends = {sum(map(len, by_epoch[:n + 1])) for n in range(len(epochs))}
+    say(f"{len(epochs[0])} records, {count_actions(epochs[0])} actions; {len(updates)} updates in {len(epochs)} "
+        f"epoch{'s' * (len(epochs) > 1)}; {trainer.sizes()}")
+    for line in unfit_settings(args, len(updates), passes(seen)):
         say(line)
-    if (share := len(records) * args.epochs / len(updates)) < parallel.WORLD:
+    if (share := len(seen) / len(updates)) < parallel.WORLD:
         say(f"{parallel.WORLD} processes divide about {share:.1f} trajectories in an update, so some are idle; raise "
             "--batch")
 

@@ -81,12 +81,12 @@ def ours_distill(folder, source, row=None):
                               row=row)
     if DEVICE == "cuda":
         with tempfile.TemporaryDirectory() as out:
-            trainer.train(load(), chat, data, args, Path(out) / "checkpoint", Path(out) / "teacher")
+            trainer.train(load(), chat, [data] * EPOCHS, args, Path(out) / "checkpoint", Path(out) / "teacher")
         gc.collect()
     model = load()
     before, began = held(model), time.perf_counter()
     with tempfile.TemporaryDirectory() as out:
-        log = trainer.train(model, chat, data, args, Path(out) / "checkpoint", Path(out) / "teacher")
+        log = trainer.train(model, chat, [data] * EPOCHS, args, Path(out) / "checkpoint", Path(out) / "teacher")
     seconds = time.perf_counter() - began
     rows = pack_by_prefix([examples.to_example(chat, r) for r in data], row_limits(model.config, DEVICE, 1, row)[0])
     flops = model_flops(model, rows, [examples.to_example(chat, r, 1.0) for r in data])

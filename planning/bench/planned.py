@@ -35,7 +35,7 @@ def training(folder, fsdp):
     parallel.start()
     model = parallel.load(folder, whole=False)
     with tempfile.TemporaryDirectory() as out:
-        trainer.train(model, chat, data, args, Path(out) / "checkpoint", Path(out) / "teacher")
+        trainer.train(model, chat, [data] * args.epochs, args, Path(out) / "checkpoint", Path(out) / "teacher")
     examples = [(to_example(chat, r), to_example(chat, r, 1.0)) for r in data]
     lengths = sorted((len(taught.tokens), len(bare.tokens), len(taught.at), 4) for taught, bare in examples)[-2:]
     row, _ = longest_row([taught for taught, _ in examples], row_limits(Config(**LARGE), "cuda", 1)[0])
