@@ -219,12 +219,18 @@ QWEN = {f"{folder}/{m.name}": m for folder in ("round2", "round3")
 def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(name):
     hints = load_hints(ROOT / "hints" / "toolqa-qwen" / "round1")
     mistake, examples = QWEN[name], {t: s for s in hints for t in s["templates"] or ()}
-    shown = re.sub(r"</?python>\n?", "", mistake.hint.partition("\n")[2])
     template, = mistake.templates
+    example = examples[template]["text"]
+    whole = re.search(r"<python>\n(.*?)</python>", mistake.hint, flags=re.S)
+    if whole:
+        step = whole[1]
+    else:                                                      # the hint shows only the lines that were wrong
+        lines = re.findall(r"^\w+ = .*", mistake.hint, flags=re.M)
+        step = "\n".join(re.findall(r"<python>\n(.*?)</python>", example, flags=re.S)[:1] + lines)
     other = 'answer = int(load_db("coffee")[0]["Close"])\nprint(answer)'
-    for code, flagged in ((shown, None), (other, 0)):
+    for code, flagged in ((step, None), (other, 0)):
         steps = (code, "1"), ("complete_task('', answer)", "")
-        played_so = played(template, *steps, question=examples[template]["text"], answer="1")
+        played_so = played(template, *steps, question=example, answer="1")
         assert mistake.first_step(played_so) == flagged
 
 
