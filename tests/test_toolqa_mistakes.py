@@ -224,9 +224,10 @@ def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(name):
     whole = re.search(r"<python>\n(.*?)</python>", mistake.hint, flags=re.S)
     if whole:
         step = whole[1]
-    else:                                                      # the hint shows only the lines that were wrong
+    else:                                          # the hint shows lines: the example's, or others that avoid the mistake
+        step = re.search(r"<python>\n(.*?)</python>", example, flags=re.S)[1]
         lines = re.findall(r"^\w+ = .*", mistake.hint, flags=re.M)
-        step = "\n".join(re.findall(r"<python>\n(.*?)</python>", example, flags=re.S)[:1] + lines)
+        step = step if all(line in step for line in lines) else "\n".join(lines)
     other = 'answer = int(load_db("coffee")[0]["Close"])\nprint(answer)'
     for code, flagged in ((step, None), (other, 0)):
         steps = (code, "1"), ("complete_task('', answer)", "")
