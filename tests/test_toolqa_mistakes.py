@@ -224,7 +224,7 @@ def test_what_a_hint_for_qwen_shows_is_right_and_other_code_is_flagged(name):
     whole = re.search(r"<python>\n(.*?)</python>", mistake.hint, flags=re.S)
     if whole:
         step = whole[1]
-    else:                                          # the hint shows lines: the example's, or others that avoid the mistake
+    else:                            # the hint shows lines: the example's, or others that avoid the mistake
         step = re.search(r"<python>\n(.*?)</python>", example, flags=re.S)[1]
         lines = re.findall(r"^\w+ = .*", mistake.hint, flags=re.M)
         step = step if all(line in step for line in lines) else "\n".join(lines)
