@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
-# where it stopped. For your own agent, copy this file and change `agent`, --model, the task files and `mistakes`. Of the
-# settings of the trainings keep only --verified: the others suit the starter (README, "With a real model"). Where the
-# folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run it again.
+# where it stopped.
+# For your own agent, copy this file beside this one, and start the copy with RUN=runs/NAME. Change `agent` (its limits
+# suit the starter, too), --model, the task files and `mistakes`. Of the options of distill.py keep only --model,
+# --verified, --data, --balance, $adapters and --out: the others suit the starter (README, "With a real model"). Where
+# the folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run it again.
 set -euo pipefail
 cd "$(dirname "$0")"
 

@@ -2,7 +2,7 @@
 # The paper's experiment on ToolQA, with its settings for Llama-3.1, and its rehearsal with a small model.
 # If it is interrupted, run it again: it continues where it stopped.
 #   SIZE=70B ./coach_toolqa.sh                                on one node with eight GPUs of 80 GiB
-#   SIZE=8B ./coach_toolqa.sh                                 on one GPU
+#   SIZE=8B ./coach_toolqa.sh                                 on one GPU of 80 GiB
 #   SIZE=small MODEL=… ./coach_toolqa.sh                      a small model on the rehearsal, on a CPU or a GPU
 #   MODEL=… ONLY="coffee flights" ./coach_toolqa.sh           the same on two of the six groups
 # 70B and 8B need data/toolqa, which tools/import_toolqa.py makes. Other variables, all optional:
@@ -12,7 +12,7 @@
 #   EACH, EACH_TEST how many training tasks of each template a round plays, and how many test tasks [all]
 #   BATCH           how many agents of a small model play at a time [32]
 #   ALL             if not empty, a small model also plays 2-combined-tools and templates that it was not trained on,
-#                   and is coached with cross-entropy alone
+#                   and all rounds run a second time with cross-entropy (Table 7)
 #   DATA, RUN       where the tasks are, and where everything is written
 #   HINTS           the folder with the hints: round1, and the corrective hints of round2, round3, …
 #   JUDGE           who judges mistakes described in words: openai:NAME, or a model that fits on one GPU (one process)

@@ -122,10 +122,10 @@ def distill(args):
     validation = usable_records([args.val], args) if args.val else []
 
     parallel.start(timedelta(hours=1))                          # its processes do the same at the same time
-    parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one for each training, if there are several
+    parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one per seed, and one to be scaled
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    records = list({id(r): r for epochs in selected for epoch in epochs for r in epoch}.values())
+    records = distinct(selected)
     logs = [train_one(chat, epochs, records, validation, args, seed, part)
             for epochs, seed, part in zip(selected, args.seed, parts, strict=True)]
     log = [mean_of(entries) for entries in zip_longest(*logs)]
@@ -207,6 +207,11 @@ def select_records(args):
     return [[draw(rng) for _ in range(args.epochs)] for rng in map(random.Random, args.seed)]
 
 
+def distinct(selected):
+    """Each of the records of all seeds and epochs once."""
+    return list({id(r): r for epochs in selected for epoch in epochs for r in epoch}.values())
+
+
 def successes_only(args):
     return args.verified or args.loss == "ce"
 
@@ -234,13 +239,20 @@ def check_tokens(record, chat, config):
 
 def measure(args):
     """What `planning.print_distillation` needs to know of the records. Sets args.epochs if it is None."""
-    chat, records, updates = Chat(local_folder(args.model, weights=False)), select_records(args)[0][0], []
-    for batch in batches(records, args.batch, random.Random(args.seed[0])):
-        examples = [(to_example(chat, r), to_example(chat, r, 1.0), count_actions([r])) for r in batch]
-        updates.append([planning.Lengths(len(x.tokens), len(bare.tokens), len(x.at), n) for x, bare, n in examples])
-    largest = max(updates, key=lambda lengths: sum(n.student for n in lengths))
-    examples = [to_example(chat, r) for r in records]
-    return largest, lambda limit: longest_row(examples, limit), len(updates) * args.epochs * len(args.seed)
+    chat, selected = Chat(local_folder(args.model, weights=False)), select_records(args)
+    records, validation = distinct(selected), usable_records([args.val], args) if args.val else []
+    taught = {id(r): to_example(chat, r) for r in records}
+
+    def lengths(r):
+        bare = to_example(chat, r, 1.0)
+        return planning.Lengths(len(taught[id(r)].tokens), len(bare.tokens), len(bare.at), count_actions([r]))
+
+    known, updates = {id(r): lengths(r) for r in records}, []
+    for epochs, seed in zip(selected, args.seed, strict=True):
+        rng = random.Random(seed)
+        updates += [[known[id(r)] for r in batch] for epoch in epochs for batch in batches(epoch, args.batch, rng)]
+    read_by_teacher = [*taught.values(), *(to_example(chat, r) for r in validation)]
+    return updates, lambda limit: longest_row(read_by_teacher, limit)
 
 
 if __name__ == "__main__":

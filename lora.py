@@ -112,8 +112,8 @@ def seed_dropout(model: nn.Module, seed: int, tokens: torch.Tensor, head_tokens:
 # ---- on disk --------------------------------------------------------------------------------------------------------
 
 def save_adapter(model: nn.Module, path: str | Path, base_model: str = "", write: bool = True) -> None:
-    """Writes the newest adapter to the directory `path`. Either both files appear complete, or neither does. If
-    processes share the model, all of them must call this, and one of them with `write`.
+    """Writes the newest adapter to the directory `path`. The weights appear last and mark the end. If processes
+    share the model, all of them must call this, and one of them with `write`.
 
     Raises ValueError if there is no trainable adapter or if the files cannot be written."""
     tensors, alpha, rank = {}, 0, 0
@@ -139,7 +139,7 @@ def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, wit
     layers that are left out. base_weights: keep those that PEFT repeats in the files. card: also write a model card and
     print what was made.
 
-    Raises ValueError if an adapter is not supported, or if they belong to different models."""
+    Raises ValueError if an adapter is not supported, or if their shapes differ."""
     refuse_overwriting(out, paths)
     loaded = [read_adapter(path) for path in paths]
     names = [name for name in dict.fromkeys(name for _, adapter in loaded for name in adapter) if name not in without]
@@ -152,7 +152,7 @@ def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, wit
         check_repeated(path, lambda name: repeated.get(name, own[name]))
         repeated = own | repeated
     for name in names:
-        A, B, _ = next(adapter[name] for _, adapter in loaded if name in adapter)
+        first, (A, B, _) = next((path, adapter[name]) for path, (_, adapter) in zip(paths, loaded) if name in adapter)
         shape = B.shape[0], A.shape[1]
         parts = []
         for path, (_, adapter), rank in zip(paths, loaded, ranks):
@@ -160,7 +160,7 @@ def stack(paths: Sequence[str | Path], out: str | Path, weight: float = 1.0, wit
             if (B.shape[0], A.shape[1]) != shape:
                 file = Path(path) / "adapter_model.safetensors"
                 raise ValueError(f"{file}: {hf_name(name)} is {B.shape[0]} × {A.shape[1]}, "
-                                 f"in {paths[0]} it is {shape[0]} × {shape[1]}: these adapters are of different models")
+                                 f"in {first} it is {shape[0]} × {shape[1]}: these adapters are of different models")
             A, B = A.float(), B.float() * (1 if shared else scale)
             parts.append((F.pad(A, (0, 0, 0, rank - len(A))), F.pad(B, (0, rank - B.shape[1]))))
         tensors[name] = torch.cat([A for A, _ in parts]), torch.cat([B for _, B in parts], dim=1)

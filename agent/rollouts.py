@@ -87,6 +87,8 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
     todo = [t for t in mine if t["id"] not in output.done]
     successes, first = 0, output.replica == 0
     check_answers_hidden(args)
+    if first and getattr(args, "hints", "none") == "task":
+        check_templates([t["task"] for t in trajectories], load_hints(args.hint_dir))
     with World(args.tools, args.data) as world:
         check_protections(world, args.require_sandbox, first)
         sampler, request = start_engine(args)
@@ -174,6 +176,17 @@ def check_protections(world: World, required: bool, report: bool) -> None:
                          f"{', '.join(world.missing)}; docs/sandbox.md says what it takes")
     if world.missing and report:
         print("WARNING: on this system the sandbox cannot prevent:", "; ".join(world.missing), file=sys.stderr)
+
+
+def check_templates(tasks: list[dict], sections: list[dict]) -> None:
+    """Warns of a group where a `for:` names a template that no task has, while a task's template has no section of its
+    own: one of the two names is probably mistyped."""
+    for group in sorted({task["group"] for task in tasks}):
+        asked = {task["template"] for task in tasks if task["group"] == group}
+        named = {name for s in sections if s["group"] == group for name in s["templates"] or ()}
+        if named - asked and asked - named:
+            print(f"WARNING: {group}.md: 'for: {min(named - asked)}' names a template that no task has, and no section "
+                  f"is for {min(asked - named)!r}", file=sys.stderr)
 
 
 def check_room(trajectories: list[dict], player: Callable, limit: int | None) -> None:

@@ -47,6 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 OUT_OF_MEMORY = re.compile("out of memory|not enough memory|allocate memory|size calculation overflow")
+LOST = re.compile("closed by peer|reset by peer|Broken pipe")     # what gloo says when another process has ended
 
 
 class Abandoned(ValueError):
@@ -70,8 +71,12 @@ def run_stage(main: Callable[[], None]) -> None:
         sys.exit(2)
     except (MemoryError, RuntimeError) as error:                  # PyTorch reports a lack of memory as a RuntimeError
         memory = isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error))
-        if os.environ.get("DEBUG") or not memory:
+        lost = "WORLD_SIZE" in os.environ and LOST.search(str(error))
+        if os.environ.get("DEBUG") or not (memory or lost):
             raise
+        if lost and not memory:
+            print(f"{name}: another process ended; its message says why", file=sys.stderr, flush=True)
+            os._exit(2)                                           # gloo's threads would abort a normal exit
         print(f"{name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length "
               "needs less, where this script has them, and --plan tells how much; what was written is kept",
               file=sys.stderr)

@@ -33,13 +33,14 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     """Plays what is planned (agent/rollouts.py) and writes it to args.out, in one process or, under torchrun, in many.
     Then prints report(), once."""
     from scaling import parallel
-    parallel.start()
-    replica, replicas, leads = parallel.join_replica(args.tp)
+    replica, replicas, leads = parallel.replica(args.tp)
     planned, missing = list(planned), 0
-    if leads:
+    if leads:                                                   # before the others wait for this process: it may fail
         unused = ("hint_dir",) if getattr(args, "hints", "none") == "none" else ()
         output = files.Output(args.out, {k: v for k, v in vars(args).items() if k not in unused}, replica, replicas)
         missing = sum(t["id"] not in output.done for t in planned)
+    parallel.start()
+    parallel.join_replica(args.tp)
     if parallel.all_reduce_max(missing):                        # a finished run loads no model
         if leads:
             rollouts.play_all(planned, args, output, chat, start_engine, player)

@@ -204,20 +204,20 @@ def add_linear(y: torch.Tensor, x: torch.Tensor, weight: torch.Tensor) -> torch.
     return y.addmm_(x, cast(weight).T)
 
 
-def pack_weights(model: torch.nn.Module, rows: int) -> None:
-    """Brings a CPU's weights, and the float32 adapters on them, into oneDNN's layout, for products of up to `rows` rows
+def pack_weights(model: torch.nn.Module, agents: int) -> None:
+    """Brings a CPU's weights, and the float32 adapters on them, into oneDNN's layout, for sampling by `agents` agents
     at a time. From then on, linear layers work only without gradients, by `linear` and `add_linear`.
 
     In bfloat16, oneDNN would otherwise prepare this layout for every product; products by the weights are the same bit
     for bit. A step of Qwen2.5-Coder-0.5B was 1.3, 1.5 and 1.3 times as fast for 1, 16 and 64 agents (two avx512_bf16
     cores, 79f91cd). With a rank-128 adapter on every layer, packing the adapter too made it 1.4, 1.3 and 1.2 times as
     fast. In float32, where MKL is the alternative, the step was 1.8 and 1.7 times as fast for 16 and 64 agents (the
-    same cores, 8fea448), but slower for one, so a few rows are left to `cpu_linear`.
+    same cores, 8fea448), but slower for one, so with one or two they are left to `cpu_linear`.
 
     What is packed takes memory of its own; a mapped file does not."""
     if not (X86 and torch.backends.mkldnn.is_available()):
         return
-    fast = [torch.bfloat16] * fast_bfloat16() + [torch.float32] * (rows > FEW)
+    fast = [torch.bfloat16] * fast_bfloat16() + [torch.float32] * (agents > FEW)
     for layer in model.modules():
         weight = layer.weight if isinstance(layer, torch.nn.Linear) else None
         if weight is not None and weight.dtype in fast and weight.device.type == "cpu":

@@ -8,6 +8,7 @@ and agents with the same hints pay for what differs. Shapes: N running requests,
 key/value heads, S positions, D dimensions of a head, V tokens in the vocabulary.
 """
 
+import contextlib
 import math
 import mmap
 import random
@@ -318,6 +319,6 @@ def zeros(shape: tuple, dtype: torch.dtype, device: torch.device) -> torch.Tenso
         pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     except (OSError, OverflowError):
         raise MemoryError(f"the cache would have {size / 2 ** 30:,.0f} GiB") from None
-    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+    with contextlib.suppress(AttributeError, OSError):         # systems without huge pages
         pages.madvise(mmap.MADV_NOHUGEPAGE)                     # or a single token takes 2 MiB in every layer and head
     return torch.frombuffer(pages, dtype=dtype).view(shape)

@@ -58,6 +58,23 @@ def typical_row(limit: int) -> Row:
     return Row([example(HINTS + steps, STEPS * SAMPLED)] * records, HINTS if records > 1 else 0)
 
 
+def student_rows(lengths: list[Lengths], gpus: int, limit: int, seen: float) -> list[list[Row]]:
+    """The rows of each process in an update, when the student sees this part of the hints' tokens."""
+    return [pack([example(student + round(seen * (teacher - student)), learned, actions)
+                  for teacher, student, learned, actions in lengths[rank::gpus]], limit)
+            for rank in range(min(gpus, len(lengths)))]
+
+
+def longest(rows: list[Row]) -> int:
+    return max(row.length for row in rows)
+
+
+def largest(updates: list[list[Lengths]], gpus: int, limit: int) -> list[Lengths]:
+    """The update with the longest row if the student sees every hint; of several, the one with most tokens without."""
+    return max(updates, key=lambda lengths: (max(map(longest, student_rows(lengths, gpus, limit, 1.0))),
+                                             sum(n.student for n in lengths)))
+
+
 def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: list[Lengths], row: Row,
                  dtype: torch.dtype = torch.bfloat16, on_gpu: bool = True) -> tuple:
     """What each of `gpus` processes holds in distill.py, in an update on records of these lengths and in the teacher's
@@ -69,16 +86,9 @@ def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: l
     lora_dropout, targets, kl_temperature, hint_dropout, loss, row."""
     backend = replace(BACKENDS["cuda"], causal=fused_attention) if on_gpu else BACKENDS["cpu"]
     limit = row_limits(config, "cuda" if on_gpu else "cpu", gpus, args.row)[1]
-    shares = [lengths[rank::gpus] for rank in range(min(gpus, len(lengths)))]
-
-    def seen(share, hints):
-        """The student's rows of a process, with this part of the hints' tokens."""
-        return pack([example(student + round(hints * (teacher - student)), learned, actions)
-                     for teacher, student, learned, actions in share], limit)
-
-    with_hints = [seen(share, float(args.hint_dropout < 1)) for share in shares]
-    fullest = max(with_hints, key=lambda rows: max(row.length for row in rows))
-    slowest = max(shares, key=lambda share: sum(student for _, student, *_ in share))
+    fullest = max(student_rows(lengths, gpus, limit, float(args.hint_dropout < 1)), key=longest)
+    usual = student_rows(lengths, gpus, limit, 1 - args.hint_dropout)
+    slowest = max(usual, key=lambda rows: sum(row.length for row in rows))
 
     def measure(config):
         autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=on_gpu, cache_enabled=False)
@@ -101,7 +111,7 @@ def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: l
                                  backend=backend)
 
             learning, _ = memory.above(lambda: learn(fullest))
-            _, flops = memory.above(lambda: learn(seen(slowest, 1 - args.hint_dropout)))
+            _, flops = memory.above(lambda: learn(slowest))
             teaching, teacher_flops = memory.above(teach) if args.loss == "kl" else (0, 0)
         return weights, blocks, adapter, in_blocks, teaching, teacher_flops, learning, flops
 
@@ -112,26 +122,27 @@ def distillation(config: Config, gpus: int, args: argparse.Namespace, lengths: l
              "activations, logits": max(teaching - adapter / gpus, learning - adapter, adamw)}
     if gpus > 1:                                                # FSDP2: the root, a block, and blocks gathered ahead
         parts["gathered"] = weights - blocks + adapter - in_blocks + 3 * (blocks + in_blocks) / config.num_hidden_layers
-    rows = max(len(seen(share, 1 - args.hint_dropout)) for share in shares)
+    rows = max(map(len, usual))
     gathered, reduced = (n * (gpus - 1) / gpus for n in (weights + adapter, adapter))
     return parts, teacher_flops, flops, gathered * (args.loss == "kl"), rows * (2 * gathered + reduced)
 
 
-def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None = None,
-                       longest: Callable[[int], tuple] | None = None, updates: int = 1778) -> bool:
-    """What distill.py --plan prints. Returns whether it fits. lengths: the records of the update to plan for [typical
-    ones]. longest: for a limit of tokens, the teacher's longest row and how many of that length there are. updates: of
-    the training [the paper's for 70B]."""
+def print_distillation(args: argparse.Namespace, updates: list[list[Lengths]] | None = None,
+                       teacher_row: Callable[[int], tuple] | None = None) -> bool:
+    """What distill.py --plan prints. Returns whether it fits. updates: those of the training, of which the largest is
+    planned for [typical ones, as many as in the paper's training of the 70B]. teacher_row: for a limit of tokens, the
+    teacher's longest row and how many of that length there are."""
     gpus, memory, rate, bandwidth = given(args, 300)
-    config, lengths = config_of(args.model), lengths or typical_update(args.batch)
+    config, updates = config_of(args.model), updates or [typical_update(args.batch)] * 1778
+    lengths = largest(updates, gpus, row_limits(config, "cuda", gpus, args.row)[1])
 
     def typical(limit):
         row = typical_row(limit)
-        return row, updates / args.epochs * len(lengths) / len(row.examples)
+        return row, len(updates) / args.epochs * len(lengths) / len(row.examples)
 
     def plan(gpus, **other):
         changed = argparse.Namespace(**vars(args) | other)
-        row, rows = (longest or typical)(row_limits(config, "cuda", gpus, changed.row)[0])
+        row, rows = (teacher_row or typical)(row_limits(config, "cuda", gpus, changed.row)[0])
         parts, *costs = distillation(config, gpus, changed, lengths, row)
         return parts | ({"earlier adapters": earlier(args) / gpus} if args.adapter else {}), rows, *costs
 
@@ -147,8 +158,8 @@ def print_distillation(args: argparse.Namespace, lengths: list[Lengths] | None =
     between = f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else ""
     print(f"the teacher's pass before the first update: {rows * teacher / 1e12:,.0f} TFLOP on a GPU, "
           f"{rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
-          f"at {rate / 1e12:g} TFLOP/s{between}; with {updates:,} updates in {args.epochs} epochs "
-          f"{(rows * first + updates * update) / 3600:.2g} h")
+          f"at {rate / 1e12:g} TFLOP/s{between}; with {len(updates):,} updates in {args.epochs} "
+          f"epochs {(rows * first + len(updates) * update) / 3600:.2g} h")
     if gpus > len(lengths):
         batch = -(-gpus * sum(n.actions for n in lengths) // len(lengths))      # a trajectory for each GPU
         print(f"{gpus - len(lengths)} of the GPUs are idle in an update: one with --batch {batch} would take about as "

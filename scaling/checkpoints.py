@@ -1,7 +1,8 @@
 """What an unfinished training keeps in its adapter's folder, in unfinished/.
 
 checkpoint<seed>/<n> is what it resumes from, on any number of processes. teacher/ holds the teacher's hidden states,
-which are computed once and used in every epoch. seed<seed>/ holds a finished training, one of several.
+which are computed once and used in every epoch. seed<seed>/ holds the adapter of one
+training: of one of several seeds, or as it is before --weight.
 """
 
 from common.files import write_whole
@@ -35,15 +36,17 @@ def save(state: dict, folder: Path) -> None:
 
 def restore(state: dict, folder: Path) -> dict | None:
     """Fills a tree of tensors with the last checkpoint, whatever the number of processes that wrote it. Returns the
-    tree, or None if there is no checkpoint. Raises ValueError if it is damaged."""
+    tree, or None if there is no checkpoint. Raises ValueError if it is damaged, OSError if it cannot be read."""
     n = parallel.broadcast(max(_complete(folder), default=0))
     if not n:
         return None
     try:
         _checkpoint("load", state, folder / str(n))
     except Exception as e:                                      # PyTorch raises many kinds on a broken file
-        raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); "
-                         f"remove {folder}, then the same command starts over") from None
+        if isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError):
+            raise                                               # the checkpoint was not read, and may be whole
+        raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); run the "
+                         f"same command again, and if this repeats, remove {folder}: it then starts over") from None
     return state
 
 

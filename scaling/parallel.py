@@ -94,20 +94,24 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
 
 # ---- sampling: replicas, each on --tp processes --------------------------------------------------------------------
 
-def join_replica(tp: int) -> tuple[int, int, bool]:
-    """Joins the processes of a replica → (this process's replica, how many there are, whether this process leads). The
-    leader plays; the others only compute.
+def replica(tp: int) -> tuple[int, int, bool]:
+    """This process's replica, how many there are, and whether this process leads: the leader plays, the others only
+    compute.
 
     Raises ValueError if the number of processes is not a multiple of --tp."""
-    global REPLICA
     if WORLD % tp:
         raise ValueError(f"--tp {tp}: the number of processes has to be a multiple of it, but is {WORLD}; "
                          "start them with torchrun --nproc-per-node")
+    return RANK // tp, WORLD // tp, RANK % tp == 0
+
+
+def join_replica(tp: int) -> None:
+    """Joins the processes of this process's replica."""
+    global REPLICA
     if tp > 1:
         from torch.distributed.device_mesh import DeviceMesh  # here and below, as they take a second to import
         group, _ = dist.new_subgroups(tp, timeout=timedelta(days=1))    # some processes have more to do than others
         REPLICA = DeviceMesh.from_group(group, this_device().type)
-    return RANK // tp, WORLD // tp, RANK % tp == 0
 
 
 def sampler(args: Namespace) -> tuple[Sampler, Callable[..., Request]]:

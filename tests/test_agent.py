@@ -310,6 +310,17 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
         load_hints(tmp_path / "nothing")
 
 
+@pytest.mark.parametrize("named, warned", [
+    ("opening price", False), ("opening prise", True), ("opening price, lowest price", False), (None, False)])
+def test_a_mistyped_template_is_named(tmp_path, capsys, named, warned):
+    """Not one without tasks, as when only a part is played, nor one without hints of its own."""
+    hints = hint_dir(tmp_path, coffee="## practice: a\n" + (f"for: {named}\n" if named else "") + "b\n")
+    rollouts.check_templates([TASK], load_hints(hints))
+    said = capsys.readouterr().err
+    assert said == (f"WARNING: coffee.md: 'for: {named}' names a template that no task has, and no section is for "
+                    "'opening price'\n" if warned else "")
+
+
 # ---- files
 
 @pytest.mark.parametrize("answers, warning", [

@@ -241,6 +241,22 @@ def test_each_epoch_has_candidates_of_its_own(chat, tmp_path):
     assert {len(ids) for epochs in drawn for ids in epochs} == {8 + 2}
 
 
+def test_a_plan_knows_the_updates_of_all_epochs_and_seeds_and_the_longest_record(chat, tmp_path):
+    tiny_checkpoint(tmp_path)
+    fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
+    for name, numbers in (("d", range(8)), ("c", range(8, 40)), ("v", range(40, 41))):
+        (tmp_path / name).write_text("".join(json.dumps(record(chat, n, steps=1 + n // 10) | fields) + "\n"
+                                             for n in numbers))
+    args = SimpleNamespace(model=tmp_path, data=[tmp_path / "d"], balance=[tmp_path / "c"], keep=None, verified=False,
+                           val=tmp_path / "v", loss="kl", epochs=3, seed=[0, 1], batch=1)
+    updates, teacher_row = distill.measure(args)
+    drawn = [r for epochs in distill.select_records(args) for records in epochs for r in records]
+    assert sorted(n.teacher for [n] in updates) == sorted(len(to_example(chat, r).tokens) for r in drawn)
+    assert all(0 < n.learned < n.student < n.teacher for [n] in updates)
+    row, _ = teacher_row(0)                                             # records one by one
+    assert row.length == len(to_example(chat, record(chat, 40, steps=5)).tokens) > max(n.teacher for [n] in updates)
+
+
 def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
     for name, numbers in (("d", range(4)), ("c", range(4, 8))):
@@ -432,7 +448,10 @@ def test_an_action_that_was_not_sampled_to_its_end_is_not_learned(chat):
     assert usable(whole | {"stop": "length", "targets": [0]})                # what was cut is not learned
     for ids in ({"monologue": [5]}, {"code": [5]}, {"monologue": [], "code": [5]}):
         cut = whole["steps"][1] | {"token_ids": ids}
-        assert not usable(whole | {"steps": [whole["steps"][0], cut, whole["steps"][2]]})
+        steps = [whole["steps"][0], cut, whole["steps"][2]]
+        assert not usable(whole | {"steps": steps})
+        before = whole | {"steps": steps, "targets": [2]}                    # both are needed to show it to the model
+        assert usable(before) == (ids.keys() == {"monologue", "code"})
 
 
 def test_a_second_run_on_the_same_adapter_is_refused_and_leftovers_of_a_finished_one_go(tmp_path, monkeypatch, capsys):

@@ -215,7 +215,8 @@ def test_after_a_process_is_killed_another_number_of_them_resumes_and_makes_the_
     """The adapter's rank is 3: of four processes one holds nothing of its A."""
     folder, command = prepared
     for processes, die, updates in ((4, 3, 3), (2, 3, 6)):
-        assert distill(folder, processes, *command, folder / "killed", die=die).returncode != 0
+        done = distill(folder, processes, *command, folder / "killed", die=die)
+        assert done.returncode != 0 and "RuntimeError" not in done.stderr, done.stderr
         assert len(list((folder / "killed" / "unfinished" / "checkpoint0").glob("*/.metadata"))) == 1
         assert not (folder / "killed" / "adapter_model.safetensors").exists()
         log = (folder / "killed" / "unfinished" / "checkpoint0.jsonl").read_text().splitlines()
@@ -229,7 +230,7 @@ def test_after_a_process_is_killed_another_number_of_them_resumes_and_makes_the_
 
 @pytest.fixture
 def collect(prepared, tmp_path):
-    """collect(processes, out, …) → the records by id."""
+    """collect(processes, out, …) → the records by id, or None if it `says` why it fails."""
     folder, _ = prepared
     (tmp_path / "data").mkdir()
     (tmp_path / "tools.py").write_text('"""Tools."""\ndef look(x):\n    """Looks."""\n    return x\n')
@@ -237,11 +238,14 @@ def collect(prepared, tmp_path):
              for n in range(11)]
     (tmp_path / "tasks.jsonl").write_text("".join(json.dumps(t) + "\n" for t in tasks))
 
-    def records(processes, out, *more, stage="collect.py"):
+    def records(processes, out, *more, stage="collect.py", says=None):
         arguments = ("--model", folder / "model", "--tools", tmp_path / "tools.py",
                      "--data", tmp_path / "data", "--tasks", tmp_path / "tasks.jsonl", "--trials", 2,
                      "--temperature", 0, "--max-steps", 2, "--max-new-tokens", 5, "--out", tmp_path / out, *more)
         done = run(processes, stage, *arguments) if processes > 1 else alone(stage, *arguments)
+        if says:
+            assert done.returncode and says in done.stderr and "RuntimeError" not in done.stderr, done.stderr
+            return None
         assert done.returncode == 0, done.stderr
         assert done.stdout.count(f"{out}: 22 trajectories, ") == 1              # one process reports
         return {r["id"]: r for r in read_trajectories(tmp_path / out)}          # which refuses an id that comes twice
@@ -310,6 +314,8 @@ def test_many_processes_collect_each_task_once_also_after_one_died(collect, tmp_
     assert one.keys() == two.keys() and len(one) == 22
     assert all(one[key]["steps"] == two[key]["steps"] for key in one)
     assert sorted(p.name for p in tmp_path.glob("two.jsonl*")) == ["two.jsonl", "two.jsonl.args"]
+
+    collect(2, "two.jsonl", "--seed", 5, says="two.jsonl: made with other arguments (seed)")
 
     lines = (tmp_path / "two.jsonl").read_text().splitlines(keepends=True)   # three died
     (tmp_path / "two.jsonl").write_text("".join(lines[:5]))

@@ -194,8 +194,18 @@ def test_of_a_model_on_the_hub_the_configuration_is_enough(tmp_path):
 def test_the_advised_batch_gives_each_gpu_a_trajectory(actions, batch, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps(WIDE | {"model_type": "llama"}))
     args = argparse.Namespace(**vars(SETTINGS) | {"model": tmp_path, "plan": [8, 80], "loss": "ce", "batch": 4})
-    plan.print_distillation(args, [plan.Lengths(900, 600, 200, actions)] * 3)
+    plan.print_distillation(args, [[plan.Lengths(900, 600, 200, actions)] * 3])
     assert f"5 of the GPUs are idle in an update: one with --batch {batch} would" in capsys.readouterr().out
+
+
+def test_it_plans_for_the_longest_row_of_all_updates():
+    """The update whose hints need most memory, not the one that is longest without hints or longest in all."""
+    short, long = plan.Lengths(900, 600, 200, 1), plan.Lengths(3000, 300, 200, 1)
+    updates = [[short] * 4, [short, long, short], [short] * 2]
+    assert plan.largest(updates, 3, 2048) == updates[1]         # a record that is longer than the limit has its own row
+    assert plan.largest(updates, 1, 4096) == updates[1]         # 900 and 3,000 tokens in a row
+    assert plan.largest(updates[::2], 1, 4096) == updates[0]
+    assert plan.largest([[short], [short, short]], 2, 4096) == [short, short]
 
 
 def test_it_says_what_would_make_it_fit(tmp_path, capsys, monkeypatch):

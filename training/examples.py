@@ -85,13 +85,15 @@ def count_actions(records: Sequence[dict]) -> int:
 
 
 def usable(record: dict) -> bool:
-    """Is every learned action complete, with its token ids? Chats are taken as they are."""
+    """Is every learned action complete, with its token ids and those of the steps before it? Chats are taken as they
+    are."""
     if is_chat(record):
         return True
-    learned, last = learned_steps(record), len(record["steps"]) - 1
-    cut = last in learned and record["stop"] in ("length", "invalid")
-    sampled = (record["steps"][n]["token_ids"] for n in learned)
-    return bool(learned) and not cut and all(ids.get("monologue") and "code" in ids for ids in sampled)
+    learned, steps = learned_steps(record), record["steps"]
+    if not learned or len(steps) - 1 in learned and record["stop"] in ("length", "invalid"):
+        return False
+    known = all(step["token_ids"].keys() >= {"monologue", "code"} for step in steps[:max(learned) + 1])
+    return known and all(steps[n]["token_ids"]["monologue"] for n in learned)
 
 
 def spells(chat: Chat, step: dict, vocab_size: int) -> bool:

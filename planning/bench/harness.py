@@ -38,7 +38,7 @@ if DEVICE == "cuda":
     SMALL = shape(8192, 2048, 8192, 16, 32, 8)                      # Llama-3.2-1B with a small vocabulary
     LARGE = shape(128256, 4096, 14336, 32, 32, 8)                   # Llama-3.1-8B
     LARGE_VOCABULARY = LARGE | dict(num_hidden_layers=8)            # a quarter of its blocks
-    decoder.STEPS_BEFORE_COMPILING = 0
+    decoder.STEPS_BEFORE_COMPILING = min(decoder.STEPS_BEFORE_COMPILING, 0)     # --without makes it -1: never
 
 
 def checkpoint(folder: Path, config: dict) -> Path:

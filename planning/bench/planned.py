@@ -28,7 +28,7 @@ def training(folder, fsdp):
     chat, data = records(6, 4, hints=3000)
     args = argparse.Namespace(rank=128, alpha=256, model=folder, lora_dropout=0.05, targets=TARGETS, lr=1e-5,
                               decay=False, warmup=30, epochs=2,
-                              batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None)
+                              batch=8, loss="kl", kl_temperature=2.0, hint_dropout=0.0, seed=0, row=None, adapter=[])
     ends = []
     register_optimizer_step_post_hook(lambda *_: (torch.cuda.synchronize(), ends.append(time.perf_counter())))
     parallel.MANY = fsdp                                               # also for one process
