@@ -33,7 +33,7 @@ from lora import TARGETS, save_adapter, stack
 from planning import plan as planning
 from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
-from training.examples import balance, batches, count_actions, read, select, spells, to_example
+from training.examples import balance, batches, count_actions, read, select, to_example
 from training.packing import longest_row
 from training.schedule import FEWEST_EPOCHS, enough_epochs
 from training.trainer import recent, say, train
@@ -229,7 +229,7 @@ def usable_records(paths, args):
 
 def check_tokens(record, chat, config):
     """Raises ValueError if a record's tokens are not this model's, or if there are too many for it."""
-    if not all(spells(chat, step, config.vocab_size) for step in record.get("steps", ())):
+    if not all(chat.spells(step) for step in record.get("steps", ())):
         raise ValueError(f"the tokens of {record['id']} are not this model's: "
                          f"it was collected with {record.get('model', 'another one')}")
     length, limit = len(to_example(chat, record).tokens), config.max_position_embeddings

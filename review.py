@@ -191,12 +191,9 @@ def print_missed(trajectories: list[dict], missed: list[dict]) -> None:
 def write_flagged(found: list[Finding], mistakes: list[Mistake], args: Namespace) -> None:
     """Writes the flagged states, for collect.py --resample: an empty file if there are none."""
     texts = {str(m.file): files.read_text(m.file) for m in mistakes}
-    output = files.Output(args.out, {"trajectories": args.trajectories, "mistakes": texts})
-    for finding in found:
-        state = flag(*finding)
-        if state["id"] not in output.done:
-            output.write(state)
-    print(f"{args.out}: {len(output.done)} flagged states" + ("" if found else "; there is nothing to correct"))
+    files.Output(args.out, {"trajectories": args.trajectories, "mistakes": texts})       # refuses what others made
+    files.write_whole({args.out: files.as_lines([flag(*finding) for finding in found])})
+    print(f"{args.out}: {len(found)} flagged states" + ("" if found else "; there is nothing to correct"))
 
 
 if __name__ == "__main__":

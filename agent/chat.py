@@ -92,6 +92,15 @@ class Chat:
         ids, spans = self.encode(self.grow(tuple(contents), unfinished=bool(ask)), slots)
         return ids, {} if ask else {key: spans[index] for key, index in sampled.items()}
 
+    def spells(self, step: dict) -> bool:
+        """Do a step's token ids spell its monologue and code with this tokenizer, apart from white space?"""
+        ids = [i for part in step["token_ids"].values() for i in part]          # the monologue's may contain the code
+        if not all(0 <= i < (self.vocab_size or self.tokenizer.get_vocab_size()) for i in ids):
+            return False
+        text = "".join(self.decode(ids).split())
+        parts = (step[name] for name in ("monologue", "code") if name in step["token_ids"])
+        return all("".join(part.split()) in text for part in parts)
+
     def ask(self, text: str) -> list[int]:
         """A single question, whose tags count, → ids."""
         return self.encode(self.render(("\ue0000\ue001",), generate=True), [self.encode_hint(text)])[0]

@@ -39,8 +39,10 @@ TRIES = 3                                               # of a request that is a
 PAUSE, LONGEST_PAUSE = 1.0, 60.0                        # seconds before the second try, doubled each time, at most …
 PATIENCE = 300                                          # seconds of pauses for one request
 TOO_LONG = re.compile("context.?(length|size)|maximum context|context window|too long|too many tokens|"
-                      r"longer than the maximum|max_new_tokens\W+must be|maximum number of tokens", re.I)
-REFUSED = re.compile("content.?(filter|management|policy)|usage polic|content exists risk|data_inspection_failed", re.I)
+                      r"longer than the maximum|max_new_tokens\W+must be|maximum number of tokens|too large for model|"
+                      "entity too large", re.I)
+REFUSED = re.compile("content.?(filter|management|policy)|usage polic|content exists risk|data_inspection_failed|"
+                     "flagged|moderation", re.I)
 OUT_OF_RANGE = re.compile("too (large|small|high|low)|at (most|least)|(less|greater) than|between|range", re.I)
 NO_QUOTA = re.compile("insufficient_quota|exceeded your current quota", re.I)
 # A parameter, and what it is called by servers that do not know this name. None: they do without.
@@ -118,8 +120,8 @@ OPENER = urllib.request.build_opener(NoRedirects)
 
 def short(problem: str) -> str:
     """A server's words on one line, without the key."""
-    problem, key = " ".join(problem.split())[:300], secret()
-    return problem.replace(key, "(the key)") if key else problem
+    problem, key = " ".join(problem.split()), secret()
+    return (problem.replace(key, "(the key)") if key else problem)[:300]
 
 
 class Endpoint:
@@ -129,7 +131,8 @@ class Endpoint:
     def __init__(self, name: str, base_url: str, parallel: int, patience: float = PATIENCE):
         self.name, self.url, self.patience = name, base_url.rstrip("/") + "/chat/completions", patience
         self.pool, self.pending = ThreadPoolExecutor(parallel), set()
-        self.names, self.said, self.worked = {name: name for name in SUCCESSORS}, set(), False
+        self.names, self.said = {name: name for name in SUCCESSORS}, set()
+        self.accepted = set()                                   # the fields of requests that were answered
 
     @property
     def idle(self) -> bool:
@@ -158,7 +161,8 @@ class Endpoint:
         try:
             for _ in range(TRIES):
                 choice, usage = self.answer(request)
-                text = text_of(choice["message"].get("content"))
+                broken = choice.get("finish_reason") == "error" or choice.get("error")          # after half a sentence
+                text = "" if broken else text_of(choice["message"].get("content"))
                 if choice.get("stop_reason") == request.stop and request.stop not in text:      # vLLM leaves it out
                     text += request.stop
                 if choice.get("finish_reason") == "content_filter":
@@ -187,8 +191,8 @@ class Endpoint:
             if status == 200:
                 if wrong := mismatch(answer, ANSWER) or (None if answer["choices"] else ("choices", "empty")):
                     raise self.failed(f"not an answer of a chat endpoint (field {wrong[0]!r}: {wrong[1]}): "
-                                      f"{json.dumps(answer)[:200]}")
-                self.worked = True
+                                      f"{json.dumps(answer)}")
+                self.accepted |= body.keys()
                 return answer["choices"][0], answer.get("usage") or {}
             problem = f"{status or ''} {answer}".strip()
             if status in (400, 413, 422, 500) and TOO_LONG.search(answer):
@@ -197,7 +201,7 @@ class Endpoint:
                 raise Ended("refused")
             if status in (400, 422) and self.does_without(answer, body):
                 continue
-            if status in (400, 422) and self.worked:            # other requests were answered: the fault is in this one
+            if status in (400, 403, 413, 422) and self.accepted:        # others were answered: the fault is in this one
                 self.say(f"rejects a conversation; its trajectory ends with 'refused' ({short(problem)})")
                 raise Ended("refused")
             again = status is None or status in (408, 409, 429) or status >= 500
@@ -227,9 +231,9 @@ class Endpoint:
         ValueError if it is the value that is rejected."""
         for name, successor in SUCCESSORS.items():
             key = next((key for key in (name, successor) if key in sent), None)
-            if key and re.search(rf"\b{key}\b", problem):
+            if key and key not in self.accepted and re.search(rf"\b{key}\b", problem):
                 if OUT_OF_RANGE.search(problem):
-                    raise self.failed(f"{problem[:250]} (we sent {key} = {sent[key]})")
+                    raise self.failed(f"we sent {key} = {sent[key]}, and the server says: {problem}")
                 if self.names[name] == key:                     # no other request has found out before
                     self.names[name] = successor if key == name else None
                     self.say(f"rejects {key}; from now on we send " + (self.names[name] or "requests without it"))
@@ -294,7 +298,7 @@ def is_remote(model: str | Path) -> bool:
 
 def engine(args: Namespace) -> tuple[Endpoint, Callable]:
     """The endpoint, and a function that makes its requests, from the options of options.add_arguments."""
-    url = args.base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
+    url = args.base_url or "https://api.openai.com/v1"
     if not re.match("https?://", url):
         raise ValueError(f"--base-url {url}: should begin with http:// or https://")
     if args.adapter or args.tp > 1 or args.dtype:

@@ -3,6 +3,7 @@
 from common import ROOT, command_line
 
 import argparse
+import os
 from pathlib import Path
 
 from agent.endpoint import PATIENCE
@@ -14,12 +15,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add, number = parser.add_argument, command_line.number
     add("--model",
         help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
-    add("--base-url", metavar="URL",
-        help="URL of the endpoint, whose key is in OPENAI_API_KEY [OPENAI_BASE_URL, or https://api.openai.com/v1]")
+    add("--base-url", metavar="URL", default=os.environ.get("OPENAI_BASE_URL"),
+        help="URL of the endpoint, whose key is in OPENAI_API_KEY; without it OPENAI_BASE_URL, or OpenAI's")
     add("--prefill", action="store_true",
         help="start the endpoint's response with its tag, if the server supports this (agent/server.py and vLLM do)")
     add("--patience", type=number(float, 0), default=PATIENCE, metavar="SECONDS",
-        help="how long to wait for a busy endpoint before giving up on a request")
+        help="pauses between tries before we give up on a request to a busy endpoint")
     add("--adapter", action="append", default=[], metavar="DIR",
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",

@@ -32,12 +32,15 @@ def play(chat: Chat, trajectory: dict, max_steps: int,
     """Plays a trajectory to its end, or with `only_next` for one step.
 
     chat: a `chat.Chat`, or `endpoint.Messages` for a model behind an endpoint. trajectory: a record, changed in place.
-    Its finished steps are executed again first, which restores the interpreter's variables. If it ends in an open step
+    Its finished steps are executed again first, which restores the interpreter's variables; if one of them prints
+    something else than before, the record says so in its field "replayed". If it ends in an open step
     (see `new_step`), that step is played next, even beyond max_steps."""
     steps = trajectory["steps"]
     finished = sum(step["observation"] is not None for step in steps)
     for step in steps[:finished]:
-        yield Execute(step["code"])
+        again = yield Execute(step["code"])
+        if again.text != step["observation"]:
+            trajectory["replayed"] = "with other output"
 
     for n in range(finished, max(max_steps, finished + 1)):
         if n == len(steps):

@@ -6,6 +6,7 @@ While one agent's code runs in the sandbox, the model continues with the others.
 from common import files
 
 import copy
+import difflib
 import sys
 import time
 from argparse import Namespace
@@ -33,6 +34,8 @@ def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
     """The empty trajectories of all tasks and trials, in order, with the hints that --hints, --kinds and --hints-for
     choose."""
     sections = load_hints(args.hint_dir) if args.hints != "none" else []
+    if args.hints == "task":
+        check_templates(tasks, sections)
     if args.hints_for:
         shown = records.read_tasks(args.hints_for)
         groups, templates = ({task[field] for task in shown} for field in ("group", "template"))
@@ -41,7 +44,8 @@ def trials(tasks: list[dict], args: Namespace) -> Iterator[dict]:
     without = {task["group"] for task in tasks} - {s["group"] for s in sections}
     if args.hints == "task" and without and not any(s["group"] == "common" for s in sections):
         group = min(without)
-        raise ValueError(f"{args.hint_dir}: no hints for the group {group!r}; write {group}.md or common.md")
+        raise ValueError(f"{args.hint_dir}: no hints for the group {group!r}"
+                         + ("; --hints-for leaves them out" if args.hints_for else f"; write {group}.md or common.md"))
     for task in tasks:
         hints = hints_for(task, sections, args.hints, args.kinds)
         for trial in range(args.trials):
@@ -85,10 +89,10 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
     trajectories = list(trajectories)
     mine = trajectories[output.replica::output.replicas]
     todo = [t for t in mine if t["id"] not in output.done]
-    successes, first = 0, output.replica == 0
+    successes, changed, first = 0, 0, output.replica == 0
     check_answers_hidden(args)
-    if first and getattr(args, "hints", "none") == "task":
-        check_templates([t["task"] for t in trajectories], load_hints(args.hint_dir))
+    if isinstance(chat, Chat):
+        check_tokens(todo, chat)
     with World(args.tools, args.data) as world:
         check_protections(world, args.require_sandbox, first)
         sampler, request = start_engine(args)
@@ -99,11 +103,16 @@ def play_all(trajectories: Iterable[dict], args: Namespace, output: files.Output
                 for trajectory in serve(todo, player, chat, sampler, request, world, args.batch):
                     output.write(trajectory | rejected(sampler))
                     successes += trajectory["success"]
+                    changed += "replayed" in trajectory
                     progress.update()
                     progress.set_postfix(success=f"{successes / max(progress.n, 1):.0%}")
             except KeyboardInterrupt:
                 kept = f"are in {args.out}; the same command resumes from there" if args.out else "are not kept"
                 raise KeyboardInterrupt(f"{progress.n} of {len(todo)} trajectories were played and {kept}") from None
+    if changed:
+        print(f"WARNING: in {changed} of {len(todo)} trajectories, an earlier step that was executed again printed "
+              "something else than it had; are --tools and --data the same? If such steps ran out of time, a smaller "
+              "--batch helps", file=sys.stderr)
 
 
 def serve(trajectories: Iterable[dict], player: Callable, chat, sampler, request: Callable, world: World,
@@ -178,15 +187,24 @@ def check_protections(world: World, required: bool, report: bool) -> None:
         print("WARNING: on this system the sandbox cannot prevent:", "; ".join(world.missing), file=sys.stderr)
 
 
+def check_tokens(trajectories: list[dict], chat: Chat) -> None:
+    """Raises ValueError if what the agent has said before is in another model's tokens."""
+    for trajectory in trajectories:
+        if not all(chat.spells(step) for step in trajectory["steps"]):
+            raise ValueError(f"{trajectory['id']}: its tokens are not those of --model {trajectory['model']}; "
+                             "only the model that has played it can continue from there")
+
+
 def check_templates(tasks: list[dict], sections: list[dict]) -> None:
-    """Warns of a group where a `for:` names a template that no task has, while a task's template has no section of its
-    own: one of the two names is probably mistyped."""
+    """Warns of a `for:` that names a template which no task has, if a template without hints of its own is spelled
+    almost like that."""
     for group in sorted({task["group"] for task in tasks}):
         asked = {task["template"] for task in tasks if task["group"] == group}
         named = {name for s in sections if s["group"] == group for name in s["templates"] or ()}
-        if named - asked and asked - named:
-            print(f"WARNING: {group}.md: 'for: {min(named - asked)}' names a template that no task has, and no section "
-                  f"is for {min(asked - named)!r}", file=sys.stderr)
+        for name in sorted(named - asked):
+            for meant in difflib.get_close_matches(name, asked - named, n=1, cutoff=0.85):
+                print(f"WARNING: {group}.md: no task has the template {name!r} behind 'for:'; is it {meant!r}?",
+                      file=sys.stderr)
 
 
 def check_room(trajectories: list[dict], player: Callable, limit: int | None) -> None:

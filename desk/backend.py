@@ -36,7 +36,7 @@ def play_planned(planned: Iterable[dict], args: Namespace, chat: Chat | endpoint
     replica, replicas, leads = parallel.replica(args.tp)
     planned, missing = list(planned), 0
     if leads:                                                   # before the others wait for this process: it may fail
-        unused = ("hint_dir",) if getattr(args, "hints", "none") == "none" else ()
+        unused = ["hint_dir"] * (args.hints == "none") + ["base_url"] * (not endpoint.is_remote(args.model))
         output = files.Output(args.out, {k: v for k, v in vars(args).items() if k not in unused}, replica, replicas)
         missing = sum(t["id"] not in output.done for t in planned)
     parallel.start()

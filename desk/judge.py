@@ -12,6 +12,7 @@ from zlib import crc32
 
 from tqdm import tqdm
 
+from agent.endpoint import is_remote
 from desk import backend
 from desk.mistakes import Mistake
 
@@ -62,7 +63,8 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "max_length", "temperature", "top_p", "seed")}
     known, cache = {}, None                                           # key of a question → verdict
     if args.out:
-        cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge})
+        server = {"base_url": args.base_url} if is_remote(args.judge) else {}
+        cache = files.Output(f"{args.out}.verdicts", {"judge": args.judge} | server)
         known = {r["id"]: r["verdict"] for r in files.whole_lines(cache.path)
                  if r["verdict"] is not None or r.get("settings") == settings}
     first, unreadable = {}, set()

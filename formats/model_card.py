@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-RESULTS = "## Success\n"
+RESULTS = re.compile(r"^## Success$.*?(?=^## |\Z)", re.M | re.S)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")                         # the hub takes no local path as base_model
 
 
@@ -21,14 +21,19 @@ def write_card(folder: str | Path, base_model: str, text: str, settings: dict) -
 
 
 def add_results(folder: str | Path, table: str) -> None:
-    """Puts a table of success rates at the card's end, in place of an earlier one.
+    """Puts a table of success rates into the card: in the place of an earlier one, or at the end.
 
     Raises ValueError if the folder has no card."""
     card = Path(folder) / "README.md"
     if not card.is_file():
         raise ValueError(f"{card}: no such file; give an adapter's folder that distill.py or lora.py stack has written")
-    before = card.read_text().partition(RESULTS)[0].rstrip("\n")
-    write_whole({card: f"{before}\n\n{RESULTS}\n{table}\n"})
+    text, section = card.read_text(encoding="utf-8"), f"## Success\n\n{table}\n"
+    if earlier := RESULTS.search(text):
+        after = text[earlier.end():]
+        text = text[:earlier.start()] + section + ("\n" if after else "") + after
+    else:
+        text = text.rstrip("\n") + f"\n\n{section}"
+    write_whole({card: text})
 
 
 def cell(value) -> str:

@@ -18,7 +18,7 @@ STEP = {"monologue": str, "code": str, "observation": str, "hint": (None, HINT),
 USAGE = {"input_tokens?": int, "output_tokens?": int, "seconds?": (int, float)}
 TRAJECTORY = {"id": str, "task": TASK, "seed": int, "hints": [HINT], "steps": [STEP], "answer": str, "success": bool,
               "stop": str, "usage": USAGE, "targets?": [int], "model?": str, "adapters?": [str],
-              "rejected_parameters?": {}}
+              "rejected_parameters?": {}, "replayed?": str}
 FLAGGED = TRAJECTORY | {"hint": HINT}
 NAMES = {str: "a text", int: "a whole number", float: "a number", bool: "true or false", dict: "an object",
          list: "a list", None: "null"}

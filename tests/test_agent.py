@@ -193,7 +193,19 @@ def test_a_state_is_rebuilt_by_running_its_steps_again(chat):
     t, ran = played(chat, response("better", "y = x"), [Observation("", None, False)] * 2,
                     trajectory=first | rollouts.UNPLAYED | {"steps": steps}, only_next=True)
     assert ran == ["x = 1", "y = x"] and len(t["steps"]) == 2 and t["steps"][1]["hint"]["name"] == "h"
-    assert t["stop"] == ""
+    assert t["stop"] == "" and "replayed" not in t
+    again = first | rollouts.UNPLAYED | {"steps": first["steps"][:1] + [new_step()]}
+    late, _ = played(chat, response("better", "y = x"), [Observation("out of time"), Observation("")],
+                     trajectory=again, only_next=True)
+    assert late["replayed"] == "with other output" and late["steps"][0]["observation"] == ""
+
+
+def test_a_state_with_the_tokens_of_another_model_is_refused(chat):
+    state = unplayed(TASK, model="m", steps=[step(chat, "look", "print(1)", "1"), new_step()])
+    rollouts.check_tokens([state], chat)
+    state["steps"][0]["token_ids"]["code"] = chat.encode_text("print(2)")
+    with pytest.raises(ValueError, match="its tokens are not those of --model"):
+        rollouts.check_tokens([state], chat)
 
 
 def test_a_corrective_hint_is_seen_in_its_own_step_alone(chat):
@@ -311,14 +323,14 @@ def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
 
 
 @pytest.mark.parametrize("named, warned", [
-    ("opening price", False), ("opening prise", True), ("opening price, lowest price", False), (None, False)])
+    ("opening price", False), ("opening prise", True), ("lowest price", False), (None, False)])
 def test_a_mistyped_template_is_named(tmp_path, capsys, named, warned):
-    """Not one without tasks, as when only a part is played, nor one without hints of its own."""
+    """Not one without tasks, as when only a part is played."""
     hints = hint_dir(tmp_path, coffee="## practice: a\n" + (f"for: {named}\n" if named else "") + "b\n")
     rollouts.check_templates([TASK], load_hints(hints))
     said = capsys.readouterr().err
-    assert said == (f"WARNING: coffee.md: 'for: {named}' names a template that no task has, and no section is for "
-                    "'opening price'\n" if warned else "")
+    assert said == (f"WARNING: coffee.md: no task has the template {named!r} behind 'for:'; is it 'opening price'?\n"
+                    if warned else "")
 
 
 # ---- files

@@ -181,15 +181,22 @@ def test_one_conversation_ends_and_the_others_go_on(server, stage, tmp_path, cap
     assert f"{stop} " in out and err.count("these trajectories end by 'empty'") == (stop == "empty")
 
 
-def test_what_one_conversation_says_does_not_end_the_others(server, stage, tmp_path, capfd):
-    """Such as a character that the server rejects, once it has answered others."""
-    rejected = error(400, "null characters are not allowed")
+@pytest.mark.parametrize("status, says, stop", [
+    (400, "null characters are not allowed", "refused"),
+    (400, "invalid content: 'the temperature between 1 and 2, and the seed'", "refused"),
+    (403, "this model requires moderation", "refused"), (403, "Forbidden", "refused"),
+    (413, "Request Entity Too Large", "length")])
+def test_what_one_conversation_says_does_not_end_the_others(server, stage, tmp_path, capfd, status, says, stop):
+    """Such as a character that the server rejects, once it has answered others; and all parameters are still sent."""
+    rejected = error(status, says)
     server.answer = lambda body: rejected if "Twice 3?" in body["messages"][0]["content"] else play(body)
     stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--trials", 1, "--batch", 1,
           "--out", tmp_path / "o.jsonl")
     stops = {t["id"]: t["stop"] for t in records.read_trajectories(tmp_path / "o.jsonl")}
-    assert stops == {f"t{n}#0": "refused" if n == 3 else "complete" for n in range(6)}
-    assert "rejects a conversation; its trajectory ends with 'refused' (400 " in capfd.readouterr().err
+    assert stops == {f"t{n}#0": stop if n == 3 else "complete" for n in range(6)}
+    assert all("temperature" in body for _, _, body in server.seen)
+    told = capfd.readouterr().err.count(f"rejects a conversation; its trajectory ends with 'refused' ({status} ")
+    assert told == (status == 400 or says == "Forbidden")
 
 
 @pytest.mark.parametrize("rejected, says, sent_instead", [
@@ -214,7 +221,7 @@ def test_a_rejected_parameter_is_not_sent_again(server, stage, tmp_path, capfd, 
                                   "Invalid max_tokens value, the valid range of max_tokens is [1, 256]"])
 def test_a_value_that_is_too_large_ends_the_run_and_is_not_left_out(server, stage, tmp_path, says):
     server.answer = lambda body: error(400, says) if "max_tokens" in body else play(body)
-    with pytest.raises(ValueError, match=r"256.*we sent max_tokens = \d+"):
+    with pytest.raises(ValueError, match=r"we sent max_tokens = \d+.*256"):
         stage(evaluate, "--model", "openai:m", *world(tmp_path, server.url), "--out", tmp_path / "o.jsonl")
 
 
@@ -227,6 +234,7 @@ def test_a_parameter_at_its_neutral_value_is_not_sent(server, stage, tmp_path):
 
 
 @pytest.mark.parametrize("trouble", [error(200, "provider returned error", code=502), said("", "error"),
+                                     said("complete_task('half', ", "error"),
                                      (429, b"busy", "0"), (429, b"busy", "99999999"), (503, BROKEN)])
 def test_a_server_that_recovers_is_asked_again(server, stage, tmp_path, monkeypatch, capfd, trouble):
     waits = []

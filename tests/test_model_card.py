@@ -32,6 +32,10 @@ def test_results_are_added_once_and_leave_the_adapter_the_same(tmp_path):
     add_results(tmp_path, "| 2 |")
     text = (tmp_path / "README.md").read_text()
     assert text.endswith("| rank | 4 |\n\n## Success\n\n| 2 |\n") and "| 1 |" not in text
+    (tmp_path / "README.md").write_text(text + "\n## Limits\n\nIt guesses.\n", encoding="utf-8")
+    add_results(tmp_path, "| 3 |")
+    changed = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert changed == text.replace("| 2 |", "| 3 |") + "\n## Limits\n\nIt guesses.\n"
     assert files.checksum(tmp_path) == before                  # so an evaluation with this adapter still resumes
 
 

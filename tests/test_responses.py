@@ -14,7 +14,7 @@ from agent.chat import Chat
 from agent.play import Execute, Generate, play
 from agent.responses import code_in, monologue_in
 from tools.sandbox import Observation
-from training.examples import spells, to_example, usable
+from training.examples import to_example, usable
 
 TASK = {"id": "t-1", "group": "g", "template": "p", "question": "What is 1?", "answer": "1"}
 FENCE = "```"
@@ -204,7 +204,7 @@ def test_an_unclosed_turn_is_played_recorded_and_learned_as_sampled(chat):
     closed, _ = chat.prompt(TASK["question"], [], played(chat, ended, 2)[0]["steps"])
     eot = chat.tokenizer.token_to_id(end)
     assert whole.count(eot) == closed.count(eot)         # a turn that the model ended is not ended again
-    assert usable(t) and all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    assert usable(t) and all(chat.spells(s) for s in t["steps"])
     example = to_example(chat, t)
     ids, labels, weights = example.tokens, example.labels, example.weights
     assert ids == whole and labels == sum(sampled, []) and sum(weights) == pytest.approx(2)
@@ -225,7 +225,7 @@ def test_a_monologue_that_runs_on_into_code_is_one_turn(chat):
         assert longer[:len(prompt) + len(ids)] == prompt + ids
     assert list(spans) == [(0, "monologue"), (1, "monologue"), (1, "code"), (2, "monologue")]
     assert chat.decode(whole).count(protocol.CODE) == 1 and usable(t)
-    assert all(spells(chat, s, chat.tokenizer.get_vocab_size()) for s in t["steps"])
+    assert all(chat.spells(s) for s in t["steps"])
     assert to_example(chat, t).labels == sum(sampled, [])
 
 

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from tools import sandbox
 from tools.confine import REFUSED as SYSTEM_CALLS
 from tools.confine import SKIPPED
 from tools.interpreter import cut
@@ -679,7 +680,7 @@ def test_a_killed_server_is_one_clear_error(place):
     ("x = 1\n\ndef f(:\n", r"bad.py, line 3: SyntaxError: invalid syntax"),
     ("def _open(data):\n    raise OSError(f'{data} has\\nno world')", r"bad.py, line 2: OSError: .* has no world"),
     ("import sys; sys.exit(1)", r"bad.py, line 1: SystemExit: 1"),
-    ("import os; os._exit(1)", r"bad.py: Python ended while it loaded this module"),
+    ("import os; os._exit(1)", r"bad.py: Python ended, or took ten minutes, while it loaded this module"),
     (None, r"bad.py: no such file or directory; give --tools one that exists"),
 ])
 def test_a_tool_module_that_does_not_load_is_one_line(tmp_path, source, message):
@@ -689,6 +690,20 @@ def test_a_tool_module_that_does_not_load_is_one_line(tmp_path, source, message)
     with pytest.raises(SandboxError, match=message) as error:
         World(path, tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("answer, error", [(KeyboardInterrupt, KeyboardInterrupt), (None, SandboxError)])
+def test_a_tool_module_that_hangs_leaves_no_process(tmp_path, monkeypatch, answer, error):
+    def read_line(*_, **__):
+        if answer:
+            raise answer
+    started, popen = [], subprocess.Popen
+    monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[0])
+    monkeypatch.setattr(sandbox, "read_line", read_line)
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(600)")
+    with pytest.raises(error):
+        World(tmp_path / "slow.py")
+    assert started[0].poll() is not None
 
 
 def test_a_module_that_is_not_python_and_a_missing_world_are_named(tmp_path, place):

@@ -307,7 +307,9 @@ def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> N
     db, log = sqlite3.connect(part, isolation_level=None), Log(out / "cleaning.log")
     try:
         db.execute("PRAGMA cache_size = -200000")                      # 200 MB
-        db.execute("CREATE TABLE IF NOT EXISTS imported (part PRIMARY KEY)")
+        db.execute("CREATE TABLE IF NOT EXISTS imported (part PRIMARY KEY, folder)")
+        for other, in db.execute("SELECT folder FROM imported WHERE folder != ?", (str(folder.resolve()),)):
+            raise ValueError(f"{part}: begun with {other}; remove it to import {folder}")
         for group in groups:
             if db.execute("SELECT 1 FROM imported WHERE part = ?", (group,)).fetchone():
                 continue
@@ -318,7 +320,7 @@ def import_corpora(folder: Path, out: Path, groups: Sequence[str] = GROUPS) -> N
                 import_agenda(db, one_file(folder / group, "*.jsonl"), log)
             else:
                 import_table(db, group, one_file(folder / group, "*.json" if group == "yelp" else "*.csv"), log)
-            db.execute("INSERT INTO imported VALUES (?)", (group,))
+            db.execute("INSERT INTO imported VALUES (?, ?)", (group, str(folder.resolve())))
             db.execute("COMMIT")
             log.write()
         db.execute("DROP TABLE imported")

@@ -70,10 +70,16 @@ class World:
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=environment, pass_fds=[control.fileno()],
             start_new_session=True)                      # Ctrl-C is for the stage alone
         control.close()
-        error = read_line(self.control, seconds=600)
+        error = None
+        try:
+            error = read_line(self.control, seconds=600)
+        finally:
+            if error is None:
+                self.server.kill()                       # it may hang in an import, also when Ctrl-C ends the stage
+            if error is None or error:
+                self.close()
         if error is None or error:
-            self.close()
-            raise SandboxError(error or f"{tools}: Python ended while it loaded this module")
+            raise SandboxError(error or f"{tools}: Python ended, or took ten minutes, while it loaded this module")
         with self.start() as box:
             text, _, died = box.run(ESCAPES)
         if died:

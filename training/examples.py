@@ -96,16 +96,6 @@ def usable(record: dict) -> bool:
     return known and all(steps[n]["token_ids"]["monologue"] for n in learned)
 
 
-def spells(chat: Chat, step: dict, vocab_size: int) -> bool:
-    """Do a step's token ids spell its monologue and code with this tokenizer, apart from white space?"""
-    ids = [i for part in step["token_ids"].values() for i in part]      # the monologue's may contain the code
-    if not all(0 <= i < vocab_size for i in ids):
-        return False
-    text = "".join(chat.decode(ids).split())
-    parts = (step[name] for name in ("monologue", "code") if name in step["token_ids"])
-    return all("".join(part.split()) in text for part in parts)
-
-
 def select(records: Sequence[dict], successes_only: bool) -> list[dict]:
     """The records to learn from. A chat that says nothing of its success counts as one."""
     return [r for r in records if usable(r) and not (successes_only and r.get("success") is False)]
