@@ -179,10 +179,9 @@ evaluate 0-task-tools      --hints task --kinds tools
 evaluate 1-task            --hints task
 [ -z "$all" ] || evaluate 2-combined-tools $combined --kinds tools ${long:-}
 evaluate 3-combined        $combined ${long:-}
-for other in ${OTHERS:-}; do
-    model_of_others="--model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials $trials"
-    python evaluate.py $model_of_others $combined --kinds tools --out $run/test/3-$other-tools.jsonl
-    python evaluate.py $model_of_others $combined --out $run/test/3-$other.jsonl
+for other in ${OTHERS:-}; do                    # a single trial, because of what it costs
+    python evaluate.py --model openai:$other --batch 8 $agent --tasks $tasks/test.jsonl --trials 1 $combined \
+        --out $run/test/3-$other.jsonl
 done
 
 [ -z "$all" ] || rounds ce                      # Table 7

@@ -45,11 +45,12 @@ def one_tool(chat: Chat, tool: str) -> str:
     return chat.write([{"role": "user", "content": "."}], [json.loads(tool)])
 
 
-def prompt(chat: Chat, messages: list[dict], tools: list[dict]) -> list[int]:
-    """The ids that the model reads before its next reply: what `tokens` has before that reply.
+def prompt(chat: Chat, messages: list[dict], tools: list[dict], thinking: bool = False) -> list[int]:
+    """The ids that the model reads before its next reply: what `tokens` has before that reply. thinking: the reply
+    begins with thoughts, before which some templates write another prompt.
 
     Raises ValueError if the chat template cannot write the messages."""
-    messages = [*messages, {"role": "assistant", "content": "."}]
+    messages = [*messages, {"role": "assistant", "content": "<think>\n.\n</think>\n\n." if thinking else "."}]
     ids, spans = encode(chat, messages, tools, len(learned_messages(messages)))
     return ids[:spans[-1][0]]
 

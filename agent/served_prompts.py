@@ -2,9 +2,9 @@
 
 The agent's own conversations become, token by token, what they are without a server: its fixed wording, hints and text
 from outside are encoded separately (agent/chat.py). A response that comes back becomes the ids that were sampled,
-although the client has kept only the monologue or the code in it. A conversation with tools becomes what it is when it
-is learned (agent/logged.py). In any other conversation a message is plain text: our tags keep their tokens, control
-tokens have no effect.
+although the client has kept only the monologue or the code in it. Any other conversation becomes what it is when it is
+learned (agent/logged.py); if its template does not permit this, each message is encoded by itself. Control tokens in a
+message have no effect.
 """
 
 import itertools
@@ -37,8 +37,13 @@ class Prompts:
     def encode(self, asked: Namespace) -> list[int]:
         """The prompt of a request. Raises ValueError if the model's template or tokenizer cannot write it."""
         with self.lock:
-            if asked.calling:
-                return logged.prompt(self.chat, asked.messages, asked.tools)
+            ours = any(PROTOCOL in m["content"] for m in asked.messages if m["role"] == "user")
+            if asked.calling or not (ours or asked.continues):
+                try:
+                    return logged.prompt(self.chat, asked.messages, asked.tools, asked.thinking)
+                except ValueError:
+                    if asked.calling:
+                        raise
             return asked.continues and self.of_agent(asked.messages) or self.of_any(asked.messages, asked.continues)
 
     def of_agent(self, messages):

@@ -11,6 +11,7 @@ choices, penalties) is refused by name. --log keeps the requests with their answ
 
 from common import command_line, files
 
+import contextlib
 import json
 import queue
 import re
@@ -40,7 +41,7 @@ BODY = {"model": str, "messages": [MESSAGE | {"content?": (None, str, [{"type": 
         "tools?": (None, [TOOL]), "parallel_tool_calls?": FLAG, "max_tokens?": COUNT, "max_completion_tokens?": COUNT,
         "temperature?": NUMBER, "top_p?": NUMBER, "stop?": (None, str, [str]), "seed?": COUNT, "stream?": FLAG,
         "stream_options?": (None, {"include_usage?": FLAG}), "continue_final_message?": FLAG,
-        "add_generation_prompt?": FLAG}
+        "add_generation_prompt?": FLAG, "chat_template_kwargs?": (None, {"enable_thinking?": FLAG})}
 HARMLESS = {"user", "metadata", "store", "service_tier", "prompt_cache_key", "safety_identifier"}
 NEUTRAL = {"n": (1,), "top_k": (-1,), "repetition_penalty": (1,), "tool_choice": ("none", "auto"),
            "response_format": ({"type": "text"},)}                      # of any other field: null, false, 0 or empty
@@ -92,7 +93,8 @@ def read_request(body: bytes, model: str) -> Namespace:
     for n, m in enumerate(messages):
         if m.get("content") is None and not m.get("tool_calls"):
             raise Refused(f"messages[{n}].content: missing", f"messages[{n}].content")
-    messages, tools = [normal_message(m) for m in messages], asked.get("tools") or []
+    messages = [normal_message({k: m[k] for k in m if f"{k}?" in MESSAGE or k in MESSAGE}) for m in messages]
+    tools = asked.get("tools") or []
     continues = bool(asked.get("continue_final_message"))
     calling = bool(tools) or any(m["role"] == "tool" or "tool_calls" in m for m in messages)
     if continues and (messages[-1]["role"] != "assistant" or asked.get("add_generation_prompt") or calling):
@@ -103,8 +105,9 @@ def read_request(body: bytes, model: str) -> Namespace:
     if "" in stop:
         raise Refused("stop: an empty text", "stop")
     limit = "max_tokens" if asked.get("max_completion_tokens") is None else "max_completion_tokens"
+    thinking = bool((asked.get("chat_template_kwargs") or {}).get("enable_thinking"))
     return Namespace(body=asked, messages=messages, tools=tools, calling=calling, calls=calls if tools else 0,
-                     continues=continues, stop=stop, seed=asked.get("seed"),
+                     thinking=thinking, continues=continues, stop=stop, seed=asked.get("seed"),
                      max_new_tokens=choice(limit, unlimited, 1, unlimited), top_p=choice("top_p", 1.0, 0, 1),
                      temperature=choice("temperature", 1.0, 0, 100), stream=bool(asked.get("stream")),
                      report_usage=bool((asked.get("stream_options") or {}).get("include_usage")))
@@ -143,11 +146,12 @@ class Batch:
         return request
 
     def over(self, stop: list[str], calling: bool) -> Callable[[list[int]], bool]:
-        """Is a response over, judging by its ids? At a control token, or one of the texts in `stop`. calling: it may
-        have tool calls, which have control tokens of their own."""
+        """Is a response over, judging by its ids? At a control token that is not one of the model's own words, or one
+        of the texts in `stop`. calling: it may have tool calls, which have other control tokens, too."""
         if len(stop) == 1 and stop[0] in CLOSES:
             return self.chat.closes(CLOSES[stop[0]])                    # as without a server
-        ends = calling and logged.stop_ids(self.chat) or self.chat.ends
+        ends = calling and logged.stop_ids(self.chat) or {
+            i for i in self.chat.ends if not logged.OWN_TAG.fullmatch(self.chat.special[i])}
         tail = 4 * max(map(len, stop), default=0) + 4                   # a character takes up to four tokens
         return lambda ids: ids[-1] in ends or (
             bool(stop) and any(text in self.chat.decode(ids[-tail:]) for text in stop))
@@ -159,12 +163,20 @@ class Batch:
         return before_stop(text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}"), stop, ended)
 
     def calls(self, text: str, asked: Namespace) -> tuple[str, list[dict]]:
-        """What a response says apart from its tool calls, and these in OpenAI's form."""
+        """What a response says apart from its tool calls, and these in OpenAI's form. The client sends both back: what
+        the chat template cannot write next to the first call is left out."""
         said, found = tool_calls.split(self.chat, text) if asked.calls else (text, [])
-        return said, [{"id": uuid.uuid4().hex[:9],                      # some of Mistral's templates want this length
-                       "type": "function", "function": {
-                           "name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}}
-                      for name, arguments in found[:asked.calls]]
+        calls = [{"id": uuid.uuid4().hex[:9],                           # some of Mistral's templates want this length
+                  "type": "function", "function": {
+                      "name": name, "arguments": json.dumps(arguments, ensure_ascii=False).encode(
+                          errors="replace").decode()}}                  # half a character
+                 for name, arguments in found[:asked.calls]]
+        for content, some in ((said, calls), ("", calls), (said, calls[:1])) if calls else ():
+            answer = normal_message({"role": "assistant", "content": content, "tool_calls": some})
+            with contextlib.suppress(ValueError):
+                logged.writable(self.chat, [*asked.messages, answer], asked.tools)
+                return content, some
+        return ("", calls[:1]) if calls else (said, [])
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -185,7 +197,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             length = self.headers.get("Content-Length", "")
             if not length.isdecimal() or int(length) > LONGEST_BODY:
-                self.close_connection = True                            # as the body is not read
+                self.drain()
                 raise Refused(f"a body needs a Content-Length of at most {LONGEST_BODY} bytes", status=413)
             body = self.rfile.read(int(length))
             if self.headers.get("Origin"):                              # any page in the user's browser could ask
@@ -223,7 +235,8 @@ class Handler(BaseHTTPRequestHandler):
                     sent = text
         text, stopped_by = self.server.batch.text(request, asked.stop, True)
         self.server.prompts.remember(asked, text, stopped_by, list(request.new_ids))
-        text, calls = self.server.batch.calls(text, asked)
+        with self.server.prompts.lock:
+            text, calls = self.server.batch.calls(text, asked)
         reason = "tool_calls" if calls and request.ended == "stop" else request.ended
         end = {"finish_reason": reason, "stop_reason": stopped_by}
         read, written = len(request.prompt), len(request.new_ids)
@@ -243,6 +256,16 @@ class Handler(BaseHTTPRequestHandler):
         if asked.report_usage:
             self.event(common | {"object": "chat.completion.chunk", "choices": [], "usage": usage})
         self.event("[DONE]")
+
+    def drain(self) -> None:
+        """Reads what the client sends, at most 256 MiB or until it pauses for a second. Else it would not read our
+        answer."""
+        self.close_connection = True
+        self.connection.settimeout(1)
+        with contextlib.suppress(OSError):
+            for _ in range(2 ** 12):
+                if not self.rfile.read1(2 ** 16):
+                    break
 
     def is_gone(self) -> bool:
         """Has the client closed the connection?"""

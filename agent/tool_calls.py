@@ -9,17 +9,18 @@ from collections.abc import Iterator
 from agent.chat import Chat
 from agent.logged import control_tokens
 
-THOUGHTS_END = re.compile("</think(?:ing)?>")
+THOUGHTS = re.compile("<(/?)think(?:ing)?>")
 Call = tuple[str, dict]                                         # a tool's name, its arguments
 
 
 def find(text: str) -> Iterator[tuple[int, int, Call]]:
     """Yields (start, end, call) of each tool call behind the model's thoughts; one in them is only considered."""
     found = list(objects(text))
-    thoughts = (match.end() for match in THOUGHTS_END.finditer(text)
-                if not any(start <= match.start() < end for start, end, _ in found))
-    behind = max(thoughts, default=0)
-    yield from (call for call in found if call[0] >= behind)
+    tags = [match for match in THOUGHTS.finditer(text)
+            if not any(start <= match.start() < end for start, end, _ in found)]
+    behind = max((match.end() for match in tags if match[1]), default=0)
+    unfinished = next((match.start() for match in tags if match.start() >= behind), len(text))
+    yield from (call for call in found if behind <= call[0] < unfinished)
 
 
 def objects(text: str) -> Iterator[tuple[int, int, Call]]:

@@ -94,8 +94,11 @@ def check_calls(message, field):
         return field, f"a message of the {message['role']} calls no tools; take this field away"
     for n, call in enumerate(calls):
         try:
-            if not isinstance(arguments(call), dict):
+            if not isinstance(given := arguments(call), dict):
                 return f"{field}[{n}].function.arguments", "not an object"
+            json.dumps(given, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            return f"{field}[{n}].function.arguments", "half a character"
         except (ValueError, RecursionError):
             return f"{field}[{n}].function.arguments", "not JSON"
     return None

@@ -11,6 +11,7 @@ sys.path[:0] = [str(TESTS.parent), str(TESTS / "recordings")]
 MAY_SKIP = (                                             # how the reasons begin
     "float32 weights are packed on x86 only",
     "no Chromium here",
+    "no Landlock or no seccomp here",
     "no headers of the kernel here",
     "no user namespaces here",
     "this CPU does not multiply bfloat16 natively",

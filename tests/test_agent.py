@@ -17,7 +17,7 @@ from agent.chat import Chat
 from agent.hints import documentation, hints_for, load_hints
 from agent.play import Execute, Generate, is_right, new_step, play
 from formats import records
-from tools.sandbox import Observation, World
+from tools.sandbox import Limits, Observation, World
 
 TASK = {"id": "t-1", "group": "coffee", "template": "opening price", "question": "What did it open at on 2014-03-05?",
         "answer": "42.75"}
@@ -254,6 +254,16 @@ def test_every_trial_and_every_sample_has_a_seed_of_its_own_that_follows_from_th
         state = {"id": "t-1#0!m", "steps": [], "hint": {"name": "m", "text": "x"}}
         return [t["seed"] for t in (*rollouts.trials([TASK], args), *rollouts.corrections([state], args, samples=4))]
     assert seeds(0) == seeds(0) and len({*seeds(0), *seeds(1)}) == 14
+
+
+def test_an_agent_whose_code_runs_long_does_not_hold_up_the_others():
+    def player(trajectory):
+        yield Execute("while True: pass" if trajectory["id"] == 0 else "1")
+    planned = [{"id": n, "usage": {"seconds": 0.0}} for n in range(3)]
+    sampler = types.SimpleNamespace(idle=True, step=lambda: [])
+    with World(None, limits=Limits(seconds=2)) as world:
+        ended = [t["id"] for t in rollouts.serve(planned, player, None, sampler, None, world, batch=3)]
+    assert sorted(ended) == [0, 1, 2] and ended[-1] == 0
 
 
 def test_agents_that_play_at_the_same_time_share_the_seconds():

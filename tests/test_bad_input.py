@@ -485,9 +485,11 @@ def test_broken_input_is_one_line_and_nothing_is_lost(script, command, damage, s
                                                       capsys):
     folder = tmp_path / "f"
     shutil.copytree(good, folder)
+    monkeypatch.setattr(sys, "argv", sys.argv)                     # which some damage assigns
     damage(folder)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setattr(mistakes, "PATIENCE", 0.2)
+    if "no answer" in says:
+        monkeypatch.setattr(mistakes, "PATIENCE", 0.2)
     name = f"{script.__name__.rpartition('.')[2]}.py"
     capsys.readouterr()
     monkeypatch.setattr(sys, "argv", [name, *command.format(f=folder).split()])

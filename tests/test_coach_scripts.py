@@ -34,7 +34,7 @@ if [[ -n "${{NOTHING:-}}" && $out == *$NOTHING* ]]; then : > "$out"; fi
 """
 STAGES = {f"{module.__name__}.py": module for module in (collect, distill, evaluate, lora, review)}
 READ = (    # the options that name outputs of earlier stages
-    "adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table")
+    "adapter", "adapters", "data", "balance", "resample", "corrected", "control", "trajectories", "table", "tasks")
 
 
 class Parsed(Exception):
@@ -100,7 +100,7 @@ SMALL = {"MODEL": "small", "ONLY": "coffee flights", "EACH": "3", "HINTS": "hint
     ("coach.sh", {}, {"collect": 7, "review": 4, "distill": 3, "evaluate": 7}),
     ("coach.sh", {"NOTHING": "flagged"}, {"collect": 3, "review": 2, "distill": 1, "evaluate": 5}),
     ("coach_toolqa.sh", {"SIZE": "8B", "OTHERS": "gpt-4o", "HUMANEVAL": "README.md", "GSM8K": "LICENSE"},
-     {"collect": 12, "review": 4, "distill": 6, "evaluate": 21}),
+     {"collect": 12, "review": 4, "distill": 6, "evaluate": 20}),
     ("coach_toolqa.sh", {"SPLIT": "-unseen"}, {"collect": 12, "review": 4, "distill": 6, "evaluate": 11}),
     ("coach_toolqa.sh", SMALL, {"collect": 5, "review": 2, "distill": 3, "evaluate": 12}),
     ("coach_toolqa.sh", SMALL | {"NOTHING": "corrected"}, {"collect": 5, "review": 2, "distill": 1, "evaluate": 8}),
@@ -120,6 +120,7 @@ def test_every_flag_is_known_and_every_file_was_made_before(script, environment,
             value = args.get(name) or []
             for path in value if isinstance(value, list) else [value]:
                 assert str(path) in made or not str(path).startswith(str(tmp_path)), (words, name)
+        assert not args.get("hint_dir") or (ROOT / args["hint_dir"]).is_dir()
         if module is distill:
             assert args["data"] and {str(a) for a in args["adapter"]} <= made
         made.add(str(args["out"]))

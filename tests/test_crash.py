@@ -126,8 +126,18 @@ def test_a_full_disk_is_one_line_and_whole_files(name, folder, whole):
         content = (folder / f"{name}-full.jsonl").read_bytes()
         assert content.endswith(b"\n") and 0 < len(read_trajectories(folder / f"{name}-full.jsonl")) < 40
     finish(name, folder, f"{name}-full")
-    if name != "distill":
+    if name == "distill":
+        one, two = ((folder / f"{name}-{how}" / "adapter_model.safetensors").read_bytes() for how in ("whole", "full"))
+        assert one == two
+    else:
         assert records_of(folder / f"{name}-full.jsonl") == records_of(folder / f"{name}-whole.jsonl")
+
+
+def test_ctrl_c_while_pytorch_loads_is_one_line(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    done = subprocess.run([sys.executable, "collect.py", "--help"], cwd=ROOT, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 130 and done.stderr == "\nstopped before anything was done\n"
 
 
 def test_ctrl_c_ends_in_a_line_that_says_how_to_go_on(folder, whole):

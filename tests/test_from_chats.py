@@ -54,6 +54,10 @@ def converted(tmp_path, monkeypatch, capsys, *records, manual=MANUAL, options=("
     {"messages": [*ASKED, REPLY], "response": response(REPLY), "tools": TOOLS},
     {"input": ASKED, "output": {"messages": [ASKED[1], REPLY]}, "tools": TOOLS},
     {"input": ASKED, "output": {"messages": [m | {"id": "x"} for m in (*ASKED, REPLY)]}, "tools": TOOLS},
+    {"request": {"input": ASKED, "tools": TOOLS}, "output": REPLY},
+    {"input": ASKED, "metadata": {"tools": TOOLS}, "output": REPLY},
+    {"request": {"system": SYSTEM, "messages": ASKED[1:], "tools": TOOLS},                  # Anthropic's
+     "response": {"role": "assistant", "content": [{"type": "text", "text": "Hello."}], "stop_reason": "end_turn"}},
     {"request": {"body": {"messages": ASKED, "tools": TOOLS}}, "response": {"body": response(REPLY)}}])
 def test_the_manual_becomes_hints_in_every_shape_of_a_log(record, tmp_path, monkeypatch, capsys):
     (chat,), said = converted(tmp_path, monkeypatch, capsys, record)
@@ -86,7 +90,9 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
         {"messages": [*ASKED, REPLY | {"weight": 0}]},
         {"request": {"messages": ASKED}, "response": response(REPLY | {"reasoning_content": "Hm."})},
         {"messages": [{"role": "system", "content": MANUAL}, REPLY]},
-        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And then?"}], "response": "Then I refund it."})
+        {"messages": [*ASKED, REPLY, {"role": "user", "content": "And then?"}], "response": "Then I refund it."},
+        {"request": {"messages": ASKED}, "response": REPLY | {"stop_reason": "max_tokens"}},
+        {"messages": [*ASKED, REPLY | {"tool_calls": [{"function": {"name": "f", "arguments": '{"x": "\\ud83d"}'}}]}]})
     assert [chat["id"] for chat in found] == ["logs-3", "logs-7"]
     for line in ("left out, the manual is not in the system message: 1 (line 2)",
                  "without the section 'Shop': 1 (line 3)", "left out, no messages found: 1 (line 5)",
@@ -95,9 +101,26 @@ def test_what_is_left_out_is_reported_with_its_lines(tmp_path, monkeypatch, caps
                  "a reply has its reasoning in a field of its own; put it where the template writes it: 1 (line 9)",
                  "left out, messages: no reply of the assistant, so there is nothing to learn: 1 (line 10)",
                  "left out, a later record continues it or repeats it: 1 (line 1)",
+                 "left out, the reply was cut off (max_tokens): 1 (line 12)",
+                 "left out, messages[n].tool_calls[n].function.arguments: half a character: 1 (line 13)",
                  "left out, no reply found in the response; write it as"):
         assert line in said
-    assert "a part of type 'image_url'" in said and "2 chats of 11 records" in said
+    assert "a part of type 'image_url'" in said and "2 chats of 13 records" in said
+
+
+@pytest.mark.parametrize("success, kept", [(False, {"success": False}), (True, {})])
+def test_a_conversation_has_failed_also_if_its_last_record_is_left_out(success, kept, tmp_path, monkeypatch, capsys):
+    more = {"request": {"messages": [*ASKED, REPLY, {"role": "user", "content": "And?"}]},
+            "response": response(REPLY, "length"), "success": success}
+    (chat,), _ = converted(tmp_path, monkeypatch, capsys, {"messages": [*ASKED, REPLY]}, more)
+    assert {k: v for k, v in chat.items() if k == "success"} == kept
+
+
+def test_calls_of_tools_that_are_not_listed_are_reported(tmp_path, monkeypatch, capsys):
+    called = REPLY | {"tool_calls": [{"function": {"name": "refund", "arguments": "{}"}}]}
+    _, said = converted(tmp_path, monkeypatch, capsys, {"messages": [*ASKED, called]},
+                        {"messages": [*ASKED, called], "tools": TOOLS})
+    assert 'its replies call tools, but it has no "tools": 1 (line 1)\n' in said
 
 
 def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monkeypatch, capsys):
@@ -109,11 +132,12 @@ def test_another_text_under_a_sections_headings_becomes_the_hint(tmp_path, monke
     assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
 
 
-def test_a_section_that_goes_on_in_the_logs_is_another_text(tmp_path, monkeypatch, capsys):
-    asked = [ASKED[0] | {"content": SYSTEM.replace("Be kind.", "Be kind. Say thanks.")}, ASKED[1]]
+@pytest.mark.parametrize("space", [" ", "\n", "\n\n"])
+def test_a_section_that_goes_on_in_the_logs_is_another_text(space, tmp_path, monkeypatch, capsys):
+    asked = [ASKED[0] | {"content": SYSTEM.replace("Be kind.", f"Be kind.{space}Say thanks.")}, ASKED[1]]
     (chat,), said = converted(tmp_path, monkeypatch, capsys, {"messages": [*asked, REPLY]})
     assert [hint["text"] for hint in chat["hints"]] == [
-        "# Shop\n\n## Tone\nBe kind. Say thanks.", "## Refunds\nAsk for the order first."]
+        f"# Shop\n\n## Tone\nBe kind.{space}Say thanks.", "## Refunds\nAsk for the order first."]
     assert "the section 'Shop' has another text, which is kept: 1 (line 1)" in said
     assert "the system message keeps what is not in the manual, for example: You are Ada. Today is Monday.\n" in said
     kinder = [{"role": "system", "content": "Be kinder"}, ASKED[1]]

@@ -63,8 +63,9 @@ def corpora(tmp_path_factory):
         papers.add_node(f"p{n}", title=f"Paper {n}", **row)
         authors.add_node(f"a{n}", name=f"Author {n}", organization="Aalto")
     papers.add_edges_from((f"p{n}", f"p{n // 2}") for n in range(1, 12))
-    for n in range(1, 12):
-        authors.add_edge(f"a{n}", f"a{n // 3}", weight=n, papers=[f"p{n}"], n_citation=[3])
+    for n in reversed(range(1, 12)):
+        shared = ["p3b"] * (n == 3)
+        authors.add_edge(f"a{n}", f"a{n // 3}", weight=n, papers=[f"p{n}", *shared], n_citation=[3])
     papers.add_node("p3b", title="Paper 3", year=2003)     # a second paper of this title, unknown to the dictionaries
     papers.add_edge("p3b", "p1")
     (folder / "dblp").mkdir()
@@ -105,8 +106,10 @@ def test_the_tools_answer_on_the_release_s_columns(world, corpora):
     assert len(shop) == 1 and shop[0]["postal_code"] == "08007"
     assert json.loads(shop[0]["hours"]) == {"Monday": "8:0-18:30"}
     papers, people = toolqa.load_graph("PaperNet"), toolqa.load_graph("AuthorNet")
-    assert toolqa.check_neighbours(people, "Author 1") == ["Author 0", "Author 3", "Author 4", "Author 5"]
-    assert toolqa.check_edges(people, "Author 3", "Author 1") == {"weight": 3, "papers": ["Paper 3"], "n_citation": [3]}
+    assert toolqa.check_neighbours(people, "Author 1") == ["Author 5", "Author 4", "Author 3", "Author 0"]
+    assert toolqa.check_neighbours(papers, "Paper 2") == ["Paper 1", "Paper 4", "Paper 5"]     # cites, and is cited by
+    assert toolqa.check_edges(people, "Author 3", "Author 1") == {
+        "weight": 3, "papers": ["Paper 3", "Paper 3"], "n_citation": [3]}
     paper = toolqa.check_nodes(papers, "Paper 3")
     assert paper["year"] == 2003 and paper["share"] == 0.5
     with pytest.raises(ValueError, match="Paper twice"):

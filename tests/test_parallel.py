@@ -117,7 +117,7 @@ def prepared(tmp_path_factory):
 
 
 def same(folder, a, b):
-    for x, y in zip(torch.load(folder / a / "first.pt"), torch.load(folder / b / "first.pt")):
+    for x, y in zip(torch.load(folder / a / "first.pt"), torch.load(folder / b / "first.pt"), strict=True):
         assert x.shape == y.shape and (x - y).norm() <= 1e-5 * x.norm()
     losses = [[json.loads(line) for line in open(folder / out / "log.jsonl")] for out in (a, b)]
     assert len(losses[0]) == len(losses[1]) >= 9 and "validation_loss" in losses[0][-1]

@@ -193,7 +193,7 @@ def best_named(shops, column):
 
 spot = lambda shop: (shop["latitude"], shop["longitude"])
 within = lambda shops, here: [shop for shop in shops if away(spot(here), spot(shop)) < 5]
-of_kind = lambda shops, kind: [shop for shop in shops if kind in (shop["categories"] or "").split(", ")]
+of_kind = lambda shops, kind: [shop for shop in shops if kind in (shop["categories"] or "")]
 AIRBNB = {
     "host's name": lambda h, q: h[0]["host name"],
     "days available": lambda h, q: the(h, "availability 365"),
@@ -211,7 +211,7 @@ AIRBNB = {
     "cost per night": lambda h, q: f"${max(map(dollars, priced(typed(h, 'Entire home/apt'))))}",
     "airbnb with high rate": lambda h, q: str(sum(home["review rate number"] in "45" for home in h
                                                   if home["review rate number"])),
-    "room with the lowest price": lambda h, q: cheapest(typed(h, "Hotel room")),
+    "room with the lowest price": lambda h, q: cheapest(h),
     "shared room with the lowest price": lambda h, q: cheapest(
         [home for home in typed(h, "Shared room") if away((q["lat"], q["long"]), (home["lat"], home["long"])) < 10]),
 }

@@ -5,11 +5,13 @@
 
 from common import ROOT
 
+import ctypes
 import fcntl
 import os
 import re
 import select
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -635,7 +637,7 @@ def test_a_killed_warden_takes_its_interpreter_along_and_is_replaced(world):
 @pytest.mark.parametrize("ending", ["return", "SIGKILL"])
 def test_when_the_stage_ends_nothing_of_the_world_remains(place, ending):
     stage = f"""
-        import sys, time
+        import sys
         from pathlib import Path
         from tools.sandbox import World
         world = World(Path({str(place / "mytools.py")!r}), Path({str(place / "data")!r}))
@@ -643,15 +645,16 @@ def test_when_the_stage_ends_nothing_of_the_world_remains(place, ending):
         print(boxes[0].run("import os; print(os.getcwd())").text, end="")
         boxes[1].send("while True: pass")
         print("ready", flush=True)
-        time.sleep(600 * {ending == "SIGKILL"})"""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(stage)], stdout=subprocess.PIPE, text=True,
-                               cwd=ROOT)
+        sys.stdin.readline()"""
+    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(stage)], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True, cwd=ROOT)
     scratch = process.stdout.readline().strip()
     assert process.stdout.readline() == "ready\n"
     below = descendants(process.pid)
-    assert ending == "return" or len(below) >= 6
+    assert len(below) >= 6
     if ending == "SIGKILL":
         process.kill()
+    process.stdin.close()                                          # and with it, the stage's wait
     process.wait()
     process.stdout.close()
 
@@ -676,17 +679,12 @@ def test_a_killed_server_is_one_clear_error(place):
 
 
 @pytest.mark.parametrize("source, message", [
-    ("import nowhere", r"bad.py, line 1: ModuleNotFoundError: No module named 'nowhere'"),
-    ("x = 1\n\ndef f(:\n", r"bad.py, line 3: SyntaxError: invalid syntax"),
     ("def _open(data):\n    raise OSError(f'{data} has\\nno world')", r"bad.py, line 2: OSError: .* has no world"),
     ("import sys; sys.exit(1)", r"bad.py, line 1: SystemExit: 1"),
-    ("import os; os._exit(1)", r"bad.py: Python ended, or took ten minutes, while it loaded this module"),
-    (None, r"bad.py: no such file or directory; give --tools one that exists"),
 ])
 def test_a_tool_module_that_does_not_load_is_one_line(tmp_path, source, message):
     path = tmp_path / "bad.py"
-    if source is not None:
-        path.write_text(source)
+    path.write_text(source)
     with pytest.raises(SandboxError, match=message) as error:
         World(path, tmp_path)
     assert "\n" not in str(error.value)
@@ -744,6 +742,27 @@ def test_protections_are_tried_not_assumed(world, tmp_path):
     kept = protections()
     assert {"reading your files", "the network", "starting processes"} <= set(free) <= set(kept)
     assert [what for what in kept if not kept[what]] == world.missing
+
+
+def test_what_the_kernel_can_refuse_is_refused(world):
+    """The kernel is asked here, not the sandbox: otherwise a broken sandbox would only skip the tests above."""
+    version = ctypes.CDLL(None).syscall(444, None, 0, 1)           # landlock_create_ruleset: which version there is
+    if version < 5 or not os.path.exists("/proc/sys/kernel/seccomp/actions_avail"):
+        pytest.skip("no Landlock or no seccomp here")
+    assert world.missing == []
+
+
+def test_a_tool_module_has_no_network(tmp_path):
+    """It is imported before Landlock and seccomp confine the agent's code: only its namespace keeps it from sockets."""
+    apart = "import ctypes, sys\nsys.exit(all(ctypes.CDLL(None).unshare(how) for how in (0x50000000, 0x40000000)))"
+    if subprocess.run([sys.executable, "-c", apart]).returncode:   # a user and a network namespace, or the latter alone
+        pytest.skip("no user namespaces here")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        (tmp_path / "phone.py").write_text(
+            f"import socket\nfailed = socket.socket().connect_ex(('127.0.0.1', {listener.getsockname()[1]}))\n"
+            "def reach():\n    return failed\n")
+        with World(tmp_path / "phone.py") as world, world.start() as box:
+            assert box.run("print(reach() != 0)").text == "True\n"
 
 
 def test_refused_system_calls_have_the_numbers_of_the_kernels_headers():

@@ -19,6 +19,7 @@ import evaluate
 from agent import endpoint
 from agent.chat import Chat
 from agent.play import Execute, play
+from agent.protocol import PROTOCOL
 from agent.served_prompts import Prompts
 from agent.server import Batch, Handler, Server, read_request
 from formats import records
@@ -88,9 +89,9 @@ def test_control_tokens_in_any_other_conversation_have_no_effect(tmp_path):
     chat = chat_with(tmp_path, FORMS["Llama 3.2"])
     messages = [{"role": "system", "content": "Be brief.<|end|>"}, {"role": "user", "content": [
         {"type": "text", "text": "Hello "}, {"type": "text", "text": "<python>"}]}]
-    conversation = "<|system|>Be brief.<|end|><|end|><|user|>Hello \n<python><|end|><|assistant|>"
-    for more, text in ([], ""), ([{"role": "assistant", "content": "Good"}], "Good"):
+    for more, text, end in ([], "", "&#60;|end|>"), ([{"role": "assistant", "content": "Good"}], "Good", "<|end|>"):
         ids = Prompts(chat).encode(request([*messages, *more]))
+        conversation = f"<|system|>Be brief.{end}<|end|><|user|>Hello \n<python><|end|><|assistant|>"
         assert chat.decode(ids).endswith(conversation + text)
         assert ids.count(chat.tokenizer.token_to_id("<|end|>")) == 3        # the template's: a header, two messages
 
@@ -123,7 +124,7 @@ def send(server, body, path="/v1/chat/completions", method="POST", headers=()):
 
 
 def test_a_message_that_a_clients_stop_text_ended_is_the_clients_message():
-    prompts, messages = Prompts(Chat(STARTER)), [{"role": "user", "content": "Look."}]
+    prompts, messages = Prompts(Chat(STARTER)), [{"role": "user", "content": f"{PROTOCOL}\n\nLook."}]
     said = lambda text: prompts.chat.encode_hint(text)
     for stop, kept in (("END", False), (None, True)):
         ids = said("It is here") + said("END")
@@ -215,16 +216,19 @@ def test_a_client_that_leaves_frees_its_slot(server, monkeypatch):
     monkeypatch.setattr(server.batch, "over", lambda *_: lambda new_ids: False)      # nothing else ends the response
     connection = http.client.HTTPConnection(*server.server_address)
     connection.request("POST", "/v1/chat/completions", json.dumps(hello(stream=True, max_tokens=2000, stop="no such")))
+    deadline = time.monotonic() + 60
+    while not (busy := [request for request in server.batch.engine.requests if request]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     answer = connection.getresponse()
     answer.read(50)
-    while not (busy := [request for request in server.batch.engine.requests if request]):
-        time.sleep(0.01)
     answer.close()
     connection.close()
     for left in busy:
         while not left.ended:
+            assert time.monotonic() < deadline
             time.sleep(0.01)
-        assert left.ended == "stop" and len(left.new_ids) < 1000
+        assert left.ended == "stop"
 
 
 def test_a_log_holds_each_request_with_its_answer_as_from_chats_reads_them(server, tmp_path, monkeypatch):
@@ -293,6 +297,11 @@ def test_bad_requests_are_answered_in_openais_form(server, body, status, param, 
         assert error.keys() == {"message", "type", "param", "code"} and error["message"]
         assert (error["type"], error["param"], error["code"]) == ("invalid_request_error", param, code)
         assert code != "context_length_exceeded" or endpoint.TOO_LONG.search(content.decode())
+
+
+def test_a_body_that_is_too_long_gets_its_answer(server):
+    assert send(server, b"x" * (2 ** 24 + 1))[0] == 413
+    assert send(server, None, headers={"Transfer-Encoding": "chunked"})[0] == 413
 
 
 def test_a_page_in_the_users_browser_gets_no_answer(server):

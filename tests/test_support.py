@@ -1,5 +1,7 @@
 """examples/support: its customers, and what becomes of its logs. A stub that knows the manual replaces the model."""
 
+from common import ROOT
+
 import json
 import sys
 from itertools import islice
@@ -136,7 +138,7 @@ def test_the_whole_manual_becomes_hints_and_the_teacher_reads_what_the_agent_rea
     ('{"name": "lookup"}', 0), ('{"name": "lookup", "arguments": "SO-001234"}', 0), ('{"name": "lookup', 0),
     ("[1]", 0), ("12", 0), ("", 0)])
 def test_only_well_formed_calls_are_calls(text, calls):
-    message = converse.to_message(Chat("starter"), text, 7)
+    message = converse.to_message(Chat(ROOT / "starter"), text, 7)
     assert len(message.get("tool_calls", [])) == calls
     lines = [*filter(None, message["content"].split("\n")),
              *(json.dumps({"name": c["function"]["name"], "arguments": json.loads(c["function"]["arguments"])})

@@ -7,6 +7,7 @@ import pytest
 
 import chat_templates
 from agent.chat import Chat
+from agent.logged import tokens
 from agent.served_prompts import Prompts
 from agent.server import Batch, Server
 from agent.tool_calls import find, split
@@ -55,6 +56,8 @@ F, G = '{"name": "f", "arguments": {"x": "<b>{"}}', '{"name": "g", "parameters":
     ('<think>I could {"name": "a", "arguments": {}}.</think>\n{"name": "b", "arguments": {}}', ["b"]),
     ('Or {"name": "a", "arguments": {}}?\n</thinking>{"name": "b", "arguments": {}}', ["b"]),
     ('<think>{"name": "a", "arguments": {}}</think>No.', []),
+    ('<think>I could {"name": "a", "arguments": {}}, but', []),                # it was cut off
+    ('{"name": "a", "arguments": {}}\n<think>{"name": "b", "arguments": {}}', ["a"]),
     ('{"name": "a", "arguments": {"text": "</think>"}} {"name": "b", "arguments": {}}', ["a", "b"])])
 def test_a_call_that_is_only_considered_is_none(text, calls):
     assert [name for _, _, (name, _) in find(text)] == calls
@@ -141,6 +144,59 @@ def test_a_reply_ends_where_the_template_ends_it_even_if_the_model_has_another_e
     (tmp_path / "tokenizer_config.json").write_text(
         json.dumps({"chat_template": chat_templates.QWEN_25, "eos_token": "<|endoftext|>"}))
     assert ask(Chat(tmp_path), REPLY)["message"]["content"] == ask(chat, REPLY)["message"]["content"] == SAID
+
+
+def test_without_tools_the_tags_of_calls_are_the_models_own_words(tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25)
+    choice = ask(chat, REPLY, tools=None)
+    assert choice == {"index": 0, "message": {"role": "assistant", "content": REPLY.partition("<|end|>")[0]},
+                      "finish_reason": "stop", "stop_reason": None}
+
+
+@pytest.mark.parametrize("form", [name for name in chat_templates.FORMS])
+def test_a_conversation_without_tools_becomes_the_prompt_that_is_learned(form, tmp_path):
+    chat = chat_with(tmp_path, chat_templates.FORMS[form])
+    said = "Be brief.\n", "\nHi<|end|>", "Hello.", "<python>, <tool_call>?", " Yes. "
+    messages = [{"role": role, "content": text} for role, text in zip(
+        ("system", "user", "assistant", "user", "assistant"), said)]
+    for n in 2, 4:
+        ids, spans = tokens(chat, {"id": "1", "messages": messages[:n + 1], "tools": []}, [])
+        asked = request(messages[:n], continue_final_message=False)
+        assert Prompts(chat).encode(asked) == ids[:spans[-1][0]]
+
+
+def test_a_request_that_lets_the_agent_think_becomes_the_prompt_before_its_thoughts(tmp_path):
+    form = chat_templates.QWEN_3.replace("if loop.last and", "if loop.last and '</think>' not in m.content and")
+    chat, messages = chat_with(tmp_path, form), [{"role": "user", "content": "Hi"}]
+    for reply in "<think>\nHm.\n</think>\n\nHello.", "Hello.":
+        record = {"id": "1", "messages": [*messages, {"role": "assistant", "content": reply}], "tools": []}
+        ids, (span,) = tokens(chat, record, [])
+        thinks = "Hm" in reply
+        asked = request(messages, continue_final_message=False, chat_template_kwargs={"enable_thinking": thinks})
+        assert Prompts(chat).encode(asked) == ids[:span[0]] and ("think" in chat.decode(ids[:span[0]])) != thinks
+
+
+def test_other_fields_of_a_message_do_not_reach_the_template(tmp_path):
+    chat = chat_with(tmp_path, chat_templates.QWEN_25.replace("m.content + '", "m.content + m.name | default('') + '"))
+    one, other = (request([{"role": "user", "content": "Hi"} | more], continue_final_message=False)
+                  for more in ({}, {"name": "<|end|>"}))
+    assert Prompts(chat).encode(one) == Prompts(chat).encode(other)
+
+
+@pytest.mark.parametrize("reply, content, calls", [
+    ('{"name": "refund", "parameters": {}}; {"name": "find_order", "parameters": {}}', None, ["refund"]),
+    ('I look.\n{"name": "refund", "parameters": {}}', None, ["refund"]),
+    ("I look.", "I look.", [])])
+def test_an_answer_can_be_sent_back(reply, content, calls, tmp_path):
+    """This template writes one call and nothing next to it."""
+    chat = chat_with(tmp_path, chat_templates.LLAMA_31)
+    message = ask(chat, f"{reply}<|end|>")["message"]
+    assert message["content"] == content
+    assert [call["function"]["name"] for call in message.get("tool_calls", [])] == calls
+    more = [{"role": "tool", "content": "It is done."}] if calls else [{"role": "user", "content": "Well?"}]
+    again = request([{"role": "user", "content": "Refund A-1."}, message, *more], tools=SINGLE["tools"],
+                    continue_final_message=False)
+    assert reply.partition(";")[0].split("\n")[-1] in chat.decode(Prompts(chat).encode(again))
 
 
 def test_a_reply_that_is_only_a_call_has_no_content(tmp_path):

@@ -25,13 +25,13 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from formats.chats import check_chat, learned_messages, normal
-from formats.records import read_line, read_lines
+from formats.chats import MESSAGE, check_chat, check_messages, learned_messages, normal, normal_message
+from formats.records import mismatch, read_line, read_lines
 
 REQUESTS = ("request", "input", "inputs", "kwargs", "body")     # where a log keeps what was asked …
 RESPONSES = ("response", "output", "outputs", "completion", "body")     # … and what was answered
 HEADING = re.compile(r"^#{1,6} +.*$", re.M)
-CUT = ("length", "content_filter")                              # finish_reasons of an unfinished reply
+CUT = ("length", "content_filter", "max_tokens")                # reasons why a reply is unfinished
 EXPLANATIONS = ("title", "description", "examples", "$comment")         # in a schema: they permit and forbid nothing
 NAMED = ("properties", "patternProperties", "dependentSchemas", "$defs", "definitions")         # {name: schema}
 VALUES = ("enum", "const", "default", "dependentRequired")
@@ -57,12 +57,8 @@ def read_logs(file: str | Path) -> Iterator[tuple[int, dict]]:
 
 def to_chat(record: dict) -> dict:
     """A record of a log → {"messages", "tools"}, with "success" if it is known. Raises Unusable."""
-    request = next((r for r in nested(record, REQUESTS) if isinstance(r.get("messages"), list)), None)
-    if request is None:
-        raise Unusable("no messages found")
-    if not all(isinstance(m, dict) for m in request["messages"]):
-        raise Unusable("a message that is not an object")
-    messages = request["messages"] + answer(record, request["messages"])
+    asked = messages_of(record)
+    messages = asked + answer(record, asked)
     unanswered = messages[-1:] and messages[-1].get("role") != "assistant"
     if unanswered and any(record.get(name) for name in RESPONSES if name not in REQUESTS):
         raise Unusable('no reply found in the response; write it as {"role": "assistant", "content": …}')
@@ -72,10 +68,25 @@ def to_chat(record: dict) -> dict:
         raise Unusable("a reply has weight 0, but all replies of a chat are learned")
     if any(m.get("reasoning_content") or m.get("reasoning") for m in messages):
         raise Unusable("a reply has its reasoning in a field of its own; put it where the template writes it")
-    tools = request.get("tools") or record.get("tools")
-    tools = tools or [{"type": "function", "function": f} for f in request.get("functions") or []]
+    tools = found(record, "tools") or [{"type": "function", "function": f} for f in found(record, "functions") or []]
     success = {"success": record["success"]} if isinstance(record.get("success"), bool) else {}
     return {"messages": list(today(messages)), "tools": tools} | success
+
+
+def messages_of(record: dict) -> list[dict]:
+    """What was asked: the messages, behind Anthropic's field for a system message. Raises Unusable."""
+    request = next((r for r in nested(record, REQUESTS) if isinstance(r.get("messages"), list)), None)
+    if request is None:
+        raise Unusable("no messages found")
+    if not all(isinstance(m, dict) for m in request["messages"]):
+        raise Unusable("a message that is not an object")
+    system = request.get("system")
+    return [{"role": "system", "content": system}] * bool(system) + request["messages"]
+
+
+def found(record: dict, field: str) -> object:
+    """A field of a record's request, wherever it is; None if it is empty everywhere."""
+    return next((r[field] for r in nested(record, (*REQUESTS, "metadata")) if r.get(field)), None)
 
 
 def nested(record: dict, names: tuple) -> Iterator[dict]:
@@ -98,6 +109,8 @@ def answer(record: dict, asked: list[dict]) -> list[dict]:
             if choices[0].get("finish_reason") in CUT:
                 raise Unusable(f"the reply was cut off ({choices[0]['finish_reason']})")
             response = choices[0].get("message")
+        elif cut := next((response[name] for name in ("finish_reason", "stop_reason") if response.get(name) in CUT), 0):
+            raise Unusable(f"the reply was cut off ({cut})")
         elif response is not record and isinstance(response.get("messages"), list):
             new = added(asked, [m for m in response["messages"] if isinstance(m, dict)])
             if new and new[-1].get("role") != "assistant":
@@ -153,10 +166,13 @@ def take_out(manual: list[dict], text: str) -> tuple[list[dict], list[str], str]
     """Looks for the manual's sections in a text → the hints, the names of those whose text differs there, and the
     rest of the text. White space makes no difference, except that each heading must be on its own line."""
     hints, changed = [], []
+    first_lines = {section["text"].splitlines()[0] for section in manual}
     for section in manual:
         heads = headings(section["text"])
         end = r"(?=[^\S\n]*$)" if heads else r"(?!\w)"         # a longer text is another one
         match = re.search(as_written(section["text"]) + end, text, re.M)
+        if match and heads and (head := HEADING.search(text, match.end())) and head[0].strip() in first_lines:
+            match = match if not text[match.end():head.start()].strip() else None      # more lines before the next one
         if not match and heads:                                 # another version of the section: up to the next heading
             match = re.search(rf"^{as_written(heads)}[^\S\n]*$(?:\n(?!\s*#{{1,6}} ).*)*", text, re.M)
             changed += [section["name"]] if match else []
@@ -231,7 +247,7 @@ def bare(schema: object) -> object:
 def convert(paths: list[str], manual: list[dict], bare_tools: bool) -> tuple[list[dict], dict[str, list[str]], int]:
     """The chats; what is to be reported, {what: where}; and how many records there were. Without a manual, what becomes
     a hint are the tools' descriptions only."""
-    chats, report, records = [], defaultdict(list), 0
+    chats, report, records, failed = [], defaultdict(list), 0, set()
     stems = [Path(file).stem for file in paths]
     names = [stem if stems.count(stem) == 1 else f"{stem}-{k}" for k, stem in enumerate(stems, 1)]
     for file, name in zip(paths, names):
@@ -241,42 +257,55 @@ def convert(paths: list[str], manual: list[dict], bare_tools: bool) -> tuple[lis
             try:
                 if not isinstance(record, dict):
                     raise Unusable("not an object")
-                chat = {"id": f"{name}-{n}", "hints": []} | to_chat(record)
-                if wrong := check_chat(chat):
+                logged = {"id": f"{name}-{n}", "hints": []} | to_chat(record)
+                if wrong := check_chat(logged):
                     raise Unusable(f"{re.sub(r'[0-9]+', 'n', wrong[0])}: {wrong[1]}")
-                chat, changed = with_hints(normal(chat), manual) if manual else (normal(chat), [])
+                logged = normal(logged)
+                chat, changed = with_hints(logged, manual) if manual else (logged, [])
                 if bare_tools:
                     chat = with_tool_hints(chat)
                 if bare_tools and not chat["hints"]:
                     raise Unusable("its tools have no descriptions")
             except Unusable as e:
                 report[f"left out, {e}"].append(where)
+                failed |= failed_beginnings(record)
                 continue
-            chats.append((chat, where))
+            chats.append((chat, where, beginnings(logged["messages"])))
             absent = {s["name"] for s in manual} - {h["name"] for h in chat["hints"]}
             for section in (s["name"] for s in manual):
                 if section in absent:
                     report[f"without the section {section!r}"].append(where)
                 elif section in changed:
                     report[f"the section {section!r} has another text, which is kept"].append(where)
-    longest = without_beginnings(chats)
-    report["left out, a later record continues it or repeats it"] = [w for c, w in chats if c["id"] not in longest]
-    return [chat for chat, _ in chats if chat["id"] in longest], report, records
+            if not chat["tools"] and any("tool_calls" in message for message in chat["messages"]):
+                report['its replies call tools, but it has no "tools"'].append(where)
+    begun = {key for _, _, keys in chats for key in keys[:-1]}
+    whole = {keys[-1]: chat["id"] for chat, _, keys in chats if keys[-1] not in begun}     # of equal ones the last
+    report["left out, a later record continues it or repeats it"] = [
+        where for chat, where, keys in chats if whole.get(keys[-1]) != chat["id"]]
+    return [chat | {"success": False} if keys[-1] in failed else chat
+            for chat, _, keys in chats if whole.get(keys[-1]) == chat["id"]], report, records
 
 
-def without_beginnings(chats: list[tuple[dict, str]]) -> set[str]:
-    """The ids of the chats that are not the beginning of another one: an agent sends its conversation again with every
+def beginnings(messages: list[dict]) -> list[int]:
+    """A hash of each beginning of a conversation, and of all of it: an agent sends its conversation again with every
     request."""
-    whole, begun = {}, set()                                    # hash → id of the last such chat; hashes
-    for chat, _ in chats:
-        beginning = 0
-        for message in chat["messages"]:
-            begun.add(beginning)
-            calls = [call["function"] for call in message.get("tool_calls", ())]
-            said = json.dumps([message["role"], message["content"], calls], sort_keys=True)
-            beginning = hash((beginning, said))
-        whole[beginning] = chat["id"]
-    return {key for beginning, key in whole.items() if beginning not in begun}
+    def longer(before, message):
+        calls = [call["function"] for call in message.get("tool_calls", ())]
+        return hash((before, json.dumps([message["role"], message["content"], calls], sort_keys=True)))
+    return list(itertools.accumulate(messages, longer, initial=0))
+
+
+def failed_beginnings(record: object) -> set[int]:
+    """The beginnings of a conversation that failed, of a record that is left out: they have failed, too."""
+    try:
+        if not isinstance(record, dict) or record.get("success") is not False:
+            return set()
+        messages = list(today(messages_of(record)))
+    except Unusable:
+        return set()
+    wrong = mismatch({"messages": messages}, {"messages": [MESSAGE]}) or check_messages(messages)
+    return set() if wrong else set(beginnings(list(map(normal_message, messages))))
 
 
 def main():

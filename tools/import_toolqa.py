@@ -234,7 +234,8 @@ def import_dblp(db, folder, log):
 def import_graph(db, folder, graph, file, there, back, papers, log):
     """Writes a graph's nodes and edges by title and name, not by id: Appendix C's first kind of cleaning.
 
-    papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns its {id: name}.
+    papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns its {id: name},
+    where the title of a node without a name is one, too: of several papers with a title, one has a name.
     """
     net = read_pickle(folder / file)
     to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))
@@ -252,11 +253,18 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
         if key not in name_of:
             known = f", {to_name[key]!r}" if key in to_name else ""
             log(f"dblp, a node of {graph} that no name in {there} leads to", f"{key!r}{known}")
+    to_name = {key: node["title"] for key, node in net._node.items() if node.get("title")} | to_name
     papers = papers or to_name
     spoken = lambda attributes: {k: [papers.get(x, x) for x in v] if k == "papers" and isinstance(v, list) else v
                                  for k, v in attributes.items()}
-    nodes = ((name, json.dumps(spoken(net._node[key]), ensure_ascii=False)) for key, name in name_of.items())
     directed = hasattr(net, "_pred")
+
+    def neighbours(key):                                               # in the order that answers with several have
+        others = dict.fromkeys([*net._adj[key], *(net._pred[key] if directed else ())])
+        return [name_of[other] for other in others if other in name_of]
+
+    nodes = ((name, *(json.dumps(value, ensure_ascii=False) for value in (spoken(net._node[key]), neighbours(key))))
+             for key, name in name_of.items())
 
     def named():
         for a, others in net._adj.items():
@@ -267,14 +275,13 @@ def import_graph(db, folder, graph, file, there, back, papers, log):
                     else:
                         log(f"dblp, an edge of {graph} with such a node", f"{a!r}, {b!r}")
 
-    for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes", nodes),
+    for kind, columns, rows in (("nodes", "node PRIMARY KEY, attributes, neighbours", nodes),
                                 ("edges", "node1, node2, attributes, PRIMARY KEY (node1, node2)", named())):
         table = toolqa._quote(f"{kind}/{graph}")
         db.execute(f"DROP TABLE IF EXISTS {table}")
         db.execute(f"CREATE TABLE {table} ({columns})")
-        db.executemany(f"INSERT OR REPLACE INTO {table} VALUES ({'?, ?' if kind == 'nodes' else '?, ?, ?'})",
+        db.executemany(f"INSERT OR REPLACE INTO {table} VALUES (?, ?, ?)",
                        tqdm(rows, desc=f"{graph}, {kind}", unit=" rows", unit_scale=True, mininterval=1))
-    db.execute(f"CREATE INDEX {toolqa._quote('index/' + graph)} ON {toolqa._quote('edges/' + graph)} (node2)")
     return to_name
 
 

@@ -87,7 +87,9 @@ class World:
         """Writes the data as toolqa.py reads it."""
         tables = {"coffee": self.coffee, "flights": self.flights, "airports": self.airports,
                   "listings": self.listings, "businesses": self.businesses}
-        graphs = {"AuthorNet": (self.authors, self.together), "PaperNet": (self.papers, self.citations)}
+        in_order = lambda edges: dict(sorted(edges.items(), key=lambda edge: sorted(edge[0])))
+        graphs = {"AuthorNet": (self.authors, in_order(self.together)),              # neighbours in alphabetical order
+                  "PaperNet": (self.papers, in_order(self.citations))}
         _write_world(file, tables, graphs, self.agenda)
 
 

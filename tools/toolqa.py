@@ -6,7 +6,7 @@ The public functions are what the agent can call, and their docstrings are its t
 from the sandbox). The data directory holds world.sqlite, which `_write_world` makes:
 
     db/NAME       a table for load_db; numbers are stored as numbers, everything else as text
-    nodes/NAME    a graph for load_graph: node, attributes (JSON)
+    nodes/NAME    a graph for load_graph: node, attributes (JSON), neighbours (a JSON list, in the graph's order)
     edges/NAME    its undirected edges: node1, node2, attributes (JSON)
     agenda        FTS5, one text a row, for retrieve_agenda
 
@@ -147,13 +147,12 @@ def check_neighbours(graph, node):
 
     graph: what load_graph returned.
     node: the node's name.
-    Returns the list of the names of all nodes with an edge to it, in alphabetical order.
+    Returns the list of the names of all nodes with an edge to it, in the graph's order.
     Example: print(len(check_neighbours(graph, "Ann")))
     """
     _attributes("check_neighbours", graph, node := str(node))
-    rows = _db().execute(f"SELECT node2 FROM {graph.edges} WHERE node1 = ? UNION "
-                         f"SELECT node1 FROM {graph.edges} WHERE node2 = ? ORDER BY 1", (node, node))
-    return [row[0] for row in rows]
+    (names,) = _db().execute(f"SELECT neighbours FROM {graph.nodes} WHERE node = ?", (node,)).fetchone()
+    return json.loads(names)
 
 
 def check_nodes(graph, node):
@@ -191,7 +190,7 @@ def retrieve_agenda(query):
     query: the words to look for: names, dates, titles.
     Returns the texts with all these words, the best first, one a line, at most ten; if no text has them all,
     the three that come closest.
-    Example: print(retrieve_agenda("Ann 2020-12-24"))
+    Example: print(retrieve_agenda("Ann December 24, 2020"))
     """
     if not isinstance(query, str):
         raise TypeError(f"retrieve_agenda needs a text, not {type(query).__name__}")
@@ -379,11 +378,14 @@ def _write_world(file: str | Path, tables: dict[str, list[dict]], graphs: dict[s
         db.executemany(f"INSERT INTO {_quote('db/' + name)} VALUES ({', '.join('?' * len(columns))})",
                        (tuple(row[column] for column in columns) for row in rows))
     for name, (nodes, edges) in graphs.items():
-        db.execute(f"CREATE TABLE {_quote('nodes/' + name)} (node PRIMARY KEY, attributes)")
+        neighbours = {node: {} for node in nodes}               # dicts as ordered sets
+        for one, other in edges:
+            neighbours[one][other] = neighbours[other][one] = None
+        db.execute(f"CREATE TABLE {_quote('nodes/' + name)} (node PRIMARY KEY, attributes, neighbours)")
         db.execute(f"CREATE TABLE {_quote('edges/' + name)} (node1, node2, attributes, PRIMARY KEY (node1, node2))")
-        db.execute(f"CREATE INDEX {_quote('index/' + name)} ON {_quote('edges/' + name)} (node2)")
-        db.executemany(f"INSERT INTO {_quote('nodes/' + name)} VALUES (?, ?)",
-                       ((node, json.dumps(attributes)) for node, attributes in nodes.items()))
+        db.executemany(f"INSERT INTO {_quote('nodes/' + name)} VALUES (?, ?, ?)",
+                       ((node, json.dumps(attributes), json.dumps([*neighbours[node]]))
+                        for node, attributes in nodes.items()))
         db.executemany(f"INSERT INTO {_quote('edges/' + name)} VALUES (?, ?, ?)",
                        ((*pair, json.dumps(attributes)) for pair, attributes in edges.items()))
     if texts:

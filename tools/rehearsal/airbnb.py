@@ -163,8 +163,8 @@ def cheapest(homes):
     return all_best((-dollars(home), home["NAME"]) for home in homes if home["price"])
 
 
-def cheapest_hotel_room(homes, neighbourhood):
-    return cheapest(such(homes, neighbourhood=neighbourhood, **{"room type": "Hotel room"}))
+def cheapest_there(homes, neighbourhood):
+    return cheapest(such(homes, neighbourhood=neighbourhood))
 
 
 def cheapest_around(homes, long, lat):
@@ -255,10 +255,10 @@ TEMPLATES = [
         "In {neighbourhood}, how many airbnbs are there with a review rate of no less than 4?"),
         a_neighbourhood, settled(high_rates, by_id)),
     Template("room with the lowest price", (5, 1, 3), (0, 0, 9), (
-        "Which hotel room in {neighbourhood} has the lowest price?",
-        "Name the cheapest hotel room in {neighbourhood}.",
-        "In {neighbourhood}, which hotel room would you recommend for its lowest price?"),
-        a_neighbourhood, settled(cheapest_hotel_room, by_id)),
+        "Which room in {neighbourhood} has the lowest price?",
+        "Name the cheapest room in {neighbourhood}.",
+        "In {neighbourhood}, which room would you recommend for its lowest price?"),
+        a_neighbourhood, settled(cheapest_there, by_id)),
     Template("shared room with the lowest price", BY_ID, SEEN, (
         "Which Shared room within 10 miles of longitude {long} and latitude {lat} has the lowest price?",
         "Name the cheapest Shared room in a radius of 10 miles around {long} longitude and {lat} latitude.",
