@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # The coaching loop (Algorithm 1 of the paper) on the built-in starter. If it is interrupted, run it again: it continues
 # where it stopped.
-# For your own agent, copy this file beside this one, and start the copy with RUN=runs/NAME. Change `agent` (its limits
-# suit the starter, too), --model, the task files and `mistakes`. Of the options of distill.py keep only --model,
-# --verified, --data, --balance, $adapters and --out: the others suit the starter (README, "With a real model"). Where
-# the folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run it again.
+# For your own agent, copy this file beside this one, and start the copy with RUN=runs/NAME. Change `agent`, --model, the
+# task files and `mistakes`. The limits in `agent` are the starter's: a real model needs the default --max-new-tokens and
+# a smaller --batch. If all your hints together exceed --max-length, delete the line 2-combined. Of the options of
+# distill.py keep only --model, --verified, --data, --balance, $adapters and --out: the others suit the starter (README,
+# "With a real model"). Where the folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run
+# it again.
 set -euo pipefail
 cd "$(dirname "$0")"
 
@@ -43,7 +45,7 @@ for round in 2 3; do
     $python review.py $run/seen$round.jsonl $mistakes --corrected $run/corrected$round.jsonl \
         --html $run/review$round.html > /dev/null
     $python collect.py $agent $adapters $new --hints task --out $run/hinted$round.jsonl
-    $python distill.py $learn ${later[$round]} $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
+    $python distill.py $learn ${later[$round]:-} $adapters --data $run/corrected$round.jsonl $run/hinted$round.jsonl \
         --balance $earlier --batch 16 --row 2730 --seed 0 1 --out $run/round$round
     adapters="$adapters --adapter $run/round$round" earlier="$earlier $run/hinted$round.jsonl"
     evaluate $((round + 2))-round$round $adapters

@@ -17,7 +17,7 @@ from agent import options, rollouts
 from agent.play import play
 from desk import backend, chats, suites
 from desk.run_report import run_page
-from desk.tables import table
+from desk.tables import changes, table
 from formats import records
 from formats.model_card import add_results
 from planning import plan
@@ -63,6 +63,8 @@ def arguments() -> Namespace:
 def print_table(paths: list[str], html: str | None, card: str | None) -> None:
     files.refuse_overwriting(html, paths)
     print(text := table(paths))
+    if said := changes(paths):
+        print(f"\n{said}")
     if card:
         add_results(card, text)
     if html:

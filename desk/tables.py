@@ -1,5 +1,6 @@
 """Success rates and the table of several results, as in the paper."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -44,6 +45,28 @@ def table(paths: Sequence[str | Path]) -> str:
     last = ["all", *USAGE]
     columns = [*dict.fromkeys(column for row in rows for column in row if column not in last), *last]
     return markdown([columns, *([row.get(column, "") for column in columns] for row in rows)])
+
+
+def changes(paths: Sequence[str | Path]) -> str:
+    """How many trials became right and how many wrong from each results file to the next, where both have them, and
+    which types of task got worse. A line for each pair of files that share trials."""
+    lines, results = [], [(name, records.read_trajectories(file)) for name, file in zip(names(paths), paths)]
+    for (one, earlier), (other, later) in itertools.pairwise(results):
+        before, after = ({t["id"]: t for t in some} for some in (earlier, later))
+        shared = [(before[key], after[key]) for key in before if key in after]
+        if not shared:
+            continue
+        right = sum(b["success"] and not a["success"] for a, b in shared)
+        wrong = sum(a["success"] and not b["success"] for a, b in shared)
+        counts = {}
+        for a, b in shared:
+            count = counts.setdefault(a["task"]["template"], [0, 0, 0])
+            count[:] = count[0] + a["success"], count[1] + b["success"], count[2] + 1
+        worse = sorted((b - a, f"{template} {a} → {b} of {n}") for template, (a, b, n) in counts.items() if b < a)
+        lines.append(f"{one} → {other}: of {len(shared)} trials, {right} became right and {wrong} wrong"
+                     + (f"; worse: {', '.join(text for _, text in worse[:5])}" if worse else "")
+                     + (", …" if len(worse) > 5 else ""))
+    return "\n".join(lines)
 
 
 def markdown(rows: list[list[str]]) -> str:

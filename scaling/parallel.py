@@ -7,6 +7,8 @@
 Without torchrun there is one process, and no function here communicates.
 """
 
+from common import files
+
 import functools
 import os
 import sys
@@ -86,10 +88,23 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     alone = device.type == "cpu" and not MANY
     model = Llama.from_pretrained(path, dtype, "meta" if MANY and not whole else device,
                                   linear_dtype if alone else None)
+    check_order(adapters)
     for adapter in adapters:
         load_adapter(model, adapter, path)
     fold(model)
     return model.eval()
+
+
+def check_order(adapters: Sequence[str | Path]) -> None:
+    """Warns of an adapter that distill.py has trained on top of others than those before it. Only the names of their
+    folders count."""
+    for n, adapter in enumerate(adapters):
+        note, name = Path(adapter) / "arguments.json", lambda paths: " ".join(Path(p).name for p in paths)
+        below = files.read_json(note).get("adapter") if note.is_file() else None
+        if RANK == 0 and isinstance(below, list) and name(below) != name(adapters[:n]):
+            print(f"WARNING: {adapter} was trained on top of {name(below) or 'the model alone'} and is now on top of "
+                  f"{name(adapters[:n]) or 'the model alone'}; give all adapters in the order of their rounds",
+                  file=sys.stderr)
 
 
 # ---- sampling: replicas, each on --tp processes --------------------------------------------------------------------

@@ -325,13 +325,6 @@ def test_the_documentation_of_tools_is_a_hint_section(tmp_path):
     assert lines[2].startswith("complete_task(report, answer): ") and len(lines) == 3
 
 
-def test_a_hint_file_with_text_outside_a_section_is_named(tmp_path):
-    with pytest.raises(ValueError, match=r"coffee\.md, line 2: text outside a section"):
-        load_hints(hint_dir(tmp_path, coffee="\nhello\n## tools: x\ny"))
-    with pytest.raises(ValueError, match="no .*md file"):
-        load_hints(tmp_path / "nothing")
-
-
 @pytest.mark.parametrize("named, warned", [
     ("opening price", False), ("opening prise", True), ("lowest price", False), (None, False)])
 def test_a_mistyped_template_is_named(tmp_path, capsys, named, warned):

@@ -8,7 +8,7 @@ import pytest
 
 import evaluate
 from agent.hints import load_hints
-from desk.tables import percent, table
+from desk.tables import changes, percent, table
 from formats.records import read_tasks
 
 
@@ -42,6 +42,19 @@ def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):
     assert rows[2] == ["none", "0.0 ± 0.0", "", "0.0 ± 0.0", "100", "5", "0.50"]
     assert rows[3] == ["task", "100.0 ± 0.0", "50.0 ± 0.0", "75.0 ± 0.0", "200", "5", "0.50"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_what_changed_from_one_file_to_the_next_is_counted(tmp_path):
+    """Ten tasks in two trials: 8 and 9 right, then 6 and 10; and tasks that the second file does not have."""
+    earlier, later = results([8, 9]) + results([3], "yelp"), results([6, 10])
+    for t in later[5:10]:
+        t["task"]["template"] = "other"
+    for t in earlier[5:10]:
+        t["task"]["template"] = "other"
+    for name, trajectories in ("a", earlier), ("b", later), ("c", results([1], "dblp")):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(t) + "\n" for t in trajectories))
+    assert changes([tmp_path / f"{name}.jsonl" for name in "abc"]) == (
+        "a → b: of 20 trials, 1 became right and 2 wrong; worse: other 3 → 1 of 5")
 
 
 def test_files_may_begin_with_a_byte_order_mark(tmp_path):

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import lora
 from formats import vllm
 from model import Config, Linear, Llama
+from scaling import parallel
 from test_model import LOGITS, ROOT, load, recorded
 
 RECORDINGS = ROOT / "tests" / "recordings"
@@ -45,6 +46,19 @@ def test_what_we_write_gives_the_logits_that_peft_gets_from_it(base, tmp_path):
     model = load(base, tmp_path)
     lora.load_adapter(model, ours(base, "ours", tmp_path))
     close(model(ROW)[0, ::8], LOGITS[f"ours-{base}"])
+
+
+def test_an_adapter_without_those_that_it_was_trained_on_is_reported(tmp_path, capsys):
+    for name, below in ("round1", []), ("round2", ["runs/round1"]), ("peft", None):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "arguments.json").write_text(json.dumps({"adapter": below}))
+    one, two, other = (tmp_path / name for name in ("round1", "round2", "peft"))
+    for right in ([], [one], [one, two], [other], [one, two, other]):
+        parallel.check_order(right)
+    assert not capsys.readouterr().err
+    for wrong, says in ([two], "top of round1 and is now on top of the model alone"), ([other, one], "on top of peft;"):
+        parallel.check_order(wrong)
+        assert says in capsys.readouterr().err
 
 
 def test_a_saved_adapter_loads_as_it_was(tmp_path):

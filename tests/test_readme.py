@@ -1,11 +1,14 @@
 """The README's example, run as it stands there; and that what the documentation names exists."""
 
+import json
 import os
 import re
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+import pytest
 
 from desk.tables import percent
 from formats.records import read_trajectories
@@ -65,5 +68,28 @@ def test_commands_and_flags_in_the_documentation_exist():
 def test_the_figures_are_those_of_the_result_files():
     sys.path.insert(0, str(ROOT / "docs"))
     import draw
-    for file in (ROOT / "docs/results").glob("*.jsonl"):
+    assert (files := list((ROOT / "docs/results").glob("*.jsonl")))
+    for file in files:
         assert (ROOT / f"docs/images/{file.stem}.svg").read_text() == draw.draw(draw.read_results(file))
+
+
+@pytest.mark.parametrize("row, file", {
+    "the model | none": "none-test", "the model | for this type of task": "task-test",
+    "the model | all (one task of each type)": "combined-41", "after round 1 | none": "round1-three-epochs-test",
+    "after round 2 | none": "round2-three-epochs-test", "after round 3 | none": "round3-three-epochs-test"}.items())
+def test_a_row_of_the_readmes_first_table_is_what_its_result_file_holds(row, file):
+    records = [json.loads(line) for line in open(ROOT / f"docs/results/rehearsal/{file}.jsonl")]
+    n, right = len(records), sum(record["success"] for record in records)
+    p, tokens = right / n, sum(record["usage"]["input_tokens"] for record in records) / n
+    rows = re.findall(rf"^\| {re.escape(row)} \| (.*) \|$", (ROOT / "README.md").read_text(), re.M)
+    success, read = rows[0].replace("*", "").split(" | ")
+    assert success in (f"{right} of {n}", f"{100 * p:.1f} ± {100 * (p * (1 - p) / (n - 1)) ** 0.5:.1f} %")
+    assert read == f"{tokens:,.0f}"
+
+
+def test_the_readmes_rows_of_the_starter_are_those_of_the_result_file():
+    readme = (ROOT / "README.md").read_text()
+    assert (agents := [json.loads(line) for line in open(ROOT / "docs/results/starter.jsonl")])
+    for agent in agents:
+        figures = f"{agent['success']:.1f} ± {agent['error']:.1f} % | {agent['input_tokens']:,} |"
+        assert re.search(rf"^\| {agent['agent']} \| .* \| {re.escape(figures)}$", readme, re.M), agent

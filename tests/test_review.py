@@ -100,12 +100,6 @@ def test_a_flagged_state_is_cut_before_the_bad_step(tmp_path):
     assert state["hint"] == {"name": "print-it", "text": "Print what you looked up."} and state["id"] == "t#0!print-it"
 
 
-def test_a_detector_that_raises_is_named_with_the_step(tmp_path):
-    m = mistake(tmp_path, "python = 'def detect(trajectory, step): return step[\"nothing\"]'")
-    with pytest.raises(ValueError, match=r"print-it\.md, field 'python': on step 1 of t#0: KeyError"):
-        m.first_step(trajectory("x"))
-
-
 def test_what_a_hint_does_is_counted_over_rollouts(tmp_path):
     """Three flagged states, of which the first was in a success; two rollouts from each. Then the first one fails."""
     m = mistake(tmp_path, "regex = 'x'")

@@ -56,7 +56,7 @@ def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> 
     reach = args.alpha / args.rank * args.lr * sum(factor(t, updates, args) for t in range(updates))
     if reach < (SHORT / 5 if args.adapter else SHORT):
         lines.append(f"{updates} updates with --lr {args.lr:g} may hardly move the adapter: they reach {reach:.1g}, "
-                     "where 0.02 is usual (docs/coaching.md). Raise --lr, up to 5e-4, or --epochs")
+                     "where 0.02 is usual. docs/coaching.md, 'How long, and how fast', has settings for few updates")
     if seen is not None and seen < FEW:
         lines.append(f"the model will see each type of task {seen:.1f} times, where {USUAL} is usual "
                      "(docs/coaching.md). Raise --epochs, or collect more tasks of each type")
