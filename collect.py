@@ -25,6 +25,7 @@ from desk import backend
 from desk.ask import ask
 from formats import records
 from planning import plan
+from scaling import parallel
 
 
 def main():
@@ -63,7 +64,10 @@ def main():
         parser.error("--resample plays the flagged prompts as they are; it takes no --hints, --kinds or --hints-for")
 
     if args.resample:
-        planned = rollouts.corrections(records.read_flagged(args.resample), args, args.samples, args.control)
+        states = records.read_flagged(args.resample)
+        if parallel.RANK == 0:
+            rollouts.check_player(states, args)
+        planned = rollouts.corrections(states, args, args.samples, args.control)
     else:
         planned = rollouts.trials(records.read_tasks(args.tasks), args)
     chat = backend.chat_with(args)

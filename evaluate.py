@@ -11,13 +11,14 @@ Success is an exact match of the answer (paper §5.1), in percent, with the stan
 from common import command_line, files
 
 import functools
+import sys
 from argparse import Namespace
 
 from agent import options, rollouts
 from agent.play import play
 from desk import backend, chats, suites
 from desk.run_report import run_page
-from desk.tables import changes, table
+from desk.tables import changes, table, unfinished
 from formats import records
 from formats.model_card import add_results
 from planning import plan
@@ -62,6 +63,10 @@ def arguments() -> Namespace:
 
 def print_table(paths: list[str], html: str | None, card: str | None) -> None:
     files.refuse_overwriting(html, paths)
+    for path in paths:
+        if unfinished(records.read_trajectories(path)):
+            print(f"WARNING: {path}: its trials have different tasks, as if it were unfinished; its row says little",
+                  file=sys.stderr)
     print(text := table(paths))
     if said := changes(paths):
         print(f"\n{said}")

@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 from agent import options
 from agent.play import play
-from agent.rollouts import corrections, play_all
+from agent.rollouts import check_player, corrections, play_all
 from desk import backend, judge, report
 from desk.effects import gain, hint_effects, rate, read_corrected
 from desk.mistakes import Finding, Mistake, flag, load_mistakes
@@ -143,6 +143,7 @@ def try_hint(found: list[Finding], args: Namespace) -> dict:
 def resample(found: list[Finding], args: Namespace) -> list[dict]:
     """A corrected action from each flagged state, in the same order, made as collect.py --resample makes it."""
     states, made = [flag(*finding) for finding in found], []
+    check_player(states, args)
     chat = backend.chat_with(args)
     output = SimpleNamespace(replica=0, replicas=1, done=(), write=made.append)
     player = functools.partial(play, chat, max_steps=args.max_steps, only_next=not args.rollout)

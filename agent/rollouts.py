@@ -195,6 +195,17 @@ def check_tokens(trajectories: list[dict], chat: Chat) -> None:
                              "only the model that has played it can continue from there")
 
 
+def check_player(states: list[dict], args: Namespace) -> None:
+    """Warns if another agent has played the states than the one that is to continue them, by the names of the model's
+    and the adapters' folders."""
+    agent = lambda model, adapters: " + ".join(Path(x).name for x in (model, *adapters))
+    now = agent(args.model, args.adapter)
+    before = {agent(t["model"], t["adapters"]) for t in states if "model" in t and "adapters" in t} - {now}
+    if before:
+        print(f"WARNING: {min(before)} has played these states, and {now} continues them; is an --adapter missing?",
+              file=sys.stderr)
+
+
 def check_templates(tasks: list[dict], sections: list[dict]) -> None:
     """Warns of a `for:` that names a template which no task has, if a template without hints of its own is spelled
     almost like that."""

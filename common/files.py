@@ -118,7 +118,7 @@ def as_lines(records: Iterable[dict]) -> str:
 # ---- the arguments that made a file
 
 # Arguments that are compared only if both runs have noted them.
-WHERE_KNOWN = "hint_dir", "content of hint_dir", "content of data", "content of model"
+WHERE_KNOWN = "hint_dir", "content of hint_dir", "content of data", "content of model", "content of judge"
 MODEL = ".safetensors", ".json", ".jinja"                       # a model's files
 END = 2 ** 20                                                   # bytes
 
@@ -164,7 +164,7 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
     sums = {}
     for name, value in arguments.items():
         values = [str(x) for x in (value if isinstance(value, list) else [value]) if isinstance(x, (str, Path))]
-        if name == "model":
+        if name in ("model", "judge"):
             sums[name] = [sketch(x, MODEL) for x in values]
         elif name == "data" and not isinstance(value, list):    # the tools' folder; distill.py has files of this name
             sums[name] = [sketch(x) for x in values]
@@ -205,7 +205,7 @@ class Output:
         content = self.file.read()
         if replica == 0:
             matter = {k: v for k, v in arguments.items() if k not in ("tp", "batch", "require_sandbox", "patience")}
-            made = any(b"\n" in part.read_bytes() for part in (self.path, *self.parts()))
+            made = any(part.stat().st_size for part in (self.path, *self.parts()))
             same_arguments(self.path.with_name(f"{self.path.name}.args"), matter, made)
         end = content.rfind(b"\n") + 1
         if end < len(content):

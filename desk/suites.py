@@ -34,7 +34,9 @@ PROMPTS = {
     "gsm8k": "Solve this problem. Reason step by step, then write the answer, a number alone, between <answer> and "
              "</answer>.\n\n{question}",
 }
+NUMBER = re.compile(r"(?<![\d.])-?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+|(?=\.\d))(?:\.\d+)?")
 TAGS = {"humaneval": "python", "gsm8k": "answer"}
+FUTURE = re.compile(r"^from __future__ import .*$", re.M)               # has to come first in a program
 FIELDS = {"humaneval": ("task_id", "prompt", "entry_point", "canonical_solution", "test"),
           "gsm8k": ("question", "answer")}
 
@@ -72,10 +74,12 @@ def read_suite(suite: str, file: str | Path) -> list[dict]:
 
 
 def number(text: str) -> str:
-    """The last number in a text, in one form: "1,200.00" becomes "1200". "" if there is none."""
-    found = re.findall(r"-?\d[\d,]*(?:\.\d+)?", text)
+    """The last number in a text, in one form: "1,200.00" becomes "1200". "" if there is none. Commas separate
+    thousands, and a minus does not follow a digit."""
+    found = NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     value = found[-1].replace(",", "") if found else ""
-    return value.rstrip("0").rstrip(".") if "." in value else value
+    value = value.rstrip("0").rstrip(".") if "." in value else value
+    return {"-0": "0"}.get(value, value.replace(".", "0.", 1) if value.lstrip("-").startswith(".") else value)
 
 
 def attempt(chat: Chat, trajectory: dict) -> Generator:
@@ -88,7 +92,7 @@ def attempt(chat: Chat, trajectory: dict) -> Generator:
     trajectory["usage"]["output_tokens"] += written
     before, _, inside = text.rpartition(f"<{tag}>")       # no opening tag: it began the response, or was forgotten
     inside, closed, _ = inside.partition(f"</{tag}>")
-    code = code_in(text) if tag == "python" else ""
+    code = solution(text, task["entry_point"]) if tag == "python" else ""
     step = {"monologue": before, "code": code, "observation": "", "hint": None,
             "token_ids": {} if ids is None else {"code": ids}}
     trajectory["steps"].append(step)
@@ -104,12 +108,24 @@ def attempt(chat: Chat, trajectory: dict) -> Generator:
     trajectory["success"] = trajectory["stop"] == "complete" and trajectory["answer"] == task["answer"]
 
 
+def solution(text: str, name: str) -> str:
+    """The code in a response: the first, or if only all blocks together define the function, all of them."""
+    code, blocks = code_in(text), "\n\n".join(re.findall(r"```\w*\n(.*?)```", text, re.S))
+    return blocks if not defines(code, name) and defines(blocks, name) else code
+
+
+def defines(code: str, name: str) -> bool:
+    return bool(re.search(rf"^(?:(?:async )?def {re.escape(name)}\b|{re.escape(name)} *=)", code, re.M))
+
+
 def program(task: dict, code: str, passed: str) -> str:
-    """The prompt with its imports and helpers, the code, and the tests, after which it answers `passed`."""
-    name = re.escape(task["entry_point"])
-    if not re.search(rf"^(?:(?:async )?def {name}\b|{name} *=)", code, re.M):    # the body: it continues the prompt
+    """The prompt with its imports and helpers, the code, and the tests, after which it answers `passed`. As in the
+    official harness, it is not the main program: what stands below `if __name__ == "__main__"` does not run."""
+    if not defines(code, task["entry_point"]):           # the body: it continues the prompt
         code = textwrap.indent(code, "    ")
-    return f"{task['question']}\n\n{code}\n\n{task['test']}\ncomplete_task('', {passed!r})"
+    first = "".join(f"{line}\n" for line in FUTURE.findall(code))
+    return (f"{first}__name__ = 'solution'\n{task['question']}\n\n{FUTURE.sub('', code)}\n\n{task['test']}\n"
+            f"complete_task('', {passed!r})")
 
 
 def main():

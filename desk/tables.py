@@ -26,6 +26,14 @@ def percent(trajectories: list[dict]) -> tuple[float, float]:
     return statistics.mean(rates), error
 
 
+def unfinished(trajectories: list[dict]) -> bool:
+    """Do the trials have different tasks? Then their means, and the error over them, say little."""
+    trials = {}
+    for t in trajectories:
+        trials.setdefault(t["id"].rpartition("#")[2], set()).add(t["task"]["id"])
+    return any(tasks != next(iter(trials.values())) for tasks in trials.values())
+
+
 def by_group(trajectories: list[dict]) -> dict[str, list[dict]]:
     """{group of tasks: its trajectories}, in the order in which the groups occur."""
     groups = {}
@@ -71,6 +79,7 @@ def changes(paths: Sequence[str | Path]) -> str:
 
 def markdown(rows: list[list[str]]) -> str:
     """Rows of cells as a Markdown table; the first row is its head."""
+    rows = [[cell.replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["| " + " | ".join(cell.ljust(width) for cell, width in zip(row, widths)) + " |" for row in rows]
     return "\n".join([lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:]])
@@ -85,7 +94,8 @@ def names(paths: Sequence[str | Path]) -> list[str]:
 def describe(trajectories: list[dict]) -> dict[str, str]:
     """A row of the table, {column: text}."""
     groups = by_group(trajectories)
-    row = {group: with_error(groups[group]) for group in sorted(groups)}
+    row = {f"group {group}" if group in ("agent", "all", *USAGE) else group: with_error(groups[group])
+           for group in sorted(groups)}
     row["all"] = with_error(trajectories)
     return row | {column: form.format(mean_usage(trajectories, field)) for column, (field, form) in USAGE.items()}
 

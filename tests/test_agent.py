@@ -158,6 +158,13 @@ def test_a_flagged_step_is_played_again_however_late_it_is(chat):
     assert ran[-1] == "print(5)" and trajectory["steps"][-1]["observation"] == "5" and len(trajectory["steps"]) == 5
 
 
+def test_another_agent_than_the_one_that_played_a_state_is_reported(capsys):
+    states = [{"id": "t-1#0!m", "model": "models/starter", "adapters": ["runs/round1"]}]
+    for adapters, warned in (["elsewhere/round1"], False), ([], True), (["round1", "round2"], True):
+        rollouts.check_player(states, types.SimpleNamespace(model="starter", adapter=adapters))
+        assert ("starter + round1 has played" in capsys.readouterr().err) == warned
+
+
 def test_a_state_without_token_ids_is_refused_by_its_name(chat):
     steps = [step(chat, "look", "print(1)", "1") | {"token_ids": {}}]
     state = {"id": "t-1#0!m", "steps": steps, "hint": {"name": "m", "text": "x"}}
@@ -374,6 +381,10 @@ def test_an_output_made_by_other_arguments_or_in_use_is_refused_and_left_alone(t
     with pytest.raises(ValueError, match="other arguments .*seed"):
         files.Output(file, {"seed": 2})
     assert file.read_text() == '{"id": "a"}\n'
+    (tmp_path / "notes.json").write_text('{"no": "line end"}')
+    with pytest.raises(ValueError, match="other arguments .*notes.json.args is missing"):
+        files.Output(tmp_path / "notes.json", {"seed": 1})
+    assert (tmp_path / "notes.json").read_text() == '{"no": "line end"}'
 
 
 def test_an_output_made_from_other_tasks_or_hints_is_refused_and_another_batch_is_not(tmp_path):
@@ -404,11 +415,13 @@ def test_an_output_made_by_another_adapter_of_that_name_is_refused(tmp_path):
 
 
 def test_an_output_resumes_in_another_folder_and_not_with_other_data_or_another_model(tmp_path):
-    for folder in ("data", "model"):
+    for folder in ("data", "model", "judge"):
         (tmp_path / folder).mkdir()
     (tmp_path / "data" / "prices.csv").write_text("tea,3\n")
-    (tmp_path / "model" / "model.safetensors").write_bytes(b"one")
-    arguments = {"data": tmp_path / "data", "model": str(tmp_path / "model"), "tools": files.ROOT / "tools/toolqa.py"}
+    for folder in ("model", "judge"):
+        (tmp_path / folder / "model.safetensors").write_bytes(b"one")
+    arguments = {"data": tmp_path / "data", "tools": files.ROOT / "tools/toolqa.py",
+                 "model": str(tmp_path / "model"), "judge": str(tmp_path / "judge")}
 
     def open_it(folder, arguments):
         output = files.Output(tmp_path / folder / "o.jsonl", arguments | {"out": f"{tmp_path}/{folder}/o.jsonl"})
@@ -420,7 +433,7 @@ def test_an_output_resumes_in_another_folder_and_not_with_other_data_or_another_
     (tmp_path / "run").rename(tmp_path / "moved")
     (tmp_path / "model" / "README.md").write_text("A model card.")
     open_it("moved", arguments)
-    for name, content in ("data", "tea,4\n"), ("model", "two"):
+    for name, content in ("data", "tea,4\n"), ("model", "two"), ("judge", "two"):
         file = next(file for file in (tmp_path / name).iterdir() if file.suffix != ".md")
         before = file.read_text()
         file.write_text(content)

@@ -325,6 +325,9 @@ GSM8K = [{"question": "Tom has 3 boxes of 400 nails. How many nails?",
 @pytest.mark.parametrize("suite, lines, right, wrong", [
     ("humaneval", HUMANEVAL, "```python\ndef twice(x):\n    return helper(x) + x\n```",
      "complete_task('', 'passed')\ndef half(x):\n    return 3"),
+    ("humaneval", HUMANEVAL, "First:\n```python\nimport math\n```\nThen:\n```python\n"
+     "from __future__ import annotations\ndef twice(x: Later):\n    return 2 * math.floor(x)\n\nif __name__ == '__main__':\n    assert twice(1) == 3\n```",
+     "def half(x):\n    return x // 3"),
     ("humaneval", HUMANEVAL, "<python>\n    def add(y):\n        return helper(x) + y\n    return add(x)\n</python>",
      "    return 2 * x"),
     ("gsm8k", GSM8K, "Three times 400 is 1200. <answer>1200.00", "I think it is 1500.")])
@@ -354,6 +357,13 @@ def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong
 def test_a_benchmarks_question_has_its_tags_also_for_a_model_here(suite):
     chat, wording = Chat(ROOT / "starter"), suites.PROMPTS[suite]
     assert wording in chat.decode(chat.ask(wording))
+
+
+@pytest.mark.parametrize("text, number", [
+    ("about 1,200.00 nails", "1200"), ("$1,234,567.50", "1234567.5"), (".5", "0.5"), ("10-12", "12"), ("1,2,3", "3"),
+    ("\N{MINUS SIGN}5", "-5"), ("-0", "0"), ("12345.", "12345"), ("none", "")])
+def test_the_last_number_is_the_answer(text, number):
+    assert suites.number(text) == number
 
 
 def test_a_verdict_is_read_with_or_without_its_opening_tag_and_never_guessed():

@@ -1,6 +1,7 @@
 """Success rates, their standard errors, the table."""
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 
 import evaluate
 from agent.hints import load_hints
-from desk.tables import changes, percent, table
+from desk.tables import changes, percent, table, unfinished
 from formats.records import read_tasks
 
 
@@ -42,6 +43,19 @@ def test_the_table_has_a_row_a_file_and_a_column_a_group(tmp_path):
     assert rows[2] == ["none", "0.0 ± 0.0", "", "0.0 ± 0.0", "100", "5", "0.50"]
     assert rows[3] == ["task", "100.0 ± 0.0", "50.0 ± 0.0", "75.0 ± 0.0", "200", "5", "0.50"]
     assert len({len(line) for line in lines}) == 1
+
+
+def test_unfinished_results_are_recognized():
+    whole = results([8, 9, 10])
+    assert not unfinished(whole) and unfinished(whole[:-1]) and unfinished(whole + results([1], "yelp"))
+
+
+def test_names_of_groups_that_columns_have_and_bars_do_not_spoil_the_table(tmp_path):
+    played = results([10], "all") + results([0], "b|c")
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(t) + "\n" for t in played))
+    head, _, row = table([tmp_path / "a.jsonl"]).splitlines()
+    assert [cell.strip() for cell in re.split(r"(?<!\\)\|", head)[1:5]] == ["agent", "group all", "b\\|c", "all"]
+    assert [cell.strip() for cell in row.split("|")[1:5]] == ["a", "100.0", "0.0", "50.0"]
 
 
 def test_what_changed_from_one_file_to_the_next_is_counted(tmp_path):

@@ -159,6 +159,21 @@ def test_what_is_cut_and_left_out_adds_up():
             assert len(begin) + int(count) + len(end) == length and len(begin) + len(end) <= 21
 
 
+@pytest.mark.parametrize("code", [
+    "print('x' * 10000, end='')", "complete_task('', 'x' * 10000)", "complete_task('x' * 10000, '')"])
+def test_what_is_cut_is_cut_once(world, code):
+    with world.start() as box:
+        observation = box.run(code)
+    text = max((observation.text, *(observation.completed or ())), key=len)
+    assert text == f"{'x' * 2000}\n[… 6,000 characters left out …]\n{'x' * 2000}"
+
+
+def test_the_code_sees_no_arguments_of_ours(world):
+    with world.start() as box:
+        assert box.run("import sys, argparse\nprint(sys.argv, argparse.ArgumentParser().parse_args())").text == (
+            "[''] Namespace()\n")
+
+
 def test_the_scratch_directory_can_be_used_and_is_each_trajectorys_own(world):
     if "Permission" in (first := world.start()).run("open('note', 'w').write('x')").text:
         pytest.skip("no user namespaces here: no scratch directory to write in")

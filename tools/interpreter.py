@@ -24,7 +24,7 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
 
     def complete_task(report, answer):
         """Ends the task with a report of what was done and the answer."""
-        texts = cut(str(report), limit), cut(str(answer), limit)
+        texts = cut(str(report), bound), cut(str(answer), bound)
         if not console.closed:
             console.flush()
         reply(*texts)
@@ -32,6 +32,8 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
         raise Completed
 
     complete_task.__qualname__ = "complete_task"         # what a TypeError calls it
+    bound = 8 * limit                                    # below a reply's mebibyte; the warden cuts to the limit
+    sys.argv = sys.orig_argv = [""]
     random.seed(0)                                       # the same in every run, as a fixed hash seed is
     main = sys.modules["__main__"] = types.ModuleType("__main__")
     given = functions | {"complete_task": complete_task}
@@ -53,7 +55,7 @@ def interpret(requests: int, replies: int, output: int, functions: dict[str, Cal
         except BaseException as error:
             console = opened() if console.closed else console
             try:
-                console.write(cut(explain(error, given), limit))
+                console.write(cut(explain(error, given), bound))
             except BaseException:                        # say its text does not fit into memory
                 console.write(f"{type(error).__name__}, with a text that cannot be shown\n")
         console = opened() if console.closed else console            # by the code
