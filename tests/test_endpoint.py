@@ -326,7 +326,8 @@ GSM8K = [{"question": "Tom has 3 boxes of 400 nails. How many nails?",
     ("humaneval", HUMANEVAL, "```python\ndef twice(x):\n    return helper(x) + x\n```",
      "complete_task('', 'passed')\ndef half(x):\n    return 3"),
     ("humaneval", HUMANEVAL, "First:\n```python\nimport math\n```\nThen:\n```python\n"
-     "from __future__ import annotations\ndef twice(x: Later):\n    return 2 * math.floor(x)\n\nif __name__ == '__main__':\n    assert twice(1) == 3\n```",
+     "from __future__ import annotations\ndef twice(x: Later):\n    return 2 * math.floor(x)\n\n"
+     "if __name__ == '__main__':\n    assert twice(1) == 3\n```",
      "def half(x):\n    return x // 3"),
     ("humaneval", HUMANEVAL, "<python>\n    def add(y):\n        return helper(x) + y\n    return add(x)\n</python>",
      "    return 2 * x"),
