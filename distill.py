@@ -182,17 +182,17 @@ def card_text(args):
 
 def settings(args):
     """The settings that the model card lists."""
-    names = ("data", "balance", "keep", "verified", "loss", "rank", "alpha", "lora_dropout", "targets", "lr", "decay",
-             "warmup", "epochs", "batch", "kl_temperature", "hint_dropout", "seed", "weight")
+    names = ("adapter", "data", "balance", "keep", "val", "verified", "loss", "rank", "alpha", "lora_dropout",
+             "targets", "lr", "decay", "warmup", "epochs", "batch", "kl_temperature", "hint_dropout", "seed", "weight")
     return {name.replace("_", " "): getattr(args, name) for name in names}
 
 
 def select_records(args):
     """For each seed, the records of each epoch: all of --data, some of --balance, drawn anew for each epoch, and all of
-    --keep, marked as `kept`. Sets args.epochs if it is None. Raises ValueError if --data or --keep has none."""
+    --keep, marked as `kept`. Sets args.epochs if it is None. Raises ValueError if one of them has none."""
     records = usable_records(args.data, args)
     kept = [r | {"kept": True} for r in usable_records(args.keep, args)] if args.keep else []
-    candidates = select(read(args.balance), successes_only(args)) if args.balance else []
+    candidates = usable_records(args.balance, args) if args.balance else []
 
     def draw(rng):
         return records + (balance(records, candidates, rng) if args.balance else []) + kept
@@ -218,7 +218,11 @@ def successes_only(args):
 
 def usable_records(paths, args):
     """The records of these files that can be learned. Raises ValueError if there are none."""
-    records = select(read(paths), successes_only(args))
+    found = read(paths)
+    records, whole = select(found, successes_only(args)), select(found, successes_only=False)
+    if len(whole) < len(found):
+        say(f"{', '.join(map(str, paths))}: {len(found) - len(whole)} of {len(found)} records are left out, because an "
+            "action was cut off, is no code, or has no token ids")
     if not records:
         missing = "no finished actions"
         if successes_only(args):

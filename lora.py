@@ -303,6 +303,8 @@ def main():
     command.add_argument("--out", help="directory for the adapter, if one has to be written")
     args = parser.parse_args()
     if args.command == "stack":
+        if (Path(args.out) / "arguments.json").exists():
+            raise ValueError(f"{args.out}: distill.py has written an adapter there; give another --out")
         stack(args.adapters, args.out, args.weight)
     elif args.command == "export":
         export(args.model, args.adapter, args.out, args.lm_head)

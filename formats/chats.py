@@ -26,7 +26,14 @@ def is_chat(record: dict) -> bool:
 
 def read_training(file: str | Path) -> list[dict]:
     """A file of trajectories, corrected actions and chats. Raises ValueError, naming file, line and field."""
-    read = read_records(file, TRAJECTORY, lambda r: check_chat(r) if is_chat(r) else mismatch(r, TRAJECTORY))
+    def check(record):
+        if is_chat(record):
+            return check_chat(record)
+        if "hint" in record:
+            return "hint", "a flagged state has no corrected action yet; collect.py --resample makes one"
+        return mismatch(record, TRAJECTORY)
+
+    read = read_records(file, TRAJECTORY, check)
     return [normal(r) if is_chat(r) else r for r in read]
 
 

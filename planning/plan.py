@@ -157,9 +157,9 @@ def print_distillation(args: argparse.Namespace, updates: list[list[Lengths]] | 
     first, update = (max(flops / rate, received / bandwidth) for flops, received in costs)
     between = f" and {bandwidth / 1e9:g} GB/s between GPUs" if gpus > 1 else ""
     print(f"the teacher's pass before the first update: {rows * teacher / 1e12:,.0f} TFLOP on a GPU, "
-          f"{rows * first / 3600:.2g} h; an update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
+          f"{rows * first / 3600:.2g} h; the largest update: {student / 1e12:,.1f} TFLOP, {update:.2g} s "
           f"at {rate / 1e12:g} TFLOP/s{between}; with {len(updates):,} updates in {args.epochs} "
-          f"epochs {(rows * first + len(updates) * update) / 3600:.2g} h")
+          f"epochs at most {(rows * first + len(updates) * update) / 3600:.2g} h")
     if gpus > len(lengths):
         batch = -(-gpus * sum(n.actions for n in lengths) // len(lengths))      # a trajectory for each GPU
         print(f"{gpus - len(lengths)} of the GPUs are idle in an update: one with --batch {batch} would take about as "
