@@ -14,6 +14,7 @@ import re
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -341,7 +342,13 @@ def test_a_missing_world_is_named_with_its_remedy(built, tmp_path):
     with pytest.raises(FileNotFoundError, match="world.sqlite: no such file; build the world first"):
         toolqa._open(tmp_path)
     (tmp_path / "world.sqlite").write_text("no database at all" * 99)
-    with pytest.raises(ValueError, match="world.sqlite: not a world .*; build it again"):
+    with pytest.raises(ValueError, match="world.sqlite: not a world, or of an earlier version .*; build it again"):
+        toolqa._open(tmp_path)
+    (tmp_path / "world.sqlite").unlink()
+    toolqa._write_world(tmp_path / "world.sqlite", {}, {"G": ({"a": {}}, {})}, [])
+    with closing(sqlite3.connect(tmp_path / "world.sqlite")) as db:
+        db.execute('ALTER TABLE "nodes/G" DROP COLUMN neighbours')
+    with pytest.raises(ValueError, match="or of an earlier version .*neighbours.*; build it again"):
         toolqa._open(tmp_path)
     toolqa._open(str(built / "world"))
 

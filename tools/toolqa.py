@@ -218,8 +218,10 @@ def _open(directory):
         raise FileNotFoundError(f"{_file}: no such file; build the world first, or name its directory with --data")
     try:
         _names("db/")
+        for name in _names("nodes/"):
+            _db().execute(f"SELECT neighbours FROM {_quote('nodes/' + name)} LIMIT 1")
     except sqlite3.DatabaseError as error:
-        raise ValueError(f"{_file}: not a world ({error}); build it again") from None
+        raise ValueError(f"{_file}: not a world, or of an earlier version ({error}); build it again") from None
 
 
 def _db():
