@@ -19,7 +19,7 @@ import os
 import random
 from argparse import BooleanOptionalAction, Namespace
 from datetime import timedelta
-from itertools import zip_longest
+from itertools import chain, zip_longest
 from pathlib import Path
 from statistics import mean
 
@@ -33,7 +33,7 @@ from lora import TARGETS, save_adapter, stack
 from planning import plan as planning
 from scaling import checkpoints, parallel
 from training.defaults import fill_in, shown
-from training.examples import balance, batches, count_actions, read, select, to_example
+from training.examples import balance, batches, count_actions, distinct, read, select, to_example
 from training.packing import longest_row
 from training.schedule import FEWEST_EPOCHS, enough_epochs
 from training.trainer import recent, say, train
@@ -125,7 +125,7 @@ def distill(args):
     parts = [unfinished / f"seed{seed}" for seed in args.seed]  # one per seed, and one to be scaled
     if len(parts) == 1 and args.weight == 1:
         parts = [args.out]
-    records = distinct(selected)
+    records = distinct(chain(*selected))
     logs = [train_one(chat, epochs, records, validation, args, seed, part)
             for epochs, seed, part in zip(selected, args.seed, parts, strict=True)]
     log = [mean_of(entries) for entries in zip_longest(*logs)]
@@ -207,11 +207,6 @@ def select_records(args):
     return [[draw(rng) for _ in range(args.epochs)] for rng in map(random.Random, args.seed)]
 
 
-def distinct(selected):
-    """Each of the records of all seeds and epochs once."""
-    return list({id(r): r for epochs in selected for epoch in epochs for r in epoch}.values())
-
-
 def successes_only(args):
     return args.verified or args.loss == "ce"
 
@@ -244,7 +239,7 @@ def check_tokens(record, chat, config):
 def measure(args):
     """What `planning.print_distillation` needs to know of the records. Sets args.epochs if it is None."""
     chat, selected = Chat(local_folder(args.model, weights=False)), select_records(args)
-    records, validation = distinct(selected), usable_records([args.val], args) if args.val else []
+    records, validation = distinct(chain(*selected)), usable_records([args.val], args) if args.val else []
     taught = {id(r): to_example(chat, r) for r in records}
 
     def lengths(r):

@@ -80,7 +80,7 @@ def print_table(paths: list[str], html: str | None, card: str | None) -> None:
 def play_tasks(args: Namespace) -> None:
     """Plays all trials, then prints their table."""
     if args.suite:
-        tasks, args.tools, args.data, args.hints = suites.read_suite(args.suite, args.file), None, None, "none"
+        tasks, args.tools, args.data = suites.read_suite(args.suite, args.file), None, None
     else:
         tasks = records.read_tasks(args.tasks)
     chat = backend.chat_with(args)

@@ -24,7 +24,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from engine.lora_layer import LoraLinear, adapted, adapted_linear, adapter_device, layers, load_adapter, noise
+from engine.lora_layer import adapted, adapter_device, layers, load_adapter, noise
 from formats.config import Config
 from formats.model_card import write_card
 from formats.peft_files import check_repeated, equal, read_adapter, repeated_weights, write_adapter
@@ -32,9 +32,6 @@ from formats.vllm import MERGE, RANKS, check_limits, check_lm_head, reasons_to_r
 from formats.weights import INDEX, checkpoint_weight, hf_name, local_folder, read_weight, weight_files
 from model import Llama
 
-__all__ = ["LoraLinear", "adapted", "adapted_linear", "add_adapter", "export", "fold", "layers", "load_adapter",
-           "merge", "noise", "read_adapter", "save_adapter", "seed_dropout", "stack", "trainable", "without_newest",
-           "write_adapter"]
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head")
 WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".ckpt", ".gguf", ".h5", ".msgpack", ".onnx", ".part")
 
@@ -246,7 +243,8 @@ def merge(model_path, paths, out):
         nonlocal asked, lost, precision
         weight = read_weight(shards, sources[name])
         if weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"{shards[name]}: {name} holds {weight.dtype}; nothing can be added to quantized weights")
+            raise ValueError(f"{shards[name]}: {name} holds {weight.dtype}; merge adds to float32, bfloat16 and "
+                             "float16 weights only")
         if name not in update:
             return weight
         delta = torch.zeros(weight.shape)

@@ -131,7 +131,7 @@ class Chat:
         return self.fill_template(messages, generate)
 
     def fill_template(self, messages: list[dict], generate: bool) -> str:
-        """Messages with slots → the template's text. Raises ValueError also if it does not write each slot once."""
+        """Messages with slots → the template's text. Also raises ValueError unless it writes each slot exactly once."""
         text = self.write(messages, generate=generate)
         if SLOT.findall(text) != SLOT.findall("".join(message["content"] for message in messages)):
             raise ValueError(f"{self.path}: the chat template leaves out a part of the messages, "

@@ -205,15 +205,15 @@ class Endpoint:
                 self.say(f"rejects a conversation; its trajectory ends with 'refused' ({short(problem)})")
                 raise Ended("refused")
             again = status is None or status in (408, 409, 429) or status >= 500
-            wait = min(max(pause, after), LONGEST_PAUSE)
-            if not again or NO_QUOTA.search(answer) or waited + wait > self.patience:
+            seconds = min(max(pause, after), LONGEST_PAUSE)
+            if not again or NO_QUOTA.search(answer) or waited + seconds > self.patience:
                 raise self.failed(problem)
             if after > 10:
                 self.say(f"asks us to wait, for {after:.0f} seconds")
             else:
                 self.say(f"no answer now ({status or short(answer)}); asking again for up to {self.patience:g} seconds")
-            time.sleep(wait)
-            waited, pause = waited + wait, 2 * pause
+            time.sleep(seconds)
+            waited, pause = waited + seconds, 2 * pause
 
     def body(self, request: Request) -> dict:
         """What is sent: no parameter at the value that it has anyway, and none that this server has rejected."""

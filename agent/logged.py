@@ -83,13 +83,13 @@ def turns(chat: Chat, messages: list[dict], tools: list[dict], replies: int) -> 
     at = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
     for n in at[len(at) - replies:]:
         whole = chat.write(messages[:n + 1], tools)
-        prompts = (chat.write(messages[:n], tools, generate=True, thinking=thinking) for thinking in (False, True))
-        prompt = next((prompt for prompt in prompts if whole.startswith(prompt)), None)
-        if prompt is None:
+        ways = (chat.write(messages[:n], tools, generate=True, thinking=thinking) for thinking in (False, True))
+        asked = next((text for text in ways if whole.startswith(text)), None)
+        if asked is None:
             raise ValueError(f"{chat.path}: the chat template writes a reply differently than it asks for it; "
                              "write a chat_template.jinja whose generation prompt begins the assistant's messages")
-        start = behind(found, prompt, chat)
-        found.append((prompt[start:], whole[len(prompt):end_of_turn(chat, whole, len(prompt))]))
+        start = behind(found, asked, chat)
+        found.append((asked[start:], whole[len(asked):end_of_turn(chat, whole, len(asked))]))
         if without_space(messages[n]["content"]) not in without_space("".join(found[-1])):
             raise ValueError(f"{chat.path}: the chat template leaves out a part of what the assistant says "
                              f"({messages[n]['content'][:40]!r}); write a chat_template.jinja that has a place for it")
@@ -127,13 +127,13 @@ def end_of_turn(chat: Chat, text: str, start: int) -> int:
 @functools.lru_cache
 def end_tokens(chat: Chat) -> re.Pattern:
     """The tokens at which a server stops, by the model's own files."""
-    tokens, ids = {chat.names.get("eos_token")} - {None}, []
+    ends, ids = {chat.names.get("eos_token")} - {None}, []
     for name in ("config.json", "generation_config.json"):
         if (chat.path / name).exists():
             given = files.read_json(chat.path / name).get("eos_token_id")
             ids += given if isinstance(given, list) else [given]
-    tokens |= {chat.special[i] for i in ids if i in chat.special}
-    return alternatives(tokens)
+    ends |= {chat.special[i] for i in ids if i in chat.special}
+    return alternatives(ends)
 
 
 @functools.lru_cache

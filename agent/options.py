@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--prefill", action="store_true",
         help="start the endpoint's response with its tag, if the server supports this (agent/server.py and vLLM do)")
     add("--patience", type=number(float, 0), default=PATIENCE, metavar="SECONDS",
-        help="pauses between tries before we give up on a request to a busy endpoint")
+        help="how long to keep retrying a request to a busy endpoint, counting the pauses only")
     add("--adapter", action="append", default=[], metavar="DIR",
         help="directory of an adapter; can be repeated, in order")
     add("--tools", type=Path, default=ROOT / "tools" / "toolqa.py", metavar="FILE",

@@ -163,8 +163,8 @@ class Batch:
         return before_stop(text if ended else text.rstrip("\N{REPLACEMENT CHARACTER}"), stop, ended)
 
     def calls(self, text: str, asked: Namespace) -> tuple[str, list[dict]]:
-        """What a response says apart from its tool calls, and these in OpenAI's form. The client sends both back: what
-        the chat template cannot write next to the first call is left out."""
+        """What a response says apart from its tool calls, and these in OpenAI's form. The client sends both back, so
+        the text or further calls are left out if the chat template cannot write them beside the first call."""
         said, found = tool_calls.split(self.chat, text) if asked.calls else (text, [])
         calls = [{"id": uuid.uuid4().hex[:9],                           # some of Mistral's templates want this length
                   "type": "function", "function": {

@@ -78,7 +78,7 @@ def run_stage(main: Callable[[], None]) -> None:
             print(f"{name}: another process ended; its message says why", file=sys.stderr, flush=True)
             os._exit(2)                                           # gloo's threads would abort a normal exit
         print(f"{name}: out of memory ({' '.join(str(error).split())[:150]}); a smaller --batch, --row or --max-length "
-              "needs less, where this script has them, and --plan tells how much; what was written is kept",
+              "needs less memory, and --plan shows how much (where this script has them); what was written is kept",
               file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stopped:

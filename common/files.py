@@ -19,11 +19,9 @@ from safetensors import SafetensorError
 def read_json(file: str | Path) -> dict:
     """A file that holds one JSON object. Raises ValueError, naming the file, if it does not."""
     try:
-        content = json.loads(Path(file).read_text(encoding="utf-8-sig"))
+        content = json.loads(read_text(file))
     except OSError as e:
         raise ValueError(f"{file}: cannot be read ({e.strerror})") from None
-    except UnicodeDecodeError:
-        raise ValueError(f"{file}: not UTF-8 text") from None
     except (json.JSONDecodeError, RecursionError) as e:
         line, what = getattr(e, "lineno", 1), getattr(e, "msg", "nested too deep")
         raise ValueError(f"{file}, line {line}: not JSON ({what})") from None
@@ -179,7 +177,6 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
         output = note.parent if note.name == "arguments.json" else note.with_suffix("")
         raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
     if not made:
-        note.parent.mkdir(parents=True, exist_ok=True)
         write_whole({note: json.dumps(arguments)})
 
 

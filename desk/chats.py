@@ -76,7 +76,7 @@ def play(chat: Chat, records: list[dict], args: Namespace, done: set[str]) -> It
                 kl = divergence(engine.model, examples[k], states[mine[k]], head)
             yield {"id": f"{name}/{chat_id}", "agent": name, "chat": chat_id, "kl": kl,
                    "replies": [chat.decode(ids) for ids in replies],
-                   "prompts": [start for start, _ in actions(examples[k])]}
+                   "prompts": [begin for begin, _ in actions(examples[k])]}
 
 
 def start(args, adapters, room):
@@ -138,8 +138,8 @@ def logged_calls(record: dict) -> list[list[str]]:
 def check_calls(chat: Chat, record: dict) -> None:
     """Raises ValueError if the calls cannot be found in what the model's chat template makes of the record."""
     example, called = to_example(chat, record), lambda calls: Counter(call.partition(" {")[0] for call in calls)
-    for (start, end), calls in zip(actions(example), logged_calls(record)):
-        if called(calls) - called(calls_in(chat.decode(example.tokens[start:end]))):
+    for (begin, end), calls in zip(actions(example), logged_calls(record)):
+        if called(calls) - called(calls_in(chat.decode(example.tokens[begin:end]))):
             raise ValueError(f"{record['id']}: {chat.path}: the chat template does not write tool calls as JSON "
                              "objects with name and arguments, so replies cannot be compared")
 
@@ -165,7 +165,7 @@ def divergence(model, example: Example, teacher: torch.Tensor, head) -> list[flo
 
     teacher (N, C): `teacher_states` of the same replies. head: the teacher's lm_head."""
     student = hidden_states(model, pack_by_prefix([example], 1)[0])                                     # (N, C)
-    sizes, found = [end - start for start, end in actions(example)], []
+    sizes, found = [end - begin for begin, end in actions(example)], []
     for x, y in zip(student.split(sizes), teacher.split(sizes), strict=True):
         pieces = zip(x.split(PIECE), y.split(PIECE))
         sums = [len(a) * kl_divergence([model.lm_head(a).float()], [head(b).float()], 1.0).item() for a, b in pieces]

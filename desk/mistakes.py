@@ -153,9 +153,8 @@ def check_fields(file: Path, header: dict, schema: dict) -> None:
     """Raises ValueError if the header has a field that the schema lacks, or one of another type."""
     if unknown := header.keys() - schema.keys():
         raise ValueError(f"{file}, field {min(unknown)!r}: unknown; there are {listed(list(schema))}")
-    for field, kind in schema.items():
-        if field in header and (wrong := records.mismatch(header[field], kind, field)):
-            raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
+    if wrong := records.mismatch(header, {f"{field}?": kind for field, kind in schema.items()}):
+        raise ValueError(f"{file}, field {wrong[0]!r}: {wrong[1]}")
 
 
 def listed(names: list[str]) -> str:

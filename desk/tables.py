@@ -17,21 +17,24 @@ def percent(trajectories: list[dict]) -> tuple[float, float]:
     """The success rate and its standard error over the trials, in percent. The error of a single trial is nan.
 
     As in the paper's tables, all groups have the same weight, however many tasks they have."""
-    trials = {}
-    for t in trajectories:
-        groups = trials.setdefault(t["id"].rpartition("#")[2], {})
-        groups.setdefault(t["task"]["group"], []).append(t["success"])
-    rates = [100 * statistics.mean(sum(s) / len(s) for s in groups.values()) for groups in trials.values()]
+    rates = [100 * statistics.mean(sum(t["success"] for t in ts) / len(ts) for ts in by_group(trial).values())
+             for trial in by_trial(trajectories)]
     error = statistics.stdev(rates) / math.sqrt(len(rates)) if len(rates) > 1 else math.nan
     return statistics.mean(rates), error
 
 
 def unfinished(trajectories: list[dict]) -> bool:
     """Do the trials have different tasks? Then their means, and the error over them, say little."""
+    tasks = [{t["task"]["id"] for t in trial} for trial in by_trial(trajectories)]
+    return any(some != tasks[0] for some in tasks)
+
+
+def by_trial(trajectories: list[dict]) -> list[list[dict]]:
+    """The trajectories of each trial, whose number is at the end of their ids."""
     trials = {}
     for t in trajectories:
-        trials.setdefault(t["id"].rpartition("#")[2], set()).add(t["task"]["id"])
-    return any(tasks != next(iter(trials.values())) for tasks in trials.values())
+        trials.setdefault(t["id"].rpartition("#")[2], []).append(t)
+    return list(trials.values())
 
 
 def by_group(trajectories: list[dict]) -> dict[str, list[dict]]:

@@ -23,7 +23,7 @@ import json
 import math
 from html import escape
 
-from desk.tables import mean_usage, percent
+from desk.tables import by_trial, mean_usage, percent
 from formats.records import mismatch, read_lines, read_trajectories
 
 DOCS = Path(__file__).resolve().parent
@@ -59,7 +59,7 @@ def summarize(file, machine, commit):
     return {"agent": Path(file).stem, "round": len(records[0]["adapters"]),
             "hints": "some" if any(record["hints"] for record in records) else "none",
             "success": round(success, 1), "error": None if math.isnan(error) else round(error, 1),
-            "trials": len({record["id"].rpartition("#")[2] for record in records}),
+            "trials": len(by_trial(records)),
             "input_tokens": round(mean_usage(records, "input_tokens")),
             "command": f"evaluate.py --table {file}", "machine": machine, "commit": commit}
 

@@ -1,7 +1,7 @@
 """The adapted linear layer, y = W x + Σ_i scale_i B_i A_i x (LoRA, Hu et al., 2021; paper §3.1), and how a model gets
 such layers from an adapter's files.
 
-lora.py makes, trains and exports adapters.
+lora.py adds, saves, stacks, merges and exports adapters.
 """
 
 from pathlib import Path
@@ -99,7 +99,7 @@ class LoraLinear(nn.Linear):
         if self.noise:
             tokens, features = self.noise[0][self.part], self.noise[1]
         else:
-            tokens, features = noise(x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
+            tokens, features = noise(*x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
         return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
 
     def freeze(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
@@ -111,9 +111,9 @@ class LoraLinear(nn.Linear):
         self.frozen_A, self.frozen_B = (nn.Parameter(x, requires_grad=False) for x in (A, B))
 
 
-def noise(shape: int | tuple, **where) -> torch.Tensor:
+def noise(*shape: int, **where) -> torch.Tensor:
     """Random 16-bit numbers of that shape, for `dropped`."""
-    return torch.randint(-2 ** 15, 2 ** 15, shape if isinstance(shape, tuple) else (shape,), dtype=torch.int16, **where)
+    return torch.randint(-2 ** 15, 2 ** 15, shape, dtype=torch.int16, **where)
 
 
 # ---- a model's adapters --------------------------------------------------------------------------------------------

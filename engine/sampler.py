@@ -210,7 +210,7 @@ class Sampler:
         then to those with the longest cached beginning. Returns the requests that cannot run."""
         free, ended, later, pending = [s for s in range(self.batch) if not self.requests[s]], [], [], 0
         considered = [self.queue.popleft() for _ in range(min(len(self.queue), 2 * self.batch) if free else 0)]
-        for request in [r for r in considered if len(r.prompt) > self.max_length or r.max_new_tokens < 1]:
+        for request in [r for r in considered if len(r.prompt) > self.max_length]:
             request.ended = "length"
             ended.append(request)
         considered = [r for r in considered if not r.ended]

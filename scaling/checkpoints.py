@@ -46,7 +46,7 @@ def restore(state: dict, folder: Path) -> dict | None:
         if isinstance(e, (OSError, MemoryError)) and not isinstance(e, FileNotFoundError):
             raise                                               # the checkpoint was not read, and may be whole
         raise ValueError(f"{folder / str(n)}: damaged ({type(e).__name__}: {' '.join(str(e).split())[:100]}); run the "
-                         f"same command again, and if this repeats, remove {folder}: it then starts over") from None
+                         f"same command again; if that fails too, remove {folder} to start over") from None
     return state
 
 

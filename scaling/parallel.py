@@ -92,7 +92,7 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     for adapter in adapters:
         load_adapter(model, adapter, path)
     fold(model)
-    return model.eval()
+    return model
 
 
 def check_order(adapters: Sequence[str | Path]) -> None:
@@ -242,14 +242,14 @@ def read_parts(model: Llama, path: str | Path) -> None:
     """Reads this process's shard, and no more, of every weight that is a DTensor without memory."""
     from torch.distributed.tensor import DTensor
     device = this_device()
-    tied, files, weights = model.config.tie_word_embeddings, weight_files(local_folder(path)), {}
+    tied, shards, weights = model.config.tie_word_embeddings, weight_files(local_folder(path)), {}
     for name, p in model.named_parameters():
         if p.is_meta and not (tied and name == "lm_head.weight"):
             mesh, held, part = p.device_mesh, p.to_local().shape, []
             for size, here in zip(p.shape, held):                     # as torch.chunk divides: the last may hold less
                 first = 0 if here == size else min(-(-size // mesh.size()) * mesh.get_local_rank(), size)
                 part.append(slice(first, first + here))
-            local = read_weight(files, hf_name(name), p.shape, tuple(part)).to(device, p.dtype).contiguous()
+            local = read_weight(shards, hf_name(name), p.shape, tuple(part)).to(device, p.dtype).contiguous()
             local = DTensor.from_local(local, mesh, p.placements, run_check=False, shape=p.shape, stride=p.stride())
             weights[name] = torch.nn.Parameter(local, requires_grad=False)
     if tied:

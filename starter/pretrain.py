@@ -197,10 +197,9 @@ def main():
     print(f"{sum(p.numel() for p in model.parameters()):,} parameters, updates {start} to {len(updates)}, "
           f"{args.tokens / 1e6:.0f}M tokens; "
           f"{len(forbidden.names)} names and {len(forbidden.texts)} texts are kept out")
-    hidden = model.hidden
     if args.compile:
         torch._dynamo.config.recompile_limit = 64                     # a graph for each layer and length
-        model.hidden = torch.compile(hidden, dynamic=False)
+        model.hidden = torch.compile(model.hidden, dynamic=False)
     held_out = {kind: [batch(chat, f"held out {i}", 512, 16, forbidden, kind=kind) for i in range(3)] for kind in ROWS}
     spawn = multiprocessing.get_context("spawn")
     queue = spawn.Queue(8)

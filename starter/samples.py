@@ -50,9 +50,7 @@ class Forbidden(NamedTuple):
 def evaluated() -> Forbidden:
     """The names and texts of the starter world, to be kept out of the training."""
     functions = {name for name, f in inspect.getmembers(toolqa, inspect.isfunction) if f.__module__ == toolqa.__name__}
-    world = starter_world.World(0)
-    tables = {"coffee": world.coffee, "flights": world.flights, "airports": world.airports, "listings": world.listings,
-              "businesses": world.businesses}
+    tables = starter_world.World(0).tables
     columns = {column for rows in tables.values() for column in rows[0]}
     wordings = {" ".join(part.split()) for group in starter_world.GROUPS.values() for template in group
                 for line in inspect.getdoc(template).splitlines() for part in re.split(r"\{.*?\}|[?\"]", line)}

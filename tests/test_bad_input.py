@@ -453,7 +453,7 @@ CASES = [                                                               # script
     (D, DISTILL + " --alpha inf", nothing, "argument --alpha: 'inf' is not a number"),
     *((D, DISTILL,
        lambda f, file=f"adapter/unfinished/checkpoint0/1/{name}": (damaged_checkpoint(f), text(file, "x")(f)),
-       "checkpoint0/1: damaged .*; run the same command again, and if this repeats, remove .*checkpoint0")
+       "checkpoint0/1: damaged .*; run the same command again; if that fails too, remove .*checkpoint0")
       for name in (".metadata", "__0_0.distcp", "other")),
     (D, DISTILL, line("played.jsonl", targets=[0, 0]), "line 2, field 'targets': a step is named twice"),
     (D, DISTILL + " --val {f}/val.jsonl", replaced('"complete"', '"invalid"', "val.jsonl"),

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import lora
+from engine.lora_layer import LoraLinear, adapted_linear
 from formats import vllm
 from model import Config, Linear, Llama
 from scaling import parallel
@@ -91,12 +92,12 @@ def definition(layer, x):
     """LoRA's equation (Hu et al., 2021) in float64 with the adapters of a layer that act."""
     double = lambda p: None if p is None else p.double()
     pairs = [(A.double(), B.double(), scale) for A, B, scale in layer.acting()]
-    return lora.adapted_linear(x.double(), double(layer.weight), double(layer.bias), pairs)
+    return adapted_linear(x.double(), double(layer.weight), double(layer.bias), pairs)
 
 
 def test_a_layer_with_a_frozen_and_a_new_adapter_gives_the_definition_gradients_too():
     torch.manual_seed(0)
-    layer = lora.LoraLinear(Linear(48, 64))
+    layer = LoraLinear(Linear(48, 64))
     layer.freeze(*low_rank(12, layer), 0.5)
     trained(layer, low_rank(12, layer), 2.0)
     x, g = torch.randn(300, 48, requires_grad=True), torch.randn(300, 64)
@@ -117,7 +118,7 @@ def test_the_definition_is_the_equation_of_lora():
         for o in range(3):
             y[o] += sum(scale * B[o][k] * A[k][i] * x[i] for k in range(len(A)) for i in range(4))
     tensors = [(torch.tensor(A), torch.tensor(B), scale) for A, B, scale in pairs]
-    close(lora.adapted_linear(torch.tensor(x), torch.tensor(W), torch.tensor(b), tensors), torch.tensor(y), 1e-6)
+    close(adapted_linear(torch.tensor(x), torch.tensor(W), torch.tensor(b), tensors), torch.tensor(y), 1e-6)
 
 
 FIELDS = json.loads((RECORDINGS / "peft-plain" / "adapter_config.json").read_text())   # all that peft's LoraConfig has
@@ -226,7 +227,7 @@ def test_a_new_adapter_changes_nothing_and_only_it_learns(tmp_path):
 
 
 def test_dropout_drops_with_its_probability_any_two_inputs_independently():
-    layer = lora.LoraLinear(Linear(64, 8))
+    layer = LoraLinear(Linear(64, 8))
     layer.dropout, n = 0.3, 20000
     drop = torch.stack([layer.dropped(torch.zeros(3, 64)) for _ in range(n)]).double()         # (n, T, in)
     assert (drop.mean(0) - 0.3).abs().max() < 5 * (0.3 * 0.7 / n) ** 0.5
@@ -316,7 +317,7 @@ def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
 @pytest.mark.parametrize("mixed", [False, True])
 def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_digit(mixed, frozen):
     torch.manual_seed(0)
-    layer = lora.LoraLinear(Linear(256, 512, bias=True)).bfloat16()
+    layer = LoraLinear(Linear(256, 512, bias=True)).bfloat16()
     layer.bias.data = layer.bias.data.to(torch.float32 if mixed else torch.bfloat16)         # as distill.py on a CPU
     if frozen:
         layer.freeze(torch.randn(8, 256) / 16, torch.randn(512, 8), 1.0)

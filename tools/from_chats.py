@@ -199,12 +199,12 @@ def with_hints(chat: dict, manual: list[dict]) -> tuple[dict, list[str]]:
     hints, changed, messages, left = [], [], [], manual
     for message in chat["messages"]:
         if message["role"] == "system":
-            found, other, rest = take_out(left, message["content"])
-            hints, changed = hints + found, changed + other
-            left = [s for s in left if s["name"] not in {h["name"] for h in found}]
-            if found and not rest:
+            taken, other, rest = take_out(left, message["content"])
+            hints, changed = hints + taken, changed + other
+            left = [s for s in left if s["name"] not in {h["name"] for h in taken}]
+            if taken and not rest:
                 continue
-            message = message | {"content": rest} if found else message
+            message = message | {"content": rest} if taken else message
         messages.append(message)
     if not hints:
         raise Unusable("the manual is not in the system message")

@@ -234,8 +234,8 @@ def import_dblp(db, folder, log):
 def import_graph(db, folder, graph, file, there, back, papers, log):
     """Writes a graph's nodes and edges by title and name, not by id: Appendix C's first kind of cleaning.
 
-    papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns its {id: name},
-    where the title of a node without a name is one, too: of several papers with a title, one has a name.
+    papers: {id: title}, for the lists of papers in its attributes; None: the graph's own names. Returns {id: name}. A
+    node without a name gets its title: of several papers that share a title, only one has a name.
     """
     net = read_pickle(folder / file)
     to_id, to_name = (read_pickle(folder / f"{name}.pkl") for name in (there, back))

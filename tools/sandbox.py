@@ -76,9 +76,9 @@ class World:
         finally:
             if error is None:
                 self.server.kill()                       # it may hang in an import, also when Ctrl-C ends the stage
-            if error is None or error:
+            if error != "":                              # "": the module is loaded
                 self.close()
-        if error is None or error:
+        if error != "":
             raise SandboxError(error or f"{tools}: Python ended, or took ten minutes, while it loaded this module")
         with self.start() as box:
             text, _, died = box.run(ESCAPES)

@@ -82,15 +82,15 @@ class World:
         self.authors, self.together, self.papers, self.citations = make_papers(rng, self.cities[90:120])
         self.entries = make_entries(rng)
         self.agenda = [rng.choice(ENTRIES).format(**entry) for entry in self.entries]
+        self.tables = {"coffee": self.coffee, "flights": self.flights, "airports": self.airports,
+                       "listings": self.listings, "businesses": self.businesses}
 
     def write(self, file):
         """Writes the data as toolqa.py reads it."""
-        tables = {"coffee": self.coffee, "flights": self.flights, "airports": self.airports,
-                  "listings": self.listings, "businesses": self.businesses}
         in_order = lambda edges: dict(sorted(edges.items(), key=lambda edge: sorted(edge[0])))
         graphs = {"AuthorNet": (self.authors, in_order(self.together)),              # neighbours in alphabetical order
                   "PaperNet": (self.papers, in_order(self.citations))}
-        _write_world(file, tables, graphs, self.agenda)
+        _write_world(file, self.tables, graphs, self.agenda)
 
 
 def make_coffee(rng):
@@ -184,10 +184,10 @@ def make_entries(rng):
     people = rng.sample(FIRST, len(FIRST))
     owners, guests = people[:48], people[48:]
     places = [f"{colour} {landmark}" for colour in COLOURS for landmark in LANDMARKS][::2]
-    days = [str(datetime.date(2023, 1, 1) + datetime.timedelta(day)) for day in range(151)]
+    dates = [str(datetime.date(2023, 1, 1) + datetime.timedelta(day)) for day in range(151)]
     entries, taken = [], set()
     while len(entries) < 700:
-        by, at, on = rng.choice(owners), rng.choice(places), rng.choice(days)
+        by, at, on = rng.choice(owners), rng.choice(places), rng.choice(dates)
         titled = f"{rng.choice(EVENT[0])} {rng.choice(EVENT[1])}"
         starting = rng.randrange(8 * 60, 20 * 60, 15)
         if not taken & {(at, on), (by, titled)}:  # one entry a place and day, each title once an owner
@@ -201,8 +201,8 @@ def titles(rng, words, count):
     return rng.sample([f"{a} {b} {c}" for a in words[0] for b in words[1] for c in words[2]], count)
 
 
-def clock(minutes):
-    return f"{minutes // 60:02}:{minutes % 60:02}"
+def clock(time):
+    return f"{time // 60:02}:{time % 60:02}"
 
 
 def minutes(time):

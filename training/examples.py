@@ -7,7 +7,7 @@ monologue and code, or one reply in a chat.
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
@@ -70,6 +70,11 @@ def read(paths: Sequence[str]) -> list[dict]:
             raise ValueError(f"{file}: given twice")
         seen.add(Path(file).resolve())
     return sorted((r for file in paths for r in read_training(file)), key=lambda r: r["id"])
+
+
+def distinct(epochs: Iterable[list[dict]]) -> list[dict]:
+    """Each record of several epochs once."""
+    return list({id(r): r for records in epochs for r in records}.values())
 
 
 def learned_steps(record: dict) -> Sequence[int]:

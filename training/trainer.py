@@ -24,7 +24,7 @@ from engine.decoder import can_compile, compiled
 from engine.kernels import fast_bfloat16
 from lora import add_adapter, noise, seed_dropout, trainable, without_newest
 from scaling import checkpoints, parallel
-from training.examples import batches, count_actions, to_example
+from training.examples import batches, count_actions, distinct, to_example
 from training.loss import BACKENDS, chunked_loss, token_kl
 from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
 from training.schedule import factor, passes, unfit_settings
@@ -42,7 +42,7 @@ def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Na
     number of processes. `teacher` is the folder of the teacher's hidden states. Trainings can share it; `all_records`
     are then the records of all."""
     seen = [r for records in epochs for r in records]
-    all_records = all_records or {id(r): r for r in seen}.values()
+    all_records = all_records or distinct(epochs)
     trainer = Trainer(model, chat, [*all_records, *validation], args, checkpoint, teacher)
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     by_epoch = [list(batches(records, args.batch, rng)) for records in epochs]
@@ -53,7 +53,7 @@ def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Na
     for line in unfit_settings(args, len(updates), passes(seen)):
         say(line)
     if (share := len(seen) / len(updates)) < parallel.WORLD:
-        say(f"{parallel.WORLD} processes divide about {share:.1f} trajectories in an update, so some are idle; raise "
+        say(f"an update has about {share:.1f} trajectories for {parallel.WORLD} processes, so some are idle; raise "
             "--batch")
 
     log = trainer.restore()
@@ -109,7 +109,6 @@ class Trainer:
         bfloat16 = device == "cuda" or fast_bfloat16()
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
                                        cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
-        teacher.mkdir(parents=True, exist_ok=True)
         self.files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}        # two records may share an "id"
 
     def sizes(self):
@@ -121,7 +120,7 @@ class Trainer:
         examples = [replace(to_example(self.chat, r), teacher_file=self.files[id(r)]) for r in self.records]
         rows = [row for row in parallel.share(pack_by_prefix(examples, self.limits[0]))
                 if not all(x.teacher_file.exists() for x in row.examples)]
-        idle = Row([replace(examples[0], teacher_file=None)])
+        idle = lambda: Row([replace(examples[0], teacher_file=None)])
         for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
             with torch.no_grad(), self.autocast, without_newest(self.model):
                 hidden = hidden_states(self.model, row)
@@ -137,11 +136,12 @@ class Trainer:
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
             examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
-        # FSDP needs the same number of rows from every process. An idle row is the batch's record with the fewest
-        # actions, at weight 0.
-        fewest = min(batch, key=lambda r: count_actions([r]))
-        idle = to_example(self.chat, fewest, 1.0) if parallel.MANY else examples[0]
-        idle = Row([replace(idle, weights=[0.0] * len(idle.at))])
+
+        def idle():
+            """The batch's record with the fewest actions, at weight 0."""
+            x = to_example(self.chat, min(batch, key=lambda r: count_actions([r])), 1.0)
+            return Row([replace(x, weights=[0.0] * len(x.at))])
+
         total = 0.0
         for row in same_number(pack(examples, self.limits[1]), idle):
             kl = self.args.loss == "kl"
@@ -203,8 +203,8 @@ class Trainer:
 
 
 def same_number(rows, idle):
-    """This process's rows, filled up with idle ones to the largest number of any process: FSDP needs equal numbers."""
-    return rows + [idle] * (parallel.all_reduce_max(len(rows)) - len(rows))
+    """This process's rows, filled up with idle() to the largest number of any process: FSDP needs equal numbers."""
+    return rows + [idle() for _ in range(parallel.all_reduce_max(len(rows)) - len(rows))]
 
 
 def recent(log: list[dict]) -> float:

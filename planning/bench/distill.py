@@ -76,9 +76,8 @@ def ours_distill(folder, source, row=None):
     actions = examples.count_actions(data)
     load = lambda: parallel.load(folder, whole=False, linear_dtype=torch.bfloat16 if fast_bfloat16() else None)
     args = argparse.Namespace(rank=RANK, alpha=ALPHA, model=folder, lora_dropout=0.0, targets=TARGETS, lr=LR,
-                              adapter=[], decay=False, warmup=0, epochs=EPOCHS,
-                              batch=actions, loss="kl", kl_temperature=2.0, hint_dropout=1.0, seed=0,
-                              row=row)
+                              adapter=[], decay=False, warmup=0, batch=actions, loss="kl", kl_temperature=2.0,
+                              hint_dropout=1.0, seed=0, row=row)
     if DEVICE == "cuda":
         with tempfile.TemporaryDirectory() as out:
             trainer.train(load(), chat, [data] * EPOCHS, args, Path(out) / "checkpoint", Path(out) / "teacher")

@@ -106,8 +106,8 @@ class Loop:
         return [request]
 
 
-def same_answers(ours: dict, loops: dict) -> str:
-    right = [sum(success for _, success in answers.values()) for answers in (ours, loops)]
-    same = sum(ours[key][0] == answer for key, (answer, _) in loops.items())
-    return (f"{same} of {len(loops)} answers are the same; {right[0]} of {len(ours)} and {right[1]} of {len(loops)} "
+def same_answers(answers: dict, loops: dict) -> str:
+    right = [sum(success for _, success in some.values()) for some in (answers, loops)]
+    same = sum(answers[key][0] == answer for key, (answer, _) in loops.items())
+    return (f"{same} of {len(loops)} answers are the same; {right[0]} of {len(answers)} and {right[1]} of {len(loops)} "
             "are right")

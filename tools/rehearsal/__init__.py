@@ -49,7 +49,8 @@ def with_unit(number: str | None, unit: str) -> str | None:
 
 
 def draw(rng: random.Random, templates: Sequence[Template], corpus: object) -> dict[str, list[tuple[dict, object]]]:
-    """{template's name: [(arguments, answer), …]}, as many as it needs or as 300 attempts at each yield, none twice.
+    """{template's name: [(arguments, answer), …]}, as many as the template needs, or fewer if 300 attempts
+    per task do not yield them; none twice.
 
     template.arguments(rng, corpus) draws a dict for the wordings; template.answer(corpus, **dict) answers it.
     """

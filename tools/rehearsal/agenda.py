@@ -69,8 +69,8 @@ def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
         if rng.random() < 0.05:
             entry["begin"] = entry["end"] = None
         entries.append(entry)
-        told = TOLD if entry["end"] else TOLD_WITHOUT_TIME
-        texts.append(rng.choice(told).format(**entry | {
+        forms = TOLD if entry["end"] else TOLD_WITHOUT_TIME
+        texts.append(rng.choice(forms).format(**entry | {
             "day": in_words(entry["date"]), "begin": clock(entry["begin"]), "end": clock(entry["end"])}))
     with open(folder / "agenda_events.jsonl", "w") as file:
         file.writelines(json.dumps({"id": n, "event": text}) + "\n" for n, text in enumerate(texts))

@@ -36,15 +36,15 @@ CITIES = "Oslo Kyoto Graz Lagos Porto Bogota Leeds Tartu Pune Hanoi Perth Quito 
 def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
     """Two networks and four dictionaries; 1,200 papers at least."""
     people, papers = make_papers(rng, max(FEWEST, int(FULL * scale)))
-    cites, authors = networkx.DiGraph(), networkx.Graph()
+    cites, network = networkx.DiGraph(), networkx.Graph()
     for key, person in people.items():
-        authors.add_node(key, **person)
+        network.add_node(key, **person)
     for n, (key, paper) in enumerate(papers.items()):
         cites.add_node(key, **paper)
         cites.add_edges_from((key, f"p{rng.randrange(n)}") for _ in range(min(n, rng.randint(0, 4))))
         for a, b in itertools.combinations([author["id"] for author in paper["authors"]], 2):
-            old = authors.get_edge_data(a, b, {"weight": 0, "papers": [], "n_citation": []})
-            authors.add_edge(a, b, weight=old["weight"] + 1, papers=[*old["papers"], key],
+            old = network.get_edge_data(a, b, {"weight": 0, "papers": [], "n_citation": []})
+            network.add_edge(a, b, weight=old["weight"] + 1, papers=[*old["papers"], key],
                              n_citation=[*old["n_citation"], paper["n_citation"]])
     for n in range(5):                                 # nodes without a title, and titles without a node
         cites.add_edge(f"p{n}", f"nameless{n}")
@@ -85,13 +85,13 @@ def make_papers(rng, size):
             writers.append(guest)
         end, begin = rng.choice(ENDS), rng.randint(1, 900)
         title = f"{rng.choice(METHODS)} {rng.choice(THINGS)} and {rng.choice(METHODS)} {rng.choice(THINGS)}"
-        pages = rng.random() > 0.1
+        paged = rng.random() > 0.1
         papers[f"p{n}"] = {
             "title": title + (end if end[:1] in ":." else f" {end}" * bool(end)), "year": rng.randint(2018, 2021),
             "authors": [{"id": writer, **people[writer]} for writer in writers],
             "venue": {"raw": rng.choice(("J Syst Softw", "Inf Sci", "Pattern Recognit", "CHI"))}, "doc_type": "Journal",
-            "n_citation": int(rng.expovariate(1 / 4)), "keywords": [], "page_start": str(begin) if pages else "",
-            "page_end": str(begin + rng.randint(3, 25)) if pages else ""}
+            "n_citation": int(rng.expovariate(1 / 4)), "keywords": [], "page_start": str(begin) if paged else "",
+            "page_end": str(begin + rng.randint(3, 25)) if paged else ""}
     return people, papers
 
 
@@ -123,10 +123,10 @@ class Corpus:
 
 
 def draw_tasks(folder: Path, rng: random.Random) -> dict[str, list[tuple[dict, str]]]:
-    cites, authors = (pickle.loads((folder / f"{name}.pkl").read_bytes()) for name in ("paper_net", "author_net"))
-    people, papers = dict(authors.nodes(data=True)), {key: paper for key, paper in cites.nodes(data=True) if paper}
+    cites, network = (pickle.loads((folder / f"{name}.pkl").read_bytes()) for name in ("paper_net", "author_net"))
+    people, papers = dict(network.nodes(data=True)), {key: paper for key, paper in cites.nodes(data=True) if paper}
     corpus = Corpus(people, papers, {}, {}, {
-        key: {other: edge["papers"] for other, edge in authors[key].items()} for key in people})
+        key: {other: edge["papers"] for other, edge in network[key].items()} for key in people})
     for key, person in people.items():
         corpus.names.setdefault(person["name"], []).append(key)
     for paper in papers.values():
@@ -149,9 +149,9 @@ def two_authors(rng, corpus):
     return {"one": corpus.people[one]["name"], "other": corpus.people[rng.choice(others)]["name"]} if others else None
 
 
-def in_any_order(values, mark="; "):
-    """The values with a mark between; a list of all orders if there are several, None if they are more than three."""
-    orders = [mark.join(order) for order in itertools.permutations(sorted(values))] if len(values) < 4 else []
+def in_any_order(values):
+    """The values with "; " between; a list of all orders if there are several, None if they are more than three."""
+    orders = ["; ".join(order) for order in itertools.permutations(sorted(values))] if len(values) < 4 else []
     return orders if len(orders) > 1 else orders[0] if orders and orders[0] else None
 
 
