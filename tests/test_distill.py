@@ -259,11 +259,13 @@ def test_a_plan_knows_the_updates_of_all_epochs_and_seeds_and_the_longest_record
 
 def test_with_verified_failed_candidates_are_not_learned(chat, tmp_path):
     fields = {"seed": 1, "answer": "", "stop": "complete", "usage": {}}
-    for name, numbers in (("d", range(4)), ("c", range(4, 8))):
-        (tmp_path / name).write_text("".join(json.dumps(record(chat, n) | fields | {"success": name == "d"}) + "\n"
+    for name, numbers in (("d", range(4)), ("c", range(4, 8)), ("failed", range(5, 8))):
+        (tmp_path / name).write_text("".join(json.dumps(record(chat, n) | fields | {"success": n < 5}) + "\n"
                                              for n in numbers))
     records = selected(data=[tmp_path / "d"], balance=[tmp_path / "c"], verified=True)
-    assert [r["id"] for r in records] == ["t0#0", "t1#0", "t2#0", "t3#0"]
+    assert [r["id"] for r in records] == ["t0#0", "t1#0", "t2#0", "t3#0", "t4#0"]
+    with pytest.raises(ValueError, match="failed: nothing is left to learn from"):
+        selected(data=[tmp_path / "d"], balance=[tmp_path / "failed"], verified=True)
 
 
 def test_the_student_sees_all_hints_of_what_is_kept(chat, tmp_path):

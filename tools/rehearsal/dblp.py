@@ -51,7 +51,7 @@ def write_corpus(folder: Path, rng: random.Random, scale: float) -> None:
     titles = {key: paper["title"] for key, paper in papers.items()}
     titles |= {f"lost{n}": f"A Lost Paper {n}" for n in range(5)}
     names = {key: person["name"] for key, person in people.items()}
-    for name, data in {"paper_net": cites, "author_net": authors, "id2title_dict": titles, "id2author_dict": names,
+    for name, data in {"paper_net": cites, "author_net": network, "id2title_dict": titles, "id2author_dict": names,
                        "title2id_dict": {title: key for key, title in titles.items()},
                        "author2id_dict": {name: key for key, name in names.items()}}.items():
         (folder / f"{name}.pkl").write_bytes(pickle.dumps(data))
