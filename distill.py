@@ -4,10 +4,11 @@
     python distill.py --model starter --adapter runs/demo/round1 --data runs/demo/corrected2.jsonl \\
         --balance runs/demo/hinted1.jsonl --out runs/demo/round2
 
-The teacher is the current agent (the model with every --adapter) and sees the hints of each trajectory. The student is
-the same agent with one new adapter, and sees each hint section with probability 1 - hint dropout; of the --keep records
-it sees all hints. The loss at each sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only
-the new adapter is trained (training/trainer.py). Below, a small model has fewer than 4 billion parameters
+The student is the current agent (the model with every --adapter) with one new adapter. Its teacher is the agent that
+played the record: for an earlier round's trajectory, the model with the adapters of that time. The teacher sees the
+record's hints; the student sees each hint section with probability 1 - hint dropout, and all hints of the --keep
+records. The loss at each sampled token is KL(teacher ‖ student) over the vocabulary (training/loss.py). Only the new
+adapter is trained (training/trainer.py). Below, a small model has fewer than 4 billion parameters
 (training/defaults.py).
 """
 

@@ -15,6 +15,7 @@ from common.files import read_json, refuse_overwriting, write_whole
 import json
 import math
 import shutil
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,7 +25,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from engine.lora_layer import adapted, adapter_device, layers, load_adapter, noise
+from engine.lora_layer import adapted, adapter_device, frozen, layers, load_adapter, noise
 from formats.config import Config
 from formats.model_card import write_card
 from formats.peft_files import check_repeated, equal, read_adapter, repeated_weights, write_adapter
@@ -48,9 +49,10 @@ def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0,
     if unknown:
         raise ValueError(f"adapter targets {', '.join(sorted(unknown))}: unknown; there are {', '.join(TARGETS)}")
     model.requires_grad_(False)
+    number = frozen(model)
     for layer in layers(model).values():
         if layer.lora_A is not None:
-            layer.freeze(layer.lora_A, layer.lora_B, layer.scale)
+            layer.freeze(layer.lora_A, layer.lora_B, layer.scale, number)
             layer.lora_A = layer.lora_B = None
     linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     for name in (name for name in linears if name.split(".")[-1] in targets):
@@ -70,16 +72,18 @@ def trainable(model: nn.Module) -> list[nn.Parameter]:
 
 
 @contextmanager
-def without_newest(model: nn.Module) -> Iterator[None]:
-    """Inside, the newest adapter does not act: the model is that adapter's teacher."""
+def without_newest(model: nn.Module, first: float = math.inf) -> Iterator[None]:
+    """Inside, the newest adapter does not act, and of the frozen ones only the `first`: the model is a teacher of the
+    newest."""
     adapted_layers = layers(model).values()
     try:
         for layer in adapted_layers:
-            layer.use_newest = False
+            rank = bisect_left(layer.numbers, first)
+            layer.use_newest, layer.frozen_rank = False, rank if rank < len(layer.numbers) else None
         yield
     finally:
         for layer in adapted_layers:
-            layer.use_newest = True
+            layer.use_newest, layer.frozen_rank = True, None
 
 
 def fold(model: nn.Module) -> None:
@@ -92,6 +96,7 @@ def fold(model: nn.Module) -> None:
             weight = torch.addmm(layer.weight, layer.frozen_B, layer.frozen_A)
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.frozen_A = layer.frozen_B = None
+            layer.numbers = []
 
 
 def seed_dropout(model: nn.Module, seed: int, tokens: torch.Tensor, head_tokens: torch.Tensor) -> None:

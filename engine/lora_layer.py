@@ -38,7 +38,9 @@ class LoraLinear(nn.Linear):
         self.weight.requires_grad_(False)
         for name in ("frozen_A", "frozen_B", "lora_A", "lora_B"):
             self.register_parameter(name, None)
-        self.scale, self.dropout, self.use_newest = 1.0, 0.0, True
+        self.scale, self.dropout = 1.0, 0.0
+        self.numbers = []                                       # (R,) of the frozen adapter that each rank belongs to
+        self.use_newest, self.frozen_rank = True, None          # see `without_newest`; None: all frozen ranks act
         self.noise = None                                       # see `seed_dropout`
         self.part = slice(None)                                 # of lm_head's tokens: training/loss.py computes chunks
         self.train(base.training)
@@ -74,8 +76,10 @@ class LoraLinear(nn.Linear):
         """[(A, B, scale)] of the adapters that act: the newest, then the frozen ones as one. The newest comes first, as
         its update may be the smallest, and sums of low precision begin with it."""
         newest = [(self.lora_A, self.lora_B, self.scale)] * (self.use_newest and self.lora_A is not None)
-        frozen = [(self.frozen_A, self.frozen_B, 1.0)] * (self.frozen_A is not None)
-        return newest + frozen
+        A, B, rank = self.frozen_A, self.frozen_B, self.frozen_rank
+        if A is None or rank == 0:
+            return newest
+        return [*newest, (A, B, 1.0) if rank is None else (A[:rank], B[:, :rank], 1.0)]
 
     def updates(self, rows: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """[(z, B)] of the adapters that act, with z = scale A x (n, r) for rows x (n, in). Dropout acts on the newest
@@ -102,10 +106,11 @@ class LoraLinear(nn.Linear):
             tokens, features = noise(*x.shape[:-1], device=x.device), noise(self.in_features, device=x.device)
         return tokens[..., None] + features < round(self.dropout * 2 ** 16) - 2 ** 15
 
-    def freeze(self, A: torch.Tensor, B: torch.Tensor, scale: float) -> None:
-        """Adds a frozen adapter, A (r, in) and B (out, r)."""
+    def freeze(self, A: torch.Tensor, B: torch.Tensor, scale: float, number: int) -> None:
+        """Adds a frozen adapter, A (r, in) and B (out, r), as the model's `number`th, counted from 0."""
         A, B = (x.detach().to(adapter_device(self), torch.float32) for x in (A, B))
         B = B * scale
+        self.numbers += [number] * len(A)
         if self.frozen_A is not None:
             A, B = torch.cat((self.frozen_A, A)), torch.cat((self.frozen_B, B), dim=1)
         self.frozen_A, self.frozen_B = (nn.Parameter(x, requires_grad=False) for x in (A, B))
@@ -131,6 +136,11 @@ def adapted(model: nn.Module, name: str) -> LoraLinear:
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, layer)
     return layer
+
+
+def frozen(model: nn.Module) -> int:
+    """How many frozen adapters a model has."""
+    return 1 + max((layer.numbers[-1] for layer in layers(model).values() if layer.numbers), default=-1)
 
 
 def adapter_device(layer: nn.Linear) -> torch.device | str:
@@ -164,5 +174,6 @@ def load_adapter(model: nn.Module, path: str | Path, checkpoint: str | Path | No
         return checkpoint_weight(weight_files(local_folder(checkpoint)), name) if weight.is_meta else weight
 
     check_repeated(path, weight_of)
+    number = frozen(model)
     for name, (A, B, scale) in adapter.items():
-        adapted(model, name).freeze(A, B, scale)
+        adapted(model, name).freeze(A, B, scale, number)

@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+from argparse import Namespace
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -24,7 +25,7 @@ from agent.chat import Chat
 from lora import add_adapter, read_adapter, without_newest
 from model import Config, Llama
 from training import trainer
-from training.examples import Example, balance, to_example, usable
+from training.examples import Example, balance, teacher_adapters, to_example, usable
 from training.loss import BACKENDS, chunked_loss, cross_entropy, kl_divergence
 from training.packing import Row, hidden_states, longest_row, pack_by_prefix
 
@@ -144,6 +145,35 @@ def test_the_loss_and_its_gradients_equal_the_definition_in_float64(chat, model,
     assert len(pairs) == 2 * (7 * 2 + 1)
     for ours, theirs in pairs:
         assert (ours.double() - theirs).norm() <= (1e-1 if mixed else 1e-4) * theirs.norm()
+
+
+def test_the_teacher_of_a_trajectory_is_the_agent_that_played_it(chat, model, tmp_path, monkeypatch):
+    """The model has two frozen adapters. In one batch there are records of three teachers."""
+    agents = {"first": [], "second": ["elsewhere/one"], "both": ["one", "two"], "another": ["two"]}
+    records = [record(chat, n) | {"id": name, "model": "hub/m", "adapters": adapters}
+               for n, (name, adapters) in enumerate(agents.items())]
+    records += [records[0] | {"id": "larger", "model": "l"}, record(chat, 9)]
+    known = [teacher_adapters(r, "m", ["runs/one", "runs/two"]) for r in records]
+    assert known == [0, 1, 2, 2, 2, 2]
+    args = Namespace(model="m", adapter=["one", "two"], rank=2, alpha=4.0, lora_dropout=0.0, targets=lora.TARGETS,
+                     lr=1e-3, seed=0, row=10 ** 6, loss="kl", kl_temperature=T)
+    (tmp_path / "teacher").mkdir()
+    monkeypatch.setattr(trainer, "fast_bfloat16", lambda: False)
+    t = trainer.Trainer(model, chat, records, args, tmp_path / "checkpoint", tmp_path / "teacher")
+    for p in t.parameters:
+        torch.nn.init.normal_(p, std=0.2)
+    t.run_teacher()
+    loss = t.loss(records, "0", 1.0, learn=False)
+
+    def taught(n):
+        def logits(tokens):
+            with torch.no_grad(), without_newest(model, n):
+                return model(tokens)
+        return logits
+
+    parts = [plain_loss(model, taught(n), chat, [r], 1.0).item() for n, r in zip(known, records)]
+    assert abs(loss - sum(parts) / 6) < 1e-4 * loss
+    assert abs(parts[0] - plain_loss(model, taught(2), chat, records[:1], 1.0).item()) > 1e-2
 
 
 def test_the_teacher_computes_once_what_examples_have_in_common_and_never_more_than_without():

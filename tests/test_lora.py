@@ -98,7 +98,7 @@ def definition(layer, x):
 def test_a_layer_with_a_frozen_and_a_new_adapter_gives_the_definition_gradients_too():
     torch.manual_seed(0)
     layer = LoraLinear(Linear(48, 64))
-    layer.freeze(*low_rank(12, layer), 0.5)
+    layer.freeze(*low_rank(12, layer), 0.5, 0)
     trained(layer, low_rank(12, layer), 2.0)
     x, g = torch.randn(300, 48, requires_grad=True), torch.randn(300, 64)
     inputs = x, layer.lora_A, layer.lora_B
@@ -291,6 +291,27 @@ def test_the_teacher_has_all_adapters_but_the_newest_and_no_dropout(tmp_path):
     assert not torch.allclose(model(ROW), student)                                 # dropout where there are
 
 
+def test_a_teacher_may_have_only_the_first_adapters(tmp_path):
+    """The second adapter adapts fewer layers than the others."""
+    first, second = ours("grouped", "first", tmp_path), tmp_path / "second"
+    model, expected = load("grouped", tmp_path), [load("grouped", tmp_path)(ROW)]
+    lora.load_adapter(model, first)
+    expected.append(model(ROW))
+    for p in lora.add_adapter(model, rank=3, alpha=6, targets=["q_proj", "down_proj"]):
+        torch.nn.init.normal_(p, std=0.2)
+    expected.append(model(ROW))
+    lora.save_adapter(model, second)
+    model = load("grouped", tmp_path)
+    for path in (first, second, ours("grouped", "third", tmp_path)):
+        lora.load_adapter(model, path)
+    lora.add_adapter(model, rank=2, alpha=4)
+    with torch.no_grad():
+        for n in range(3):
+            with lora.without_newest(model, n):
+                close(model(ROW), expected[n], 1e-5)
+        assert not torch.allclose(model(ROW), expected[2], atol=1e-2)
+
+
 def test_adapters_on_bfloat16_weights_are_float32_and_are_not_merged(tmp_path):
     model = load("grouped", tmp_path, dtype=torch.bfloat16)
     weights = {name: p.clone() for name, p in model.named_parameters()}
@@ -320,7 +341,7 @@ def test_a_bfloat16_layer_does_not_lose_an_update_that_is_smaller_than_its_last_
     layer = LoraLinear(Linear(256, 512, bias=True)).bfloat16()
     layer.bias.data = layer.bias.data.to(torch.float32 if mixed else torch.bfloat16)         # as distill.py on a CPU
     if frozen:
-        layer.freeze(torch.randn(8, 256) / 16, torch.randn(512, 8), 1.0)
+        layer.freeze(torch.randn(8, 256) / 16, torch.randn(512, 8), 1.0, 0)
     trained(layer, (torch.randn(4, 256) / 16, torch.randn(512, 4) * 2 ** -12))
     x = torch.randn(3, 100, 256, dtype=torch.bfloat16)
     update = x.double() @ layer.lora_A.double().T @ layer.lora_B.double().T
@@ -342,9 +363,9 @@ def test_a_stacked_adapter_is_the_weighted_sum_of_several(weight, tmp_path):
     lora.stack(paths, tmp_path / "stacked", weight)
     one, several = load("default", tmp_path), load("default", tmp_path)
     lora.load_adapter(one, tmp_path / "stacked")
-    for path in paths:
+    for number, path in enumerate(paths):
         for name, (A, B, scale) in lora.read_adapter(path)[1].items():
-            lora.adapted(several, name).freeze(A, B, weight * scale)
+            lora.adapted(several, name).freeze(A, B, weight * scale, number)
     close(one(ROW), several(ROW), 1e-5)
     assert json.loads((tmp_path / "stacked" / "adapter_config.json").read_text())["r"] == 3 + 5 + 3
 
@@ -403,7 +424,7 @@ def logits_as_vllm_reads(base, folder, tmp_path):
             A, B = tensors[key], tensors[key.replace("lora_A", "lora_B")]
             assert len(A) <= config["r"]
             name = key.removeprefix("base_model.model.").removeprefix("model.").removesuffix(".lora_A.weight")
-            lora.adapted(model, name).freeze(A, B, scale)
+            lora.adapted(model, name).freeze(A, B, scale, 0)
     return model(ROW)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from training.defaults import LARGE, fill_in
-from training.schedule import enough_epochs, factor, passes, unfit_settings
+from training.schedule import enough_epochs, factor, outcome, passes, unfit_settings
 
 PAPER = {"adapter": [], "lr": 1e-5, "warmup": 30, "decay": False, "rank": 128, "alpha": 256}
 SMALL = {"adapter": [], "lr": 2e-4, "warmup": 3, "decay": False, "rank": 32, "alpha": 64}
@@ -56,6 +56,17 @@ def test_a_small_model_sees_each_type_of_task_about_fifteen_times_or_if_correcte
     assert enough_epochs(records + corrected) == 5              # two of each type, each ten times
     assert enough_epochs(records + corrected[:1]) == 10 and enough_epochs(records + 5 * corrected) == 2
     assert enough_epochs([{"messages": []}]) == 2
+
+
+@pytest.mark.parametrize("losses, sizes, fell", [
+    ([0.5, 0.4, 0.2, 0.1, 0.1], [2, 2, 1], True), ([0.01, 0.02, 0.01, 0.03], [2, 2], False),
+    ([0.1, 0.1], [1, 1], False)])
+def test_a_loss_that_is_no_lower_in_the_last_epoch_than_in_the_first_gets_a_warning(losses, sizes, fell):
+    figures, *warning = outcome(losses, sizes)
+    first, last = sum(losses[:sizes[0]]) / sizes[0], sum(losses[-sizes[-1]:]) / sizes[-1]
+    assert figures == f"loss {first:.4f} in the first epoch, {last:.4f} in the last"
+    assert bool(warning) is not fell
+    assert outcome(losses, [len(losses)]) == []                 # with one epoch there is nothing to compare
 
 
 def test_adam_reaches_as_far_as_the_warning_says():

@@ -5,6 +5,7 @@ read the same way: `targets` names the steps to learn, and without it every step
 monologue and code, or one reply in a chat.
 """
 
+import math
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,7 @@ class Example:
     labels: list[int] = field(default_factory=list)             # (N,) those tokens
     weights: list[float] = field(default_factory=list)          # (N,) 1 / the number of tokens in the action
     teacher_file: Path | None = None                            # file of the teacher's hidden states at the N tokens
+    adapters: float = math.inf                                  # how many of the frozen adapters its teacher has
     noise_seed: int = 0                                         # of the student's LoRA dropout
 
 
@@ -53,6 +55,17 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
         example.labels += [tokens[i] for i in action]
         example.weights += [1 / len(action)] * len(action)
     return example
+
+
+def teacher_adapters(record: dict, model: str, adapters: Sequence[str]) -> int:
+    """How many of these adapters the teacher of a record has: those of the agent that played it, by the names of their
+    folders. All of them for a chat, and for another agent's trajectory."""
+    agent = [Path(x).name for x in (model, *adapters)]
+    if record.keys() >= {"model", "adapters"}:
+        played = [Path(x).name for x in (record["model"], *record["adapters"])]
+        if played == agent[:len(played)]:
+            return len(played) - 1
+    return len(adapters)
 
 
 def positions(spans: dict, n: int) -> list[int]:

@@ -86,7 +86,7 @@ def chunked_loss(model: torch.nn.Module, row: Row, teacher_hidden: torch.Tensor 
             losses = F.cross_entropy(model.lm_head(x).float(), labels[chunk], reduction="none")
         else:
             # lm_head has no bias, so this divides the logits by the temperature.
-            with torch.no_grad(), without_newest(model.lm_head):
+            with torch.no_grad(), without_newest(model.lm_head, row.adapters):
                 teacher_logits = model.lm_head(teacher_hidden[chunk] / temperature)
             losses = backend.kl(model.lm_head(x / temperature), teacher_logits)
         loss = (losses * weights[chunk]).sum() / actions

@@ -31,6 +31,11 @@ class Row:
         """Tokens of learned actions."""
         return sum(len(x.at) for x in self.examples)
 
+    @property
+    def adapters(self) -> float:
+        """How many adapters the teacher of its examples has; it is the same for all."""
+        return self.examples[0].adapters
+
 
 def row_limits(config: Config, device_type: str, processes: int, row: int | None = None) -> tuple[int, int]:
     """How many tokens a row may have in the teacher's passes and in the student's: `row` if it is given, else as many
@@ -45,12 +50,13 @@ def row_limits(config: Config, device_type: str, processes: int, row: int | None
 
 
 def pack(examples: Sequence[Example], limit: int) -> list[Row]:
-    """Rows of at most `limit` tokens, in order. A longer example has a row of its own."""
+    """Rows of at most `limit` tokens, in order, by teacher. A longer example has a row of its own."""
     rows = []
-    for x in examples:
-        if not rows or rows[-1].length + len(x.tokens) > limit:
-            rows.append(Row([]))
-        rows[-1].examples.append(x)
+    for x in sorted(examples, key=lambda x: x.adapters):
+        if rows and rows[-1].adapters == x.adapters and rows[-1].length + len(x.tokens) <= limit:
+            rows[-1].examples.append(x)
+        else:
+            rows.append(Row([x]))
     return rows
 
 
@@ -58,8 +64,8 @@ def pack_by_prefix(examples: Sequence[Example], limit: int) -> list[Row]:
     """Rows of at most `limit` tokens, or of a single example. Examples that begin alike share a row, unless separate
     rows would hold fewer tokens."""
     rows = []
-    for x in sorted(examples, key=lambda x: x.tokens):
-        if rows:
+    for x in sorted(examples, key=lambda x: (x.adapters, x.tokens)):
+        if rows and rows[-1].adapters == x.adapters:
             joint = Row([*rows[-1].examples, x], common_prefix(rows[-1], x))
             if joint.length <= min(limit, rows[-1].length + len(x.tokens)):
                 rows[-1] = joint

@@ -1,4 +1,5 @@
-"""The learning rate over the updates, and whether they go far enough for the adapter to learn anything.
+"""The learning rate over the updates, whether they go far enough for the adapter to learn anything, and whether they
+helped.
 
 Adam moves a parameter by about the learning rate in each update, and the model sees alpha / rank times the adapter. So
 a training reaches about as far as
@@ -11,6 +12,7 @@ of real models.
 
 from argparse import Namespace
 from collections.abc import Sequence
+from statistics import mean
 
 SHORT = 0.005               # a shorter reach gives a warning; two easy types of task were once learned with 0.0027
 FEW, USUAL = 10, 15         # passes over each type of task: fewer give a warning; what a first round aims at
@@ -60,4 +62,17 @@ def unfit_settings(args: Namespace, updates: int, seen: float | None = None) -> 
     if seen is not None and seen < FEW:
         lines.append(f"the model will see each type of task {seen:.1f} times, where {USUAL} is usual "
                      "(docs/coaching.md). Raise --epochs, or collect more tasks of each type")
+    return lines
+
+
+def outcome(losses: Sequence[float], sizes: Sequence[int]) -> list[str]:
+    """How the loss of each update went from the first epoch to the last, in sentences; `sizes` are the numbers of
+    updates in the epochs. Nothing with a single epoch, whose updates learn from different records."""
+    if len(sizes) == 1:
+        return []
+    first, last = mean(losses[:sizes[0]]), mean(losses[-sizes[-1]:])
+    lines = [f"loss {first:.4f} in the first epoch, {last:.4f} in the last"]
+    if last >= first:
+        lines.append("the loss did not fall, so the agent may do worse than before: evaluate it with and without this "
+                     "adapter, and see 'If it did not work' in docs/coaching.md")
     return lines

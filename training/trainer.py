@@ -13,6 +13,7 @@ import random
 import time
 from argparse import Namespace
 from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 from zlib import crc32
 
@@ -24,10 +25,10 @@ from engine.decoder import can_compile, compiled
 from engine.kernels import fast_bfloat16
 from lora import add_adapter, noise, seed_dropout, trainable, without_newest
 from scaling import checkpoints, parallel
-from training.examples import batches, count_actions, distinct, to_example
+from training.examples import batches, count_actions, distinct, teacher_adapters, to_example
 from training.loss import BACKENDS, chunked_loss, token_kl
 from training.packing import Row, hidden_states, pack, pack_by_prefix, row_limits
-from training.schedule import factor, passes, unfit_settings
+from training.schedule import factor, outcome, passes, unfit_settings
 
 COMPILE_AFTER = 100                                             # updates on a GPU; compiling takes about as long
 
@@ -47,7 +48,8 @@ def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Na
     optimizer, rng = trainer.optimizer, random.Random(args.seed)
     by_epoch = [list(batches(records, args.batch, rng)) for records in epochs]
     updates = [batch for epoch in by_epoch for batch in epoch]
-    ends = {sum(map(len, by_epoch[:n + 1])) for n in range(len(epochs))}
+    sizes = [len(epoch) for epoch in by_epoch]
+    ends = set(accumulate(sizes))
     say(f"{len(epochs[0])} records, {count_actions(epochs[0])} actions; {len(updates)} updates in {len(epochs)} "
         f"epoch{'s' * (len(epochs) > 1)}; {trainer.sizes()}")
     for line in unfit_settings(args, len(updates), passes(seen)):
@@ -87,6 +89,8 @@ def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Na
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"{saved} of {len(updates)} updates are kept (a checkpoint is written about once "
                                     "a minute); the same command resumes from there") from None
+    for line in outcome([entry["loss"] for entry in log], sizes):
+        say(line)
     return log
 
 
@@ -109,7 +113,9 @@ class Trainer:
         bfloat16 = device == "cuda" or fast_bfloat16()
         self.autocast = torch.autocast(device, dtype=torch.bfloat16, enabled=bfloat16,
                                        cache_enabled=device == "cpu")           # cast adapters are kept only on a CPU
-        self.files = {id(r): teacher / f"{n}.pt" for n, r in enumerate(records)}        # two records may share an "id"
+        self.taught = {id(r): {"teacher_file": teacher / f"{n}.pt",             # two records may share an "id"
+                               "adapters": teacher_adapters(r, args.model, args.adapter)}
+                       for n, r in enumerate(records)}
 
     def sizes(self):
         trained, total = (sum(p.numel() for p in ps) for ps in (self.parameters, self.model.parameters()))
@@ -117,12 +123,12 @@ class Trainer:
 
     def run_teacher(self):
         """Writes the teacher's hidden states (N, C) at each record's action tokens. The teacher sees all hints."""
-        examples = [replace(to_example(self.chat, r), teacher_file=self.files[id(r)]) for r in self.records]
+        examples = [replace(to_example(self.chat, r), **self.taught[id(r)]) for r in self.records]
         rows = [row for row in parallel.share(pack_by_prefix(examples, self.limits[0]))
                 if not all(x.teacher_file.exists() for x in row.examples)]
         idle = lambda: Row([replace(examples[0], teacher_file=None)])
         for row in tqdm(same_number(rows, idle), unit="row", desc="teacher", leave=False, disable=parallel.RANK > 0):
-            with torch.no_grad(), self.autocast, without_newest(self.model):
+            with torch.no_grad(), self.autocast, without_newest(self.model, row.adapters):
                 hidden = hidden_states(self.model, row)
             for x, states in zip(row.examples, hidden.split([len(x.at) for x in row.examples]), strict=True):
                 if x.teacher_file:
@@ -135,7 +141,7 @@ class Trainer:
         for r in parallel.share(batch):
             rng = random.Random(f"{seed} {r['id']}")
             example = to_example(self.chat, r, hint_dropout, rng)
-            examples.append(replace(example, teacher_file=self.files[id(r)], noise_seed=rng.getrandbits(63)))
+            examples.append(replace(example, **self.taught[id(r)], noise_seed=rng.getrandbits(63)))
 
         def idle():
             """The batch's record with the fewest actions, at weight 0."""
