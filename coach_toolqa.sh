@@ -39,9 +39,9 @@ case $size in
         long="--max-length 32768 --batch $(((batch + 3) / 4))"       # for all hints at once
         local="--model $model --batch $batch"
         play="--max-steps 4 --max-new-tokens 250 --temperature 0.1"
-        learn="--rank 32 --alpha 64 --lora-dropout 0 --lr 3e-4 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
+        learn="--rank 32 --alpha 64 --lora-dropout 0 --warmup 3 --decay --kl-temperature 1 --batch 4 --verified"
         corrections="--samples 3 --temperature 0.3"
-        first= later=([2]= [3]="--loss ce");;                  # distill.py chooses the epochs (docs/coaching.md)
+        first="--lr 3e-4" later=([2]="--lr 1e-4" [3]="--lr 1e-4 --loss ce");;  # distill.py chooses the epochs
     70B | 8B)                                  # the settings of the paper and its authors' code
         data=${DATA:-data/toolqa} hints=${HINTS:-hints/toolqa} judge=${JUDGE:-meta-llama/Llama-3.1-8B-Instruct}
         [ $size = 70B ] && processes=8 batch=32 || processes=1 batch=12    # 8B: the cache of more agents does not fit

@@ -49,10 +49,10 @@ def add_adapter(model: nn.Module, rank: int, alpha: float, dropout: float = 0.0,
     if unknown:
         raise ValueError(f"adapter targets {', '.join(sorted(unknown))}: unknown; there are {', '.join(TARGETS)}")
     model.requires_grad_(False)
-    number = frozen(model)
+    count = frozen(model)
     for layer in layers(model).values():
         if layer.lora_A is not None:
-            layer.freeze(layer.lora_A, layer.lora_B, layer.scale, number)
+            layer.freeze(layer.lora_A, layer.lora_B, layer.scale, count)
             layer.lora_A = layer.lora_B = None
     linears = [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)]
     for name in (name for name in linears if name.split(".")[-1] in targets):

@@ -57,15 +57,15 @@ def to_example(chat: Chat, record: dict, dropout: float = 0.0, rng: random.Rando
     return example
 
 
-def teacher_adapters(record: dict, model: str, adapters: Sequence[str]) -> int:
+def teacher_adapters(record: dict, model: str, adapters: Sequence[str]) -> float:
     """How many of these adapters the teacher of a record has: those of the agent that played it, by the names of their
-    folders. All of them for a chat, and for another agent's trajectory."""
-    agent = [Path(x).name for x in (model, *adapters)]
+    folders. Infinity, so all of them, for a chat and for another agent's trajectory."""
     if record.keys() >= {"model", "adapters"}:
-        played = [Path(x).name for x in (record["model"], *record["adapters"])]
+        agent, played = ([Path(x).name for x in paths]
+                         for paths in ((model, *adapters), (record["model"], *record["adapters"])))
         if played == agent[:len(played)]:
             return len(played) - 1
-    return len(adapters)
+    return math.inf
 
 
 def positions(spans: dict, n: int) -> list[int]:
