@@ -52,7 +52,7 @@ def train(model: torch.nn.Module, chat: Chat, epochs: list[list[dict]], args: Na
     ends = set(accumulate(sizes))
     say(f"{len(epochs[0])} records, {count_actions(epochs[0])} actions; {len(updates)} updates in {len(epochs)} "
         f"epoch{'s' * (len(epochs) > 1)}; {trainer.sizes()}")
-    for line in unfit_settings(args, len(updates), passes(seen)):
+    for line in [*trainer.earlier_teachers(), *unfit_settings(args, len(updates), passes(seen))]:
         say(line)
     if (share := len(seen) / len(updates)) < parallel.WORLD:
         say(f"an update has about {share:.1f} trajectories for {parallel.WORLD} processes, so some are idle; raise "
@@ -120,6 +120,12 @@ class Trainer:
     def sizes(self):
         trained, total = (sum(p.numel() for p in ps) for ps in (self.parameters, self.model.parameters()))
         return f"{trained:,} trained of {total:,} parameters"
+
+    def earlier_teachers(self):
+        """A sentence on the records that an earlier round's agent has played, if there are any."""
+        earlier = sum(taught["adapters"] < len(self.args.adapter) for taught in self.taught.values())
+        line = f"{earlier} of {len(self.taught)} records were played by an earlier round's agent, which is their teacher"
+        return [line] if earlier and self.args.loss == "kl" else []
 
     def run_teacher(self):
         """Writes the teacher's hidden states (N, C) at each record's action tokens. The teacher sees all hints."""
