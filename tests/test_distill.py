@@ -163,7 +163,7 @@ def test_the_teacher_of_a_trajectory_is_the_agent_that_played_it(chat, model, tm
     t = trainer.Trainer(model, chat, records, args, tmp_path / "checkpoint", tmp_path / "teacher")
     for p in t.parameters:
         torch.nn.init.normal_(p, std=0.2)
-    assert t.earlier_teachers() == ["2 of 6 records were played by an earlier round's agent, which is their teacher"]
+    assert t.earlier_teachers() == ["2 of 6 records are taught by an earlier round's agent, which played them"]
     t.run_teacher()
     loss = t.loss(records, "0", 1.0, learn=False)
 

@@ -124,7 +124,7 @@ class Trainer:
     def earlier_teachers(self):
         """A sentence on the records that an earlier round's agent has played, if there are any."""
         earlier = sum(taught["adapters"] < len(self.args.adapter) for taught in self.taught.values())
-        line = f"{earlier} of {len(self.taught)} records were played by an earlier round's agent, which is their teacher"
+        line = f"{earlier} of {len(self.taught)} records are taught by an earlier round's agent, which played them"
         return [line] if earlier and self.args.loss == "kl" else []
 
     def run_teacher(self):
