@@ -3,9 +3,10 @@
 # where it stopped.
 # For your own agent, copy this file beside this one, and start the copy with RUN=runs/NAME. Change `agent`, --model, the
 # task files and `mistakes`. The limits in `agent` are the starter's: a real model needs the default --max-new-tokens and
-# a smaller --batch. If all your hints together exceed --max-length, delete the line 2-combined. Of the options of
-# distill.py keep only --model, --verified, --data, --balance, $adapters and --out: the others suit the starter (README,
-# "With a real model"). Where the folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run
+# a smaller --batch. The line 2-combined has a --batch of its own: lower it, or delete the line if all your hints together
+# exceed --max-length. Of the options of distill.py keep only --model, --verified, --data, --balance, $adapters and
+# --out: the others suit the starter (README, "With a real model"). In later rounds, --data is the corrected actions
+# alone, and --balance the trajectories of round 1 (docs/coaching.md). Where the folder of `mistakes` is missing, the run stops: read seen2.jsonl, write the hints, run
 # it again.
 set -euo pipefail
 cd "$(dirname "$0")"

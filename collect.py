@@ -43,7 +43,7 @@ def main():
                         help="play QUESTION live in the terminal, or without it every question that you type")
     parser.add_argument("--beside", metavar="OPTIONS",
                         help="with --ask: a second agent answers, too; it gets these options on top of the others "
-                             "(--beside=--prefill if it is a single one)")
+                             "(write --beside=--prefill if it is a single flag)")
     parser.add_argument("--group", help="with --ask and --hints task: the question's group")
     parser.add_argument("--template", help="with --ask and --hints task: the question's template")
     plan.add_argument(parser)

@@ -14,8 +14,9 @@ from agent.options import folder
 
 def main():
     parser = command_line.Parser(__doc__)
-    parser.add_argument("--tools", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--data", type=folder, metavar="DIR")
+    parser.add_argument("--tools", type=Path, required=True, metavar="FILE",
+                        help="the module whose functions are the tools")
+    parser.add_argument("--data", type=folder, metavar="DIR", help="the tools' data")
     args = parser.parse_args()
     print(documentation(args.tools, args.data))
 

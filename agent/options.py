@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--model",
         help="directory or hub id in Hugging Face format, or openai:NAME behind an OpenAI-compatible endpoint")
     add("--base-url", metavar="URL", default=os.environ.get("OPENAI_BASE_URL"),
-        help="URL of the endpoint, whose key is in OPENAI_API_KEY; without it OPENAI_BASE_URL, or OpenAI's")
+        help="the endpoint's URL; by default OPENAI_BASE_URL if it is set, else OpenAI's. The key is read from "
+             "OPENAI_API_KEY")
     add("--prefill", action="store_true",
         help="start the endpoint's response with its tag, if the server supports this (agent/server.py and vLLM do)")
     add("--patience", type=number(float, 0), default=PATIENCE, metavar="SECONDS",
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=number(float, 0, 1), default=1.0, help="sample from the likeliest tokens with this probability")
     add("--seed", type=int, default=0, help="another seed, other samples")
     add("--max-steps", type=number(int, 1), default=8, help="end a task after this many steps")
-    add("--max-new-tokens", type=number(int, 1), default=512, help="in one monologue, or in one step's code")
+    add("--max-new-tokens", type=number(int, 1), default=512, help="maximum tokens of a step's monologue, and of its code")
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
     add("--batch", type=number(int, 1), default=32, help="agents at a time, in each replica")
