@@ -175,7 +175,9 @@ def same_arguments(note: Path, arguments: dict, made: bool) -> None:
     if changed or not before:
         changed = changed if before else [f"unknown ones: {note.name} is missing"]
         output = note.parent if note.name == "arguments.json" else note.with_suffix("")
-        raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it or give another --out")
+        parts = "".join(f" and {p.name}" for p in sorted(output.parent.glob(f"{output.name}.rank[0-9]*")))
+        raise ValueError(f"{output}: made with other arguments ({', '.join(changed)}); remove it{parts} or give "
+                         "another --out")
     if not made:
         write_whole({note: json.dumps(arguments)})
 

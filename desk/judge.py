@@ -58,7 +58,8 @@ def first_steps(trajectories: list[dict], mistakes: list[Mistake], args: Namespa
 
     args: the command line; `args.judge` is the model. The verdicts are stored beside `args.out`, so that a second run
     does not ask for them again, unless they could not be read and the settings have changed."""
-    args = Namespace(**vars(args) | {"model": args.judge, "adapter": []})
+    local = {"dtype": None} if is_remote(args.judge) else {}              # --dtype is then the agent's alone
+    args = Namespace(**vars(args) | {"model": args.judge, "adapter": []} | local)
     chat, (engine, request) = backend.chat_with(args), backend.start_engine(args)
     settings = {name: getattr(args, name) for name in ("max_new_tokens", "max_length", "temperature", "top_p", "seed")}
     known, cache = {}, None                                           # key of a question → verdict

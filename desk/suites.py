@@ -96,8 +96,8 @@ def attempt(chat: Chat, trajectory: dict) -> Generator:
     step = {"monologue": before, "code": code, "observation": "", "hint": None,
             "token_ids": {} if ids is None else {"code": ids}}
     trajectory["steps"].append(step)
-    cut = end == "length" and not closed
-    trajectory["stop"] = "length" if cut else "complete" if code or tag == "answer" else "invalid"
+    cut = end != "stop" and not closed                          # "length" or, behind an endpoint, "refused" or "empty"
+    trajectory["stop"] = end if cut else "complete" if code or tag == "answer" else "invalid"
     if tag == "answer":
         trajectory["answer"] = number(inside)
     elif code and not cut:

@@ -354,6 +354,16 @@ def test_standard_benchmarks(server, stage, tmp_path, suite, lines, right, wrong
         suites.read_suite(suite, file)
 
 
+@pytest.mark.parametrize("answer, stop", [
+    (lambda body: error(400, "filtered", code="content_filter"), "refused"), (lambda body: THINKING, "empty")])
+def test_a_benchmark_without_an_answer_is_not_called_complete(server, stage, tmp_path, answer, stop):
+    (tmp_path / "official.jsonl").write_text(json.dumps(GSM8K[0]) + "\n")
+    server.answer = answer
+    stage(evaluate, "--suite", "gsm8k", "--file", tmp_path / "official.jsonl", "--model", "openai:m",
+          "--base-url", server.url, "--trials", 1, "--out", tmp_path / "out.jsonl")
+    assert [t["stop"] for t in records.read_trajectories(tmp_path / "out.jsonl")] == [stop]
+
+
 @pytest.mark.parametrize("suite", suites.PROMPTS)
 def test_a_benchmarks_question_has_its_tags_also_for_a_model_here(suite):
     chat, wording = Chat(ROOT / "starter"), suites.PROMPTS[suite]
