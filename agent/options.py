@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--top-p", type=number(float, 0, 1), default=1.0, help="sample from the likeliest tokens with this probability")
     add("--seed", type=int, default=0, help="another seed, other samples")
     add("--max-steps", type=number(int, 1), default=8, help="end a task after this many steps")
-    add("--max-new-tokens", type=number(int, 1), default=512, help="maximum tokens of a step's monologue, and of its code")
+    add("--max-new-tokens", type=number(int, 1), default=512,
+        help="maximum tokens of a step's monologue, and of its code")
     add("--max-length", type=number(int, 1), default=8192,
         help="maximum tokens of a prompt with its response; never above the model's own limit")
     add("--batch", type=number(int, 1), default=32, help="agents at a time, in each replica")
