@@ -305,9 +305,9 @@ def main():
                          help="what becomes of an adapter on lm_head, where the server may not support it")
     command.add_argument("--out", help="directory for the adapter, if one has to be written")
     args = parser.parse_args()
+    if args.command != "merge" and args.out and (Path(args.out) / "arguments.json").exists():
+        raise ValueError(f"{args.out}: distill.py has written an adapter there; give another --out")
     if args.command == "stack":
-        if (Path(args.out) / "arguments.json").exists():
-            raise ValueError(f"{args.out}: distill.py has written an adapter there; give another --out")
         stack(args.adapters, args.out, args.weight)
     elif args.command == "export":
         export(args.model, args.adapter, args.out, args.lm_head)

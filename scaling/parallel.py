@@ -78,7 +78,8 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
          linear_dtype: torch.dtype | None = None, dtype: torch.dtype | None = None) -> Llama:
     """The model in the directory or hub id `path`, with its adapters stacked in order.
 
-    whole: false under torchrun loads no weights; `shard` or `split` then gives every process its part.
+    whole: true adds the adapters to float32 weights (`lora.fold`). False keeps them apart, since a teacher may have
+    only the first ones, and under torchrun loads no weights; `shard` or `split` then gives every process its part.
     dtype: of all weights [bfloat16 on a GPU, float32 on a CPU]. linear_dtype: of linear layers' weights, where a single
     process runs on a CPU."""
     device = this_device()
@@ -91,7 +92,8 @@ def load(path: str | Path, adapters: Sequence[str | Path] = (), whole: bool = Tr
     check_order(adapters)
     for adapter in adapters:
         load_adapter(model, adapter, path)
-    fold(model)
+    if whole:
+        fold(model)
     return model
 
 

@@ -96,8 +96,21 @@ def test_every_adapter_is_loaded_in_order(stored):
             before = expected(ids)
             lora.load_adapter(expected, adapter)
             assert not torch.allclose(expected(ids), before, atol=1e-2)
-            loaded = parallel.load(folders[torch.float32], adapters[:n])
-            torch.testing.assert_close(loaded(ids), expected(ids), rtol=1e-4, atol=1e-4)
+            for whole in (True, False):
+                loaded = parallel.load(folders[torch.float32], adapters[:n], whole)
+                torch.testing.assert_close(loaded(ids), expected(ids), rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_to_be_trained_can_still_be_the_teacher_of_an_earlier_round(stored):
+    """In float32, too, where the adapters of a model that only samples become part of its weights."""
+    folders, adapters = stored
+    loaded, ids = parallel.load(folders[torch.float32], adapters, whole=False), torch.tensor([[5, 3, 8]])
+    lora.add_adapter(loaded, 4, 8.0, 0.0, lora.TARGETS)
+    with torch.no_grad():
+        for n in range(len(adapters) + 1):
+            earlier = parallel.load(folders[torch.float32], adapters[:n])
+            with lora.without_newest(loaded, n):
+                torch.testing.assert_close(loaded(ids), earlier(ids), rtol=1e-4, atol=1e-4)
 
 
 def test_a_samplers_requests_follow_the_command_line():

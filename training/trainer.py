@@ -122,7 +122,8 @@ class Trainer:
         return f"{trained:,} trained of {total:,} parameters"
 
     def earlier_teachers(self):
-        """A sentence on the records that an earlier round's agent has played, if there are any."""
+        """A sentence on the records that an earlier round's agent has played, if there are any. Those of all epochs and
+        seeds count, and validation's."""
         earlier = sum(taught["adapters"] < len(self.args.adapter) for taught in self.taught.values())
         line = f"{earlier} of {len(self.taught)} records are taught by an earlier round's agent, which played them"
         return [line] if earlier and self.args.loss == "kl" else []
